@@ -1,0 +1,156 @@
+"""Selective scan (S6): the recurrence of Mamba, with one function over several backends.
+
+Glossary, with the letters of the Mamba paper (Gu & Dao 2023, arXiv:2312.00752, Eq. 2 and Algorithm 2)::
+
+    u      input sequence                       batch × dim × length
+    Δ      step size, positive                  batch × dim × length   (argument `delta`)
+    A      decay rates, usually negative        dim × state
+    B, C   input and output maps of the state   batch × [group ×] state × length
+    D      skip weight                          dim
+    z      gate                                 batch × dim × length
+    h      hidden state, h_0 = 0                batch × dim × state
+
+    h_t = exp(Δ_t A) h_{t-1} + Δ_t B_t u_t        y_t = <C_t, h_t> + D u_t        out_t = y_t · silu(z_t)
+
+Not included: complex A, a B or C that does not vary in time, returning the last state.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from iumad.errors import ConfigError
+
+BACKENDS = ("auto", "cpu", "cuda", "reference")
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    *,
+    backend: str = "auto",
+) -> Tensor:
+    """Scan `u` along its last axis; arguments and meaning as in mamba-ssm's `selective_scan_fn`.
+
+    Half precision inputs are computed in float32, autocast or not.
+
+    Parameters
+    ----------
+    u, delta : Tensor, batch × dim × length
+        Input and step size. The step size is ``delta + delta_bias``, through softplus if asked.
+    A : Tensor, dim × state
+        Decay rates.
+    B, C : Tensor, batch × state × length or batch × group × state × length
+        With groups, channel d uses group ``d // (dim / group)``.
+    D, delta_bias : Tensor, dim, optional
+    z : Tensor, batch × dim × length, optional
+    delta_softplus : bool
+        Pass the step size through ``log(1 + exp(.))``.
+    backend : {"auto", "cpu", "cuda", "reference"}
+        `reference` is a loop over time in plain torch, on any device and also in float64.
+
+    Returns
+    -------
+    Tensor, batch × dim × length
+        In the dtype of `u`.
+
+    Raises
+    ------
+    ValueError
+        If a shape does not fit; the text names the argument.
+    TypeError
+        If an argument is not a real floating tensor.
+    ConfigError
+        If the backend is unknown.
+    """
+    if backend not in BACKENDS:
+        raise ConfigError(f"scan backend: need one of {', '.join(BACKENDS)}, got {backend!r}")
+    vectors = {"D": D, "delta_bias": delta_bias}
+    _check(u, {"delta": delta, "z": z}, A, {"B": B, "C": C}, vectors)
+    if B.ndim == 3:
+        B = B.unsqueeze(1)
+    if C.ndim == 3:
+        C = C.unsqueeze(1)
+    with torch.autocast(u.device.type, enabled=False):
+        tensors = (u, delta, A, B, C, D, z, delta_bias)
+        dtype = torch.promote_types(u.dtype, torch.float32)
+        wide = [None if x is None else x.to(dtype) for x in tensors]
+        return _scan_reference(*wide, delta_softplus=delta_softplus).to(u.dtype)
+
+
+def _check(
+    u: Tensor,
+    like_u: dict[str, Tensor | None],
+    A: Tensor,
+    maps: dict[str, Tensor],
+    vectors: dict[str, Tensor | None],
+) -> None:
+    """Raise with the argument's name, what is needed and what came if anything does not fit."""
+    for name, x in {"u": u, **like_u, "A": A, **maps, **vectors}.items():
+        if x is not None and not x.is_floating_point():
+            raise TypeError(f"{name} needs a real floating dtype, got {x.dtype}")
+    if u.ndim != 3 or A.ndim != 2 or A.shape[0] != u.shape[1]:
+        raise ValueError(
+            "u needs shape (batch, dim, length) and A (dim, state), "
+            f"got u {tuple(u.shape)} and A {tuple(A.shape)}"
+        )
+    batch, dim, length = u.shape
+    state = A.shape[1]
+    needs: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {
+        **{name: (x, (batch, dim, length)) for name, x in like_u.items()},
+        **{name: (x, (dim,)) for name, x in vectors.items()},
+    }
+    for name, (x, shape) in needs.items():
+        if x is not None and tuple(x.shape) != shape:
+            raise ValueError(f"{name} needs shape {shape}, got {tuple(x.shape)}")
+    groups = {x.shape[1] if x.ndim == 4 else 1 for x in maps.values()}
+    for name, x in maps.items():
+        if x.ndim not in (3, 4) or (x.shape[0], *x.shape[-2:]) != (batch, state, length):
+            raise ValueError(
+                f"{name} needs shape {(batch, state, length)} or "
+                f"({batch}, group, {state}, {length}), got {tuple(x.shape)}"
+            )
+    if len(groups) != 1 or dim % (group := groups.pop()) != 0 or group == 0:
+        raise ValueError(
+            f"B and C need one number of groups that divides dim {dim}, "
+            f"got B {tuple(maps['B'].shape)} and C {tuple(maps['C'].shape)}"
+        )
+
+
+def _scan_reference(
+    u: Float[Tensor, "batch dim length"],
+    delta: Float[Tensor, "batch dim length"],
+    A: Float[Tensor, "dim state"],
+    B: Float[Tensor, "batch group state length"],
+    C: Float[Tensor, "batch group state length"],
+    D: Float[Tensor, " dim"] | None,
+    z: Float[Tensor, "batch dim length"] | None,
+    delta_bias: Float[Tensor, " dim"] | None,
+    delta_softplus: bool,
+) -> Float[Tensor, "batch dim length"]:
+    """Loop over time in plain torch: slow, differentiable, any device and precision."""
+    if delta_bias is not None:
+        delta = delta + delta_bias[:, None]
+    if delta_softplus:
+        delta = F.softplus(delta)
+    repeats = u.shape[1] // B.shape[1]
+    h = u.new_zeros(u.shape[0], *A.shape)
+    y = []
+    for t in range(u.shape[2]):
+        step = delta[:, :, t, None]
+        B_t = B[..., t].repeat_interleave(repeats, dim=1)
+        C_t = C[..., t].repeat_interleave(repeats, dim=1)
+        h = torch.exp(step * A) * h + step * B_t * u[:, :, t, None]
+        y.append((h * C_t).sum(dim=-1))
+    out = torch.stack(y, dim=-1)
+    if D is not None:
+        out = out + D[:, None] * u
+    return out if z is None else out * F.silu(z)
