@@ -1,0 +1,26 @@
+# PYTHON: any Python 3.11 or newer. PARAMS: the params file of `make study`.
+PYTHON = python3
+PARAMS = params/smoke.yaml
+
+.PHONY: study test check book bench clean
+
+study: .venv/installed  ## run the study of PARAMS, build its book, print the page to open
+	.venv/bin/iumad book $(PARAMS)
+
+test: check  ## all checks, then all tests
+	.venv/bin/python -m pytest
+
+check: .venv/installed  ## style, types, import rules
+	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports
+
+book: .venv/installed  ## build the published book from book/executed; trains nothing
+	.venv/bin/iumad book
+
+bench: .venv/installed  ## timings on this machine
+	.venv/bin/python -m benchmarks
+
+clean:  ## remove what was built; results/ stays
+	rm -rf build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv && .venv/bin/python -m pip install --quiet --editable ".[dev]" && touch $@
