@@ -1,0 +1,262 @@
+"""Params files: frozen, closed schema; one study expands to runs; a run has a stable hash.
+
+A params file holds only what differs from the defaults below. Its top level is a `StudyConfig`; each
+combination of method, modality, setting and seed is one `RunConfig`. Two runs with the same hash are the same
+experiment: the profile's name and the method's label are not part of it.
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from iumad.config_sections import (
+    DataConfig,
+    EvaluationConfig,
+    FeaturesConfig,
+    IncrementConfig,
+    MemoryBankConfig,
+    MiniCandiesConfig,
+    ModelConfig,
+    ReconstructionConfig,
+    TrainingConfig,
+)
+from iumad.errors import ConfigError
+
+Modality = Literal["rgb", "depth", "rgb+depth"]
+Section = TypeVar("Section", bound=BaseModel)
+
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "ib-iumad": {},
+    "uniad": {"model": {"condition": "none", "fusion": "addition", "bottleneck": False}},
+    "iuf": {
+        "model": {"condition": "vit", "fusion": "addition", "bottleneck": False},
+    },
+    "memory-bank": {"model": {"kind": "memory-bank"}},
+}
+"""What each method changes in the defaults, which are IB-IUMAD's."""
+
+
+class _Closed(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class MethodConfig(_Closed):
+    """One row of a comparison: a preset and what is changed in it."""
+
+    preset: str | None = Field(None, description="a name of PRESETS; default: the method's own name")
+    model: dict[str, Any] = {}
+    increment: dict[str, Any] = {}
+    training: dict[str, Any] = {}
+
+
+class RunConfig(_Closed):
+    """One experiment: one method, modality, setting and seed."""
+
+    profile: str
+    method: str
+    modality: Modality
+    setting: str
+    seed: int
+    data: DataConfig
+    features: FeaturesConfig
+    model: ModelConfig
+    training: TrainingConfig
+    increment: IncrementConfig
+    evaluation: EvaluationConfig
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The streams of the model: ('rgb',), ('depth',) or ('rgb', 'depth')."""
+        return tuple(self.modality.split("+"))
+
+    @property
+    def run_id(self) -> str:
+        """Twelve hex digits: the hash of everything but the profile and the method's label."""
+        return stable_hash(self.model_dump(mode="json", exclude={"profile", "method"}))
+
+    def step_key(self, steps: Iterable[tuple[str, ...]]) -> str:
+        """Key of the model after `steps`: runs that agree up to there share it.
+
+        The base step (one element) does not depend on how increments are trained, so all strategies and all
+        settings with the same base categories start from one base model.
+        """
+        trained = [list(step) for step in steps]
+        exclude = {"profile", "method", "setting", "evaluation"}
+        if len(trained) == 1:
+            exclude.add("increment")
+        return stable_hash([self.model_dump(mode="json", exclude=exclude), trained])
+
+
+class StudyConfig(_Closed):
+    """A grid of runs: methods x modalities x settings x seeds on one data set."""
+
+    profile: str = Field("default", description="name shown on every page")
+    data: DataConfig = MiniCandiesConfig()
+    features: FeaturesConfig = FeaturesConfig()
+    model: dict[str, Any] = Field({}, description="changes for all reconstruction methods")
+    training: TrainingConfig = TrainingConfig()
+    increment: dict[str, Any] = Field({}, description="changes for all methods' increments")
+    evaluation: EvaluationConfig = EvaluationConfig()
+    methods: dict[str, MethodConfig] = {"iuf": MethodConfig(), "ib-iumad": MethodConfig()}
+    modalities: tuple[Modality, ...] = ("rgb+depth",)
+    settings: tuple[str, ...] = ("6-1",)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
+
+    @model_validator(mode="after")
+    def _every_run_is_valid(self) -> Self:
+        for name, method in self.methods.items():
+            preset = method.preset or name
+            if preset not in PRESETS:
+                raise ValueError(
+                    f"methods.{name}: no method is called {preset!r}{_nearest(preset, PRESETS)}; "
+                    f"known: {', '.join(PRESETS)}"
+                )
+        for key in ("methods", "modalities", "settings", "seeds"):
+            if not getattr(self, key):
+                raise ValueError(f"{key}: at least one is needed")
+        self.runs()
+        return self
+
+    def runs(self) -> list[RunConfig]:
+        """All runs of the grid, seeds innermost."""
+        return [
+            self._run(name, modality, setting, seed)
+            for setting in self.settings
+            for modality in self.modalities
+            for name in self.methods
+            for seed in self.seeds
+        ]
+
+    def _run(self, name: str, modality: Modality, setting: str, seed: int) -> RunConfig:
+        method = self.methods[name]
+        preset = PRESETS[method.preset or name]
+        model = preset.get("model", {}) | method.model
+        section: type[_Closed] = MemoryBankConfig
+        if model.get("kind", "reconstruction") == "reconstruction":
+            section, model = ReconstructionConfig, self.model | model
+        training = self.training.model_dump() | preset.get("training", {}) | method.training
+        increment = preset.get("increment", {}) | self.increment | method.increment
+        where = f"methods.{name}"
+        return RunConfig(
+            profile=self.profile,
+            method=name,
+            modality=modality,
+            setting=setting,
+            seed=seed,
+            data=self.data,
+            features=self.features,
+            model=_build(section, model, f"model (or {where}.model)"),
+            training=_build(TrainingConfig, training, f"training (or {where}.training)"),
+            increment=_build(IncrementConfig, increment, f"increment (or {where}.increment)"),
+            evaluation=self.evaluation,
+        )
+
+    def select(self, **wanted: Iterable[Any]) -> Self:
+        """The part of the grid with these `methods`, `modalities`, `settings` or `seeds`.
+
+        Raises
+        ------
+        ConfigError
+            A key is unknown, or a value is not in the grid.
+        """
+        update: dict[str, Any] = {}
+        for key, values in wanted.items():
+            if key not in ("methods", "modalities", "settings", "seeds"):
+                raise ConfigError(f"select: no such part of the grid: {key!r}")
+            have = getattr(self, key)
+            missing = [value for value in values if value not in have]
+            if missing:
+                raise ConfigError(f"select: {key} {missing} not in profile {self.profile!r}: {list(have)}")
+            chosen = [value for value in have if value in list(values)]
+            update[key] = {v: have[v] for v in chosen} if key == "methods" else tuple(chosen)
+        return self.model_copy(update=update)
+
+
+def load_params(path: str | Path, overrides: Mapping[str, Any] | None = None) -> StudyConfig:
+    """Read and check a params file (YAML).
+
+    Parameters
+    ----------
+    path : str or Path
+        YAML file with the keys of `StudyConfig`; a missing `profile` becomes the file's stem.
+    overrides : mapping, optional
+        Top-level keys that replace those of the file.
+
+    Raises
+    ------
+    ConfigError
+        The file cannot be read, is not a mapping, or a key or value is wrong; the text names file and key.
+    """
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as a params file: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: a params file is a mapping of keys to values, got {type(content).__name__}")
+    content = {"profile": path.stem} | content | dict(overrides or {})
+    return _build(StudyConfig, content, str(path))
+
+
+def notebook_params(namespace: Mapping[str, Any]) -> StudyConfig:
+    """The study of a notebook, from the names of its parameters cell.
+
+    When papermill injected a params file (`-f`), `profile` is set and the injected keys are the study;
+    otherwise the file named `params_file` is read. Keys left at None keep their defaults.
+    """
+    keys = set(StudyConfig.model_fields)
+    given = {key: namespace[key] for key in keys if namespace.get(key) is not None}
+    if "profile" in given:
+        return _build(StudyConfig, given, f"parameters of profile {given['profile']!r}")
+    return load_params(namespace["params_file"], overrides=given)
+
+
+def stable_hash(content: Any) -> str:
+    """Twelve hex digits of the SHA-256 of the content's canonical JSON."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _build(section: type[Section], content: Mapping[str, Any], where: str) -> Section:
+    """Validate `content`; turn pydantic's report into one line per wrong key with the nearest valid name."""
+    try:
+        return section.model_validate(content)
+    except ValidationError as error:
+        lines = [_explain(section, item) for item in error.errors(include_url=False)]
+        raise ConfigError(f"{where}: " + "; ".join(lines)) from error
+
+
+def _explain(section: type[BaseModel], item: Any) -> str:
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"unknown key {key!r}{_nearest(str(item['loc'][-1]), _field_names(section))}"
+    message = item["msg"].removeprefix("Value error, ")
+    given = "" if item["type"] == "value_error" else f" (given: {item['input']!r})"
+    return f"{key}: {message}{given}" if key else message + given
+
+
+def _field_names(section: type[BaseModel]) -> set[str]:
+    sections = (section, *ALL_SECTIONS) if section is StudyConfig else (section,)
+    return {name for each in sections for name in each.model_fields}
+
+
+def _nearest(word: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(names), n=1, cutoff=0.5)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+ALL_SECTIONS: tuple[type[BaseModel], ...] = (
+    MiniCandiesConfig,
+    FeaturesConfig,
+    ReconstructionConfig,
+    TrainingConfig,
+    IncrementConfig,
+    EvaluationConfig,
+    MethodConfig,
+)

@@ -1,0 +1,157 @@
+"""The sections of a params file: every key, its default, its range, and what of the paper it sets.
+
+Symbols: C channels of the aligned features, d width of the reconstruction network, g grid (tokens = g x g).
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+DepthEncoding = Literal["z", "z+normals", "xyz255"]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """Frozen and closed: a misspelt key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class _AnyData(Section):
+    categories: tuple[str, ...] | None = Field(None, description="which, in this order; default: all")
+    image_size: Annotated[int, Field(ge=32, multiple_of=8)] = Field(
+        128, description="side in pixels to which images are brought before the model sees them"
+    )
+    depth_encoding: DepthEncoding = Field("z", description="what the depth stream sees; xyz255 is the release's")
+    depth_scaling: Literal["sample"] | tuple[float, float] = Field(
+        "sample", description="range of z in metres mapped to [0, 1]: of each sample, or fixed (low, high)"
+    )
+
+
+class MiniCandiesConfig(_AnyData):
+    """The embedded procedural data set."""
+
+    name: Literal["minicandies"] = "minicandies"
+    n_train: PositiveInt = Field(40, description="good training images per category")
+    n_validation: PositiveInt = Field(8, description="good validation images per category")
+    n_test_good: PositiveInt = Field(12, description="good test images per category")
+    n_test_defect: PositiveInt = Field(24, description="defective test images per category")
+    difficulty: float = Field(0.5, ge=0, le=1, description="0 obvious defects, 1 subtle ones")
+    seed: int = Field(0, ge=0, description="seed of the data, not of the training")
+
+
+class FolderConfig(_AnyData):
+    """A folder on disk: MVTec 3D-AD's layout, MVTec AD's layout, or an index written by `iumad data new`."""
+
+    name: Literal["mvtec3d", "mvtec", "folder"]
+    root: Path = Field(description="folder that holds one folder per category, or the index file")
+    remove_plane: bool = Field(False, description="take the background plane out of the point cloud")
+
+    @model_validator(mode="after")
+    def _plane_needs_depth(self) -> "FolderConfig":
+        if self.remove_plane and self.name == "mvtec":
+            raise ValueError("remove_plane needs depth, and the MVTec AD layout has none")
+        return self
+
+
+class EyecandiesConfig(_AnyData):
+    """Eyecandies as distributed."""
+
+    name: Literal["eyecandies"]
+    root: Path = Field(description="folder that holds CandyCane, ChocolateCookie, ...")
+    light: int = Field(4, ge=0, le=5, description="which image_N.png is the RGB image")
+
+
+DataConfig = Annotated[MiniCandiesConfig | FolderConfig | EyecandiesConfig, Field(discriminator="name")]
+
+
+class FeaturesConfig(Section):
+    """Frozen backbone and alignment (paper: MFEN)."""
+
+    backbone: str = Field("tf_efficientnet_lite0", description="a timm model with features_only")
+    weights: Literal["pretrained", "random"] = Field("pretrained", description="random is for tests only")
+    levels: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2, 3), description="timm out_indices")
+    grid: PositiveInt = Field(16, description="g: all levels are resized to g x g")
+
+
+class ReconstructionConfig(Section):
+    """IB-IUMAD and the reconstruction methods that are special cases of it."""
+
+    kind: Literal["reconstruction"] = "reconstruction"
+    dim: PositiveInt = Field(96, description="d, width of tokens")
+    heads: PositiveInt = 8
+    layers: Annotated[int, Field(ge=2)] = Field(2, description="encoder layers = decoder layers = condition blocks")
+    dropout: Probability = Field(0.0, description="in attention and FFN; the paper's parents use 0.1")
+    standardise: bool = Field(True, description="features per channel to mean 0, variance 1 of the base step")
+    jitter_scale: NonNegative = Field(20.0, description="feature jitter s")
+    jitter_probability: float = Field(1.0, ge=0, le=1)
+    neighbour_mask: int | None = Field(None, description="odd window hidden from self-attention (UniAD)")
+    condition: Literal["none", "vit", "mamba"] = Field("mamba", description="what gates the encoder's queries")
+    detach_condition: bool = Field(True, description="reconstruction loss does not reach the condition network")
+    d_state: PositiveInt = Field(16, description="N of the state space model")
+    expand: PositiveInt = 2
+    bidirectional: bool = Field(False, description="ES2D scans each sub-grid in both directions")
+    shared_projection: bool = Field(False, description="one input projection for both modalities (release)")
+    fusion: Literal["addition", "concatfc", "linearglu", "cross-attention"] = "cross-attention"
+    bottleneck: bool = Field(True, description="the information bottleneck module of Eq. 5 and its KL")
+    bottleneck_width: PositiveFloat = Field(1.0, description="width of z in units of d")
+    bottleneck_dropout: Probability = 0.1
+    bottleneck_residual: bool = Field(False, description="F_fu^g = F_fu + bottleneck(F_fu); not in the paper")
+    depth_target: bool = Field(False, description="reconstruct depth features too and add their map; not in the paper")
+    heads_cross_entropy: bool = Field(True, description="train the two heads of the KL with labels; not in Eq. 10")
+    lambda_rgb: NonNegative = Field(1.0, description="lambda 1 of Eq. 10")
+    lambda_depth: NonNegative = Field(1.0, description="lambda 2 of Eq. 10")
+    lambda_fusion: NonNegative = Field(1.0, description="lambda 3 of Eq. 10")
+    lambda_ib: NonNegative = Field(1.0, description="lambda 4 of Eq. 10")
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "ReconstructionConfig":
+        if self.dim % self.heads or self.dim % 2:
+            raise ValueError(f"dim must be even and divisible by heads, got dim {self.dim}, heads {self.heads}")
+        if self.neighbour_mask is not None and (self.neighbour_mask < 1 or self.neighbour_mask % 2 == 0):
+            raise ValueError(f"neighbour_mask must be odd and positive, got {self.neighbour_mask}")
+        return self
+
+
+class MemoryBankConfig(Section):
+    """One nearest-neighbour bank per category on the same features: the N-objects-N-models reference."""
+
+    kind: Literal["memory-bank"] = "memory-bank"
+    coreset: float = Field(1.0, gt=0, le=1, description="share of patches kept by greedy selection (PatchCore)")
+    neighbours: PositiveInt = 1
+
+
+ModelConfig = Annotated[ReconstructionConfig | MemoryBankConfig, Field(discriminator="kind")]
+
+
+class TrainingConfig(Section):
+    """The base step; increments take what `IncrementConfig` does not set."""
+
+    epochs: PositiveInt = Field(40, description="of the base step; the paper: 1000")
+    batch_size: PositiveInt = 8
+    lr: PositiveFloat = Field(1.0e-3, description="the paper: 1e-4")
+    weight_decay: NonNegative = 1.0e-4
+    schedule: Literal["one-cycle", "step", "constant"] = Field("one-cycle", description="step: x 0.1 at 80 %")
+    clip: PositiveFloat = Field(1.0, description="norm to which gradients are clipped; IUF: 0.1")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: autocast")
+
+
+class IncrementConfig(Section):
+    """How a step after the base is trained, and what protects the earlier categories."""
+
+    strategy: Literal["projection", "none"] = Field("projection", description="projection: IUF's, on FFN outputs")
+    epochs: PositiveInt = Field(20, description="the paper: 800")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="IUF: sgd")
+    lr: PositiveFloat = Field(5.0e-4, description="IUF: 1.0 with sgd")
+    pull: Probability = Field(0.0, description="share of the old weights mixed in before each update; IUF: 0.05")
+
+
+class EvaluationConfig(Section):
+    """What is measured after every step."""
+
+    image_score: Literal["max", "mean", "std"] = Field("max", description="max: of the average-pooled map")
+    pool: PositiveInt = Field(16, description="window of that average, pixels")
+    fpr_limit: float = Field(0.3, gt=0, le=1, description="AUPRO is integrated up to this false positive rate")
+    batch_size: PositiveInt = 16

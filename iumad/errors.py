@@ -1,0 +1,21 @@
+"""Errors that a user can cause and mend; the command line prints them as one line and exits with 2."""
+
+
+class IumadError(ValueError):
+    """Base of all errors caused by what the user gave: a file, a key, a value."""
+
+
+class ConfigError(IumadError):
+    """A params file or a configuration value is wrong."""
+
+
+class DataError(IumadError):
+    """An image, a mask, a point cloud or a folder cannot be used; the text names the file."""
+
+
+class CheckpointError(IumadError):
+    """A checkpoint cannot be read or belongs to another configuration."""
+
+
+class MetricError(IumadError):
+    """A metric is undefined for the given arrays, e.g. one class only or no defect region."""

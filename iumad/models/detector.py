@@ -1,0 +1,185 @@
+"""IB-IUMAD and the reconstruction methods that are special cases of it (paper section 3, Fig. 3, Eq. 10).
+
+| method   | condition | fusion          | bottleneck |
+|----------|-----------|-----------------|------------|
+| ib-iumad | mamba     | cross-attention | yes        |
+| iuf      | vit       | addition        | no         |
+| uniad    | none      | addition        | no         |
+
+Symbols: C  channels of the aligned features; d  width; g  grid; n = g * g  tokens; F_fu, F_fu^g  fused features
+before and after the bottleneck.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from iumad.config_sections import ReconstructionConfig
+from iumad.errors import ConfigError
+from iumad.models.condition import ConditionNetwork
+from iumad.models.fusion import InformationBottleneck, fusion_operator, kl_categorical
+from iumad.models.reconstruction import ReconstructionNetwork, jitter
+from iumad.store import Batch
+
+
+@dataclass(frozen=True)
+class Output:
+    """One forward pass.
+
+    Attributes
+    ----------
+    reconstruction : target modality -> b x n x C, in units of `ReconstructionDetector.standardised`
+    logits : modality -> b x categories, of the condition networks (Eq. 3); empty without condition
+    fused_logits, filtered_logits : b x categories, of the bottleneck's heads (Eq. 8); None without bottleneck
+    """
+
+    reconstruction: dict[str, Float[Tensor, "b n c"]]
+    logits: dict[str, Float[Tensor, "b y"]]
+    fused_logits: Float[Tensor, "b y"] | None
+    filtered_logits: Float[Tensor, "b y"] | None
+
+
+class ReconstructionDetector(nn.Module):
+    """Reconstruct normal features of one or two modalities; what is not reconstructed is anomalous.
+
+    Parameters
+    ----------
+    config : ReconstructionConfig
+    modalities : ("rgb",), ("depth",) or ("rgb", "depth")
+    channels, grid, image_size, n_categories : int
+        C and g of the features, side of the images in pixels, logits (all categories, seen or not).
+
+    Raises
+    ------
+    ConfigError
+        The image size is not a multiple of the grid, which the patch stem needs.
+    """
+
+    def __init__(
+        self,
+        config: ReconstructionConfig,
+        modalities: tuple[str, ...],
+        channels: int,
+        grid: int,
+        image_size: int,
+        n_categories: int,
+    ) -> None:
+        super().__init__()
+        if config.condition != "none" and image_size % grid:
+            raise ConfigError(f"image_size {image_size} must be a multiple of the grid {grid} for condition networks")
+        self.config, self.modalities, self.grid, self.image_size = config, modalities, grid, image_size
+        self.targets = modalities if config.depth_target else modalities[:1]
+        dim, n_streams = config.dim, len(modalities)
+        project = [nn.Linear(channels, dim) for _ in range(1 if config.shared_projection else n_streams)]
+        self.project_in = nn.ModuleList(project)
+        self.networks = nn.ModuleDict({modality: self._network() for modality in modalities})
+        conditioned = modalities if config.condition != "none" else ()
+        self.conditions = nn.ModuleDict({m: self._condition(image_size // grid, n_categories) for m in conditioned})
+        self.fusion = fusion_operator(config.fusion, dim, config.heads, n_streams)
+        width = round(config.bottleneck_width * dim)
+        dropout, residual = config.bottleneck_dropout, config.bottleneck_residual
+        self.bottleneck = (
+            InformationBottleneck(dim, width, n_categories, dropout, residual) if config.bottleneck else None
+        )
+        self.project_out = nn.ModuleDict({modality: nn.Linear(dim, channels) for modality in self.targets})
+        for modality in modalities:
+            self.register_buffer(f"mean_{modality}", torch.zeros(channels))
+            self.register_buffer(f"std_{modality}", torch.ones(channels))
+            self.register_buffer(f"residual_{modality}", torch.ones(()))
+
+    def _network(self) -> ReconstructionNetwork:
+        config = self.config
+        return ReconstructionNetwork(
+            config.dim, config.heads, config.layers, self.grid, config.dropout, config.neighbour_mask
+        )
+
+    def _condition(self, patch: int, n_categories: int) -> ConditionNetwork:
+        config = self.config
+        return ConditionNetwork(
+            config.condition,
+            config.dim,
+            config.layers,
+            patch,
+            n_categories,
+            config.heads,
+            config.d_state,
+            config.expand,
+            config.bidirectional,
+        )
+
+    def standardised(self, batch: Batch, modality: str) -> Float[Tensor, "b n c"]:
+        """Features as tokens, per channel (f - mean) / std with the base step's statistics."""
+        tokens = batch.features[modality].flatten(2).transpose(1, 2)
+        return (tokens - getattr(self, f"mean_{modality}")) / getattr(self, f"std_{modality}")
+
+    def forward(self, batch: Batch, generator: torch.Generator | None = None) -> Output:
+        """Reconstruct; in training mode the input features are jittered with noise from `generator`."""
+        middle, last, logits = [], [], {}
+        for i, modality in enumerate(self.modalities):
+            tokens = self.standardised(batch, modality)
+            if self.training:
+                tokens = jitter(tokens, self.config.jitter_scale, self.config.jitter_probability, generator)
+            maps = None
+            if modality in self.conditions:
+                maps, logits[modality] = self.conditions[modality](batch.images[modality])
+                if self.config.detach_condition:
+                    maps = [each.detach() for each in maps]
+            project = self.project_in[0 if self.config.shared_projection else i]
+            outputs = self.networks[modality](project(tokens), maps)
+            middle.append(outputs[len(outputs) // 2 - 1])
+            last.append(outputs[-1])
+        fused = self.fusion(middle, last)
+        fused_logits = filtered_logits = None
+        if self.bottleneck is not None:
+            fused, fused_logits, filtered_logits = self.bottleneck(fused)
+        reconstruction = {modality: project(fused) for modality, project in self.project_out.items()}
+        return Output(reconstruction, logits, fused_logits, filtered_logits)
+
+    def losses(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, Float[Tensor, ""]]:
+        """The weighted terms of Eq. 10; their sum is the loss.
+
+        `fusion` is the mean squared error over tokens and channels (Eq. 9 divides by W x H only, so that its weight
+        grows with C; departure), `ib` the KL of Eq. 8 averaged over the batch with its first distribution detached,
+        `ib_heads` the cross-entropy of both heads (not in Eq. 10; without it constant heads minimise the KL).
+        """
+        config, output = self.config, self(batch, generator)
+        weights = {"rgb": config.lambda_rgb, "depth": config.lambda_depth}
+        terms = {
+            f"category_{modality}": weights[modality] * functional.cross_entropy(logits, batch.category)
+            for modality, logits in output.logits.items()
+        }
+        errors = [
+            functional.mse_loss(reconstruction, self.standardised(batch, modality))
+            for modality, reconstruction in output.reconstruction.items()
+        ]
+        terms["fusion"] = config.lambda_fusion * torch.stack(errors).mean()
+        if output.fused_logits is not None and output.filtered_logits is not None:
+            kl = kl_categorical(output.fused_logits.detach(), output.filtered_logits).mean()
+            terms["ib"] = config.lambda_ib * kl
+            if config.heads_cross_entropy:
+                heads = (output.fused_logits, output.filtered_logits)
+                terms["ib_heads"] = torch.stack([functional.cross_entropy(x, batch.category) for x in heads]).sum()
+        return terms
+
+    @torch.no_grad()
+    def residual_maps(self, batch: Batch) -> dict[str, Float[Tensor, "b g g"]]:
+        """Channel norm |reconstruction - features| at every token, per target modality."""
+        output = self(batch)
+        maps = {}
+        for modality, reconstruction in output.reconstruction.items():
+            error = (reconstruction - self.standardised(batch, modality)).norm(dim=-1)
+            maps[modality] = error.unflatten(1, (self.grid, self.grid))
+        return maps
+
+    def anomaly_maps(self, batch: Batch) -> Float[Tensor, "b size size"]:
+        """Residual maps brought to image size, bilinear; with two targets the root mean square of both.
+
+        Each target's map is first divided by its mean over the step's training data (`residual_*`).
+        """
+        scaled = [x / getattr(self, f"residual_{modality}") for modality, x in self.residual_maps(batch).items()]
+        token_map = torch.stack(scaled).square().mean(dim=0).sqrt()
+        size = (self.image_size, self.image_size)
+        return functional.interpolate(token_map[:, None], size, mode="bilinear", align_corners=True)[:, 0]

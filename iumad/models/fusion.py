@@ -1,0 +1,128 @@
+"""Fusion of the two modalities and the information bottleneck (paper: IBFM, section 3.3, Table 6).
+
+Symbols: F^1, F^2  fused outputs of decoder layers 2 and 4 (Eq. 4); F_fu  their fusion; z  bottleneck;
+F_fu^g  what passes it (Eq. 5); p, q  the category distributions of the two heads.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from iumad.models.reconstruction import Attention
+
+
+class CrossLevelAttention(nn.Module):
+    """Eq. 4: F^1 and F^2 are linear maps of the concatenated modalities; F^1 queries F^2, residual and norm.
+
+    With one modality F^1 and F^2 are linear maps of its own two levels.
+    """
+
+    def __init__(self, dim: int, heads: int, n_modalities: int) -> None:
+        super().__init__()
+        self.middle = nn.Linear(n_modalities * dim, dim)
+        self.last = nn.Linear(n_modalities * dim, dim)
+        self.attention = Attention(dim, heads)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(
+        self, middle: list[Float[Tensor, "b n d"]], last: list[Float[Tensor, "b n d"]]
+    ) -> Float[Tensor, "b n d"]:
+        """F_fu from the middle and last reconstructions of every modality."""
+        first, second = self.middle(torch.cat(middle, dim=-1)), self.last(torch.cat(last, dim=-1))
+        return self.norm(first + self.attention(first, second, second))
+
+
+class Addition(nn.Module):
+    """Sum of the last reconstructions."""
+
+    def forward(
+        self, middle: list[Float[Tensor, "b n d"]], last: list[Float[Tensor, "b n d"]]
+    ) -> Float[Tensor, "b n d"]:
+        """F_fu; the middle level is not used."""
+        return torch.stack(last).sum(dim=0)
+
+
+class ConcatFC(nn.Module):
+    """Concatenation, 1x1 convolution, batch norm, ReLU, dropout of the last reconstructions."""
+
+    def __init__(self, dim: int, n_modalities: int, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(n_modalities * dim, dim), nn.BatchNorm1d(dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, middle: list[Float[Tensor, "b n d"]], last: list[Float[Tensor, "b n d"]]
+    ) -> Float[Tensor, "b n d"]:
+        """F_fu; the middle level is not used."""
+        mixed = self.linear(torch.cat(last, dim=-1))
+        normed = self.norm(mixed.flatten(0, 1)).unflatten(0, mixed.shape[:2])
+        return self.dropout(functional.relu(normed))
+
+
+class LinearGLU(nn.Module):
+    """Concatenation, 1x1 convolution to 2d channels, batch norm, gated linear unit, dropout."""
+
+    def __init__(self, dim: int, n_modalities: int, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(n_modalities * dim, 2 * dim), nn.BatchNorm1d(2 * dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, middle: list[Float[Tensor, "b n d"]], last: list[Float[Tensor, "b n d"]]
+    ) -> Float[Tensor, "b n d"]:
+        """F_fu; the middle level is not used."""
+        mixed = self.linear(torch.cat(last, dim=-1))
+        normed = self.norm(mixed.flatten(0, 1)).unflatten(0, mixed.shape[:2])
+        return self.dropout(functional.glu(normed, dim=-1))
+
+
+def fusion_operator(name: str, dim: int, heads: int, n_modalities: int) -> nn.Module:
+    """One of the four operators of Table 6."""
+    match name:
+        case "addition":
+            return Addition()
+        case "concatfc":
+            return ConcatFC(dim, n_modalities)
+        case "linearglu":
+            return LinearGLU(dim, n_modalities)
+        case _:
+            return CrossLevelAttention(dim, heads, n_modalities)
+
+
+class InformationBottleneck(nn.Module):
+    """Eq. 5: F_fu -> Linear, ReLU, dropout -> z -> Linear -> F_fu^g, and the heads of Eq. 8.
+
+    The equation also puts ReLU and dropout behind the second linear; features to reconstruct have both signs, so
+    they are left out there (departure).
+
+    Parameters
+    ----------
+    dim, width, n_categories : int
+        d, size of z, logits of the heads.
+    dropout : float
+    residual : bool
+        F_fu^g = F_fu + bottleneck(F_fu) instead of bottleneck(F_fu); not in the paper.
+    """
+
+    def __init__(self, dim: int, width: int, n_categories: int, dropout: float = 0.1, residual: bool = False) -> None:
+        super().__init__()
+        self.residual = residual
+        self.compress = nn.Sequential(nn.Linear(dim, width), nn.ReLU(), nn.Dropout(dropout))
+        self.expand = nn.Linear(width, dim)
+        self.head_fused, self.head_filtered = nn.Linear(dim, n_categories), nn.Linear(dim, n_categories)
+
+    def forward(
+        self, fused: Float[Tensor, "b n d"]
+    ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b y"], Float[Tensor, "b y"]]:
+        """F_fu^g, and the logits of Y given F_fu and given F_fu^g, each from the mean over tokens."""
+        filtered = self.expand(self.compress(fused))
+        if self.residual:
+            filtered = fused + filtered
+        return filtered, self.head_fused(fused.mean(dim=1)), self.head_filtered(filtered.mean(dim=1))
+
+
+def kl_categorical(p_logits: Float[Tensor, "b y"], q_logits: Float[Tensor, "b y"]) -> Float[Tensor, " b"]:
+    """KL[p || q] in nats of two categorical distributions given by logits (Eq. 8)."""
+    log_p, log_q = functional.log_softmax(p_logits, dim=-1), functional.log_softmax(q_logits, dim=-1)
+    return (log_p.exp() * (log_p - log_q)).sum(dim=-1)

@@ -1,0 +1,131 @@
+"""Mamba decoder block: ES2D, ESSM, and the structure of Eq. 2 (paper section 3.2; EfficientVMamba's atrous scan).
+
+Symbols: X  map, b x d x h x w; ES2D  scan over four interleaved sub-grids; d_inner  expand * d; N  d_state;
+Delta, A, B, C, D  of the selective scan (`iumad.models.scan`); L  length of a sub-grid, ceil(h/2) * ceil(w/2).
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from iumad.models.scan import selective_scan
+
+GROUPS = 4  # sub-grids of an atrous step of 2
+DELTA_RANGE = (1e-3, 1e-1)  # of the initial step sizes
+
+
+def es2d_split(x: Float[Tensor, "b d h w"]) -> Float[Tensor, "b 4 d l"]:
+    """Four sub-grids as sequences: (even, even) and (even, odd) row-major, (odd, even) and (odd, odd) column-major.
+
+    Odd sizes are padded with zeros at the lower right, so each sub-grid has L = ceil(h/2) * ceil(w/2) tokens.
+    """
+    x = functional.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
+    rows_first = [x[:, :, 0::2, 0::2], x[:, :, 0::2, 1::2]]
+    columns_first = [x[:, :, 1::2, 0::2].transpose(2, 3), x[:, :, 1::2, 1::2].transpose(2, 3)]
+    order = [rows_first[0], columns_first[0], rows_first[1], columns_first[1]]
+    return torch.stack([grid.flatten(2) for grid in order], dim=1)
+
+
+def es2d_merge(sequences: Float[Tensor, "b 4 d l"], height: int, width: int) -> Float[Tensor, "b d h w"]:
+    """Scatter the four sequences back to their places: the exact inverse of `es2d_split`."""
+    half_h, half_w = math.ceil(height / 2), math.ceil(width / 2)
+    batch, _, dim, _ = sequences.shape
+    out = sequences.new_empty(batch, dim, 2 * half_h, 2 * half_w)
+    out[:, :, 0::2, 0::2] = sequences[:, 0].unflatten(2, (half_h, half_w))
+    out[:, :, 1::2, 0::2] = sequences[:, 1].unflatten(2, (half_w, half_h)).transpose(2, 3)
+    out[:, :, 0::2, 1::2] = sequences[:, 2].unflatten(2, (half_h, half_w))
+    out[:, :, 1::2, 1::2] = sequences[:, 3].unflatten(2, (half_w, half_h)).transpose(2, 3)
+    return out[:, :, :height, :width]
+
+
+class EfficientStateSpace(nn.Module):
+    """ESSM: gated projection, depth-wise convolution, ES2D selective scan with own parameters per sub-grid.
+
+    Parameters
+    ----------
+    dim, d_state, expand : int
+        d, N, and d_inner / d.
+    bidirectional : bool
+        Each sub-grid is also scanned backwards with the same parameters and the two results are added.
+    """
+
+    def __init__(self, dim: int, d_state: int = 16, expand: int = 2, bidirectional: bool = False) -> None:
+        super().__init__()
+        inner, self.d_state, self.rank = expand * dim, d_state, math.ceil(dim / 16)
+        self.bidirectional = bidirectional
+        self.project_in = nn.Linear(dim, 2 * inner, bias=False)
+        self.convolution = nn.Conv2d(inner, inner, 3, padding=1, groups=inner)
+        self.project_bc = nn.Parameter(torch.empty(GROUPS, self.rank + 2 * d_state, inner))
+        self.project_delta = nn.Parameter(torch.empty(GROUPS, inner, self.rank))
+        self.delta_bias = nn.Parameter(torch.empty(GROUPS * inner))
+        self.log_decay = nn.Parameter(torch.arange(1.0, d_state + 1).log().repeat(GROUPS * inner, 1))  # S4D-real
+        self.skip = nn.Parameter(torch.ones(GROUPS * inner))
+        self.norm = nn.LayerNorm(inner)
+        self.project_out = nn.Linear(inner, dim, bias=False)
+        self._initialise(inner)
+
+    def _initialise(self, inner: int) -> None:
+        nn.init.uniform_(self.project_bc, -(inner**-0.5), inner**-0.5)
+        nn.init.uniform_(self.project_delta, -(self.rank**-0.5), self.rank**-0.5)
+        low, high = (math.log(bound) for bound in DELTA_RANGE)
+        delta = torch.empty_like(self.delta_bias).uniform_(low, high).exp()
+        with torch.no_grad():
+            self.delta_bias.copy_(delta + torch.log(-torch.expm1(-delta)))  # inverse of softplus
+
+    def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b h w d"]:
+        """Mix the positions of a channels-last map."""
+        inner, gate = self.project_in(x).chunk(2, dim=-1)
+        inner = functional.silu(self.convolution(inner.permute(0, 3, 1, 2)))
+        sequences = es2d_split(inner)
+        scanned = self._scan(sequences)
+        if self.bidirectional:
+            scanned = scanned + self._scan(sequences.flip(-1)).flip(-1)
+        merged = es2d_merge(scanned, *inner.shape[-2:]).permute(0, 2, 3, 1)
+        return self.project_out(self.norm(merged) * functional.silu(gate))
+
+    def _scan(self, sequences: Float[Tensor, "b 4 e l"]) -> Float[Tensor, "b 4 e l"]:
+        low_rank = self.project_bc @ sequences
+        delta, b, c = low_rank.split([self.rank, self.d_state, self.d_state], dim=2)
+        scanned = selective_scan(
+            sequences.flatten(1, 2),
+            (self.project_delta @ delta).flatten(1, 2),
+            -self.log_decay.exp(),
+            b,
+            c,
+            self.skip,
+            delta_bias=self.delta_bias,
+            delta_softplus=True,
+        )
+        return scanned.unflatten(1, (GROUPS, -1))
+
+
+class ChannelAttention(nn.Module):
+    """Squeeze-and-excitation gate, the attention of Eq. 2 (EfficientVMamba uses the same)."""
+
+    def __init__(self, dim: int, reduction: int = 8) -> None:
+        super().__init__()
+        hidden = max(dim // reduction, 1)
+        self.gate = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim), nn.Sigmoid())
+
+    def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b h w d"]:
+        """Scale channels by a function of their means."""
+        return x * self.gate(x.mean(dim=(1, 2), keepdim=True))
+
+
+class MambaBlock(nn.Module):
+    """Eq. 2: X' = Attention(LN(ESSM(LN(X)))) + DWConv(X)."""
+
+    def __init__(self, dim: int, d_state: int = 16, expand: int = 2, bidirectional: bool = False) -> None:
+        super().__init__()
+        self.local = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+        self.norm_in, self.norm_out = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.state_space = EfficientStateSpace(dim, d_state, expand, bidirectional)
+        self.attention = ChannelAttention(dim)
+
+    def forward(self, x: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
+        """X^i -> X^{i+1}."""
+        mixed = self.state_space(self.norm_in(x.permute(0, 2, 3, 1)))
+        return self.attention(self.norm_out(mixed)).permute(0, 3, 1, 2) + self.local(x)

@@ -1,0 +1,179 @@
+"""Multimodal reconstruction network: one object-aware transformer per modality (paper: MRN; UniAD, IUF).
+
+Tokens are batch first, b x n x d with n = g x g. All layers are post-norm.
+
+Symbols: src  projected features; pos  learned 2-D position; X^i  output i of the condition network;
+f^rec_i  normalised output of decoder layer i.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Attention(nn.Module):
+    """Multi-head attention with a fused kernel; dropout on the attention weights."""
+
+    def __init__(self, dim: int, heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.query, self.key, self.value, self.out = (nn.Linear(dim, dim) for _ in range(4))
+
+    def forward(
+        self,
+        query: Float[Tensor, "b n d"],
+        key: Float[Tensor, "b m d"],
+        value: Float[Tensor, "b m d"],
+        mask: Float[Tensor, "n m"] | None = None,
+    ) -> Float[Tensor, "b n d"]:
+        """Scaled dot-product attention; `mask` is added to the scores (-inf hides a token)."""
+        q, k, v = (self._split(x) for x in (self.query(query), self.key(key), self.value(value)))
+        dropout = self.dropout if self.training else 0.0
+        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+    def _split(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b heads n e"]:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class FeedForward(nn.Sequential):
+    """Linear, ReLU, dropout, Linear; the second linear is what IUF's projection protects."""
+
+    def __init__(self, dim: int, dropout: float) -> None:
+        super().__init__(nn.Linear(dim, 4 * dim), nn.ReLU(), nn.Dropout(dropout), nn.Linear(4 * dim, dim))
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention whose queries are gated by the condition, then FFN (IUF: object-aware self-attention)."""
+
+    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.attention = Attention(dim, heads, dropout)
+        self.ffn = FeedForward(dim, dropout)
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(2))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        src: Float[Tensor, "b n d"],
+        pos: Float[Tensor, "n d"],
+        condition: Float[Tensor, "b n d"] | None,
+        mask: Float[Tensor, "n n"] | None,
+    ) -> Float[Tensor, "b n d"]:
+        """Query (src + pos) * X^i, key src + pos, value src."""
+        key = src + pos
+        query = key if condition is None else key * condition
+        src = self.norms[0](src + self.dropout(self.attention(query, key, src, mask)))
+        return self.norms[1](src + self.dropout(self.ffn(src)))
+
+
+class DecoderLayer(nn.Module):
+    """A learned query per layer reads the memory, then the previous layer's output (UniAD)."""
+
+    def __init__(self, dim: int, heads: int, tokens: int, dropout: float) -> None:
+        super().__init__()
+        self.learned = nn.Parameter(torch.empty(tokens, dim).normal_())
+        self.read_memory = Attention(dim, heads, dropout)
+        self.read_previous = Attention(dim, heads, dropout)
+        self.ffn = FeedForward(dim, dropout)
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(3))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        previous: Float[Tensor, "b n d"],
+        memory: Float[Tensor, "b n d"],
+        pos: Float[Tensor, "n d"],
+        mask: Float[Tensor, "n n"] | None,
+    ) -> Float[Tensor, "b n d"]:
+        """Learned query -> memory -> previous output -> FFN."""
+        learned = self.learned.expand(len(memory), -1, -1)
+        read = self.read_memory(learned + pos, memory + pos, memory, mask)
+        target = self.norms[0](learned + self.dropout(read))
+        read = self.read_previous(target + pos, previous + pos, previous, mask)
+        target = self.norms[1](target + self.dropout(read))
+        return self.norms[2](target + self.dropout(self.ffn(target)))
+
+
+class ReconstructionNetwork(nn.Module):
+    """Encoder and layer-wise query decoder of one modality.
+
+    Parameters
+    ----------
+    dim, heads, layers : int
+        Width d, attention heads, number of encoder and of decoder layers.
+    grid : int
+        g; tokens n = g * g.
+    dropout : float
+        In attention, FFN and residual branches; 0 allows fused attention kernels.
+    neighbour_mask : int, optional
+        Odd side of the window around each token that attention may not read (UniAD); None: all may be read.
+    """
+
+    def __init__(
+        self, dim: int, heads: int, layers: int, grid: int, dropout: float = 0.0, neighbour_mask: int | None = None
+    ) -> None:
+        super().__init__()
+        self.grid = grid
+        self.row = nn.Parameter(torch.empty(grid, dim // 2).uniform_())
+        self.column = nn.Parameter(torch.empty(grid, dim // 2).uniform_())
+        self.encoder = nn.ModuleList(EncoderLayer(dim, heads, dropout) for _ in range(layers))
+        self.decoder = nn.ModuleList(DecoderLayer(dim, heads, grid * grid, dropout) for _ in range(layers))
+        self.norm = nn.LayerNorm(dim)
+        mask = None if neighbour_mask is None else hide_neighbours(grid, neighbour_mask)
+        self.register_buffer("mask", mask, persistent=False)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    @property
+    def position(self) -> Float[Tensor, "n d"]:
+        """Learned row and column embeddings, side by side."""
+        rows = self.row[:, None].expand(-1, self.grid, -1)
+        columns = self.column[None].expand(self.grid, -1, -1)
+        return torch.cat([columns, rows], dim=-1).flatten(0, 1)
+
+    def forward(
+        self, src: Float[Tensor, "b n d"], conditions: list[Float[Tensor, "b n d"]] | None = None
+    ) -> list[Float[Tensor, "b n d"]]:
+        """Reconstructions f^rec_1 ... f^rec_L, one per decoder layer.
+
+        Parameters
+        ----------
+        src : projected, jittered features
+        conditions : outputs X^1 ... X^L of the condition network, one per encoder layer; None: no gate
+        """
+        pos = self.position
+        memory = src
+        for i, encode in enumerate(self.encoder):
+            memory = encode(memory, pos, None if conditions is None else conditions[i], self.mask)
+        outputs, previous = [], memory
+        for decode in self.decoder:
+            previous = decode(previous, memory, pos, self.mask)
+            outputs.append(self.norm(previous))
+        return outputs
+
+
+def hide_neighbours(grid: int, window: int) -> Float[Tensor, "n n"]:
+    """Scores to add so that no token reads the `window` x `window` tokens around itself: -inf there, else 0."""
+    row, column = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
+    row, column = row.flatten(), column.flatten()
+    near = ((row[:, None] - row).abs() <= window // 2) & ((column[:, None] - column).abs() <= window // 2)
+    return torch.zeros(grid**2, grid**2).masked_fill(near, float("-inf"))
+
+
+def jitter(
+    features: Float[Tensor, "b n c"], scale: float, probability: float, generator: torch.Generator | None = None
+) -> Float[Tensor, "b n c"]:
+    """Feature jitter: t + s (|t| / C) eps with eps ~ N(0, 1), for the whole batch with the given probability.
+
+    |t| is the channel norm of a token and C its number of channels (UniAD, section 3; here per forward call).
+    """
+    if scale == 0 or torch.rand((), generator=generator) >= probability:
+        return features
+    norm = features.norm(dim=-1, keepdim=True) / features.shape[-1]
+    noise = torch.randn(features.shape, generator=generator, dtype=features.dtype).to(features.device)
+    return features + scale * norm * noise
