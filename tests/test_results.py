@@ -1,0 +1,210 @@
+"""Schemas, files, means, forgetting, the paper's numbers and provenance."""
+
+import json
+from datetime import UTC, datetime
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from iumad.errors import DataError, MetricError
+from iumad.provenance import read_provenance, record_provenance, write_provenance
+from iumad.results import (
+    LOG_SCHEMA,
+    ROW_SCHEMA,
+    beside_paper,
+    final_table,
+    forgetting_table,
+    last_step,
+    paper_results,
+    read_table,
+    step_means,
+    validate,
+    validate_rows,
+    write_table,
+)
+
+RUN = ("012345678901", "smoke", "minicandies", "iuf", "rgb+depth", "2-1", 0)
+
+
+def make_rows(values, run=RUN):
+    """Rows of i_auroc from {step: {category: value}}."""
+    records = [
+        (*run, step, category, "i_auroc", value, 4, 6)
+        for step, categories in values.items()
+        for category, value in categories.items()
+    ]
+    return validate_rows(pd.DataFrame(records, columns=list(ROW_SCHEMA.columns)))
+
+
+@pytest.fixture
+def rows():
+    return make_rows({0: {"a": 0.9, "b": 0.7}, 1: {"a": 0.8, "b": 0.75, "c": 0.55}})
+
+
+@pytest.fixture
+def log():
+    records = [
+        ("0123", "iuf", "rgb", "2-1", 0, 0, epoch, "total", 1 / 3 + epoch) for epoch in (1, 2)
+    ]
+    return validate(pd.DataFrame(records, columns=list(LOG_SCHEMA.columns)), LOG_SCHEMA)
+
+
+def test_step_means_by_hand(rows):
+    means = step_means(rows).set_index("step")
+    # Step 0: (0.9 + 0.7) / 2. Step 1: (0.8 + 0.75 + 0.55) / 3.
+    assert means["value"].tolist() == pytest.approx([0.8, 0.7], abs=1e-12)
+    assert means["n_categories"].tolist() == [2, 3]
+    assert set(means["category"]) == {"mean"}
+
+
+def test_mean_with_a_missing_category_is_missing():
+    rows = make_rows({0: {"a": 0.9, "b": np.nan}})
+    assert step_means(rows)["value"].isna().all()
+
+
+def test_forgetting_by_hand(rows):
+    table = forgetting_table(rows)
+    # a fell by 0.9 - 0.8, b by 0.7 - 0.75; half of their sum.
+    assert table["value"].tolist() == pytest.approx([0.025], abs=1e-12)
+    assert table["metric"].tolist() == ["fm_i_auroc"]
+    assert tuple(table.loc[0, list(ROW_SCHEMA.columns)[:7]]) == RUN
+
+
+def test_one_step_has_no_forgetting():
+    assert forgetting_table(make_rows({0: {"a": 0.9}})).empty
+
+
+def test_forgetting_of_a_missing_value_raises():
+    rows = make_rows({0: {"a": 0.9, "b": 0.8}, 1: {"a": np.nan, "b": 0.8}})
+    with pytest.raises(MetricError, match="every step"):
+        forgetting_table(rows)
+
+
+def test_runs_are_kept_apart(rows):
+    other = make_rows({0: {"a": 0.5}}, run=(*RUN[:6], 1))
+    both = pd.concat([rows, other], ignore_index=True)
+    assert last_step(both).groupby("seed")["step"].unique().map(list).to_dict() == {0: [1], 1: [0]}
+    final = final_table(both)
+    assert final.groupby("seed")["metric"].agg(list).to_dict() == {
+        0: ["i_auroc", "fm_i_auroc"],
+        1: ["i_auroc"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"value": 1.2}, "fraction in"),
+        ({"step": -1}, "step: .*greater_than_or_equal_to.*-1"),
+        ({"method": ""}, "method: str_length"),
+        ({"n_good": 1.5}, "n_good: dtype"),
+        ({"colour": "red"}, "colour"),
+        ({"category": "a"}, "unique"),
+    ],
+)
+def test_wrong_rows_are_refused(rows, change, text):
+    with pytest.raises(DataError, match=text):
+        validate_rows(rows.assign(**change))
+
+
+def test_missing_column_is_refused(rows):
+    with pytest.raises(DataError, match=r"column_in_dataframe.*seed"):
+        validate_rows(rows.drop(columns="seed"))
+
+
+def test_tables_survive_a_file_exactly(rows, log, tmp_path):
+    rows["value"] = [0.1 + 0.2, np.nan, 1 / 3, 2 / 3, 1.0]
+    for table, schema in ((rows, ROW_SCHEMA), (log, LOG_SCHEMA)):
+        path = tmp_path / "new" / "table.csv"
+        write_table(table, path)
+        pd.testing.assert_frame_equal(read_table(path, schema), table, check_exact=True)
+
+
+def test_every_digit_survives_a_file(tmp_path):
+    values = np.random.default_rng(0).random(2000)
+    rows = make_rows({0: {f"c{i}": value for i, value in enumerate(values)}})
+    write_table(rows, tmp_path / "rows.csv")
+    assert (read_table(tmp_path / "rows.csv")["value"] == values).all()
+
+
+def test_failed_write_leaves_the_old_file_and_no_other(rows, tmp_path, monkeypatch):
+    path = tmp_path / "rows.csv"
+    write_table(rows, path)
+    before = path.read_bytes()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pathlib.Path.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_table(rows.head(1), path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("content", ["", "a,b\n1,2\n", "\x00"])
+def test_unreadable_table_names_the_file(tmp_path, content):
+    path = tmp_path / "rows.csv"
+    path.write_text(content)
+    with pytest.raises(DataError, match=r"rows\.csv"):
+        read_table(path)
+
+
+def test_missing_table_names_the_file(tmp_path):
+    with pytest.raises(DataError, match=r"none\.csv"):
+        read_table(tmp_path / "none.csv")
+
+
+def test_paper_results_are_complete():
+    paper = paper_results()
+    assert len(paper) == 1206
+    assert not paper.isna().any(axis=None)
+    main = paper.query("source == 'Table 1' and method == 'IB-IUMAD' and modality == 'rgb+depth'")
+    value = main.query("setting == '10-0' and metric == 'i_auroc'")["value"].item()
+    assert (
+        value
+        == paper.query("source == 'Table 7' and method == 'IB-IUMAD' and metric == 'i_auroc'")[
+            "value"
+        ].item()
+    )
+
+
+def test_paper_stands_only_beside_its_own_data_sets():
+    columns = ["dataset", "modality", "method", "setting", "category", "metric", "mean"]
+    ours = pd.DataFrame(
+        [
+            ("mvtec3d", "rgb", "iuf", "10-0", "mean", "i_auroc", 0.8),
+            ("minicandies", "rgb", "iuf", "10-0", "mean", "i_auroc", 0.8),
+            ("eyecandies", "depth", "iuf", "10-0", "mean", "i_auroc", 0.8),
+        ],
+        columns=columns,
+    )
+    table = beside_paper(ours)
+    # 87.1 in Table 1; Table 2 (57.2) goes before Table 4 (57.5).
+    np.testing.assert_allclose(table["paper"], [0.871, np.nan, 0.572], rtol=1e-12)
+    assert table["source"].fillna("").tolist() == ["Table 1", "", "Table 2"]
+    pd.testing.assert_frame_equal(table[columns], ours)
+
+
+def test_beside_paper_names_a_missing_column():
+    with pytest.raises(DataError, match="lacks setting"):
+        beside_paper(pd.DataFrame(columns=["dataset", "modality", "method", "category", "metric"]))
+
+
+def test_provenance_survives_a_file(tmp_path):
+    started = datetime(2024, 5, 1, 12, tzinfo=UTC)
+    record = record_provenance("0123", {"seed": 0}, started, duration_s=2.5)
+    write_provenance(record, tmp_path / "provenance.json")
+    assert read_provenance(tmp_path / "provenance.json") == record
+    assert datetime.fromisoformat(record.started) == started
+    assert {"numpy", "torch", "timm"} <= set(record.packages)
+    assert record.cores >= 1
+    assert record.commit is None or len(record.commit) == 40
+
+
+def test_broken_provenance_names_the_file(tmp_path):
+    path = tmp_path / "provenance.json"
+    path.write_text(json.dumps({"run_id": "0"}))
+    with pytest.raises(DataError, match=r"provenance\.json"):
+        read_provenance(path)
