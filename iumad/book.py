@@ -1,0 +1,194 @@
+"""Execute the notebooks for a params file, and build the book from the executed copies.
+
+    notebooks/*.ipynb --papermill--> <out>/executed/*.ipynb
+    book/ + executed notebooks ----> <out>/source --jupyter-book--> <out>/html
+
+`book/executed` holds the published notebooks; nothing here writes to it. Neither step needs torch in this process.
+"""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+import yaml
+from papermill.exceptions import PapermillExecutionError
+
+from iumad.config import load_params
+from iumad.errors import IumadError
+
+LOG_LINES = 25  # of the builder's log shown when it fails
+
+
+class BookError(IumadError):
+    """A notebook failed, or the book could not be built."""
+
+
+def make_book(params: Path | None, out: Path, root: Path = Path()) -> Path:
+    """Build the book for a params file, or the published one.
+
+    Parameters
+    ----------
+    params : Path or None
+        Params file of the notebooks; None takes the published notebooks in ``book/executed``.
+    out : Path
+        Folder to write to.
+    root : Path
+        The repository.
+
+    Returns
+    -------
+    Path
+        Page to open.
+
+    Raises
+    ------
+    BookError, ConfigError
+    """
+    if params is None:
+        executed = sorted((root / "book" / "executed").glob("*.ipynb"))
+    else:
+        executed = execute_notebooks(params, out, root)
+    return build_book(executed, out, root)
+
+
+def execute_notebooks(
+    params: Path, out: Path, root: Path = Path(), results: Path | None = None
+) -> list[Path]:
+    """Run every notebook with the content of a params file as its parameters.
+
+    Parameters
+    ----------
+    params : Path
+        Checked against the schema first, because papermill accepts any key.
+    out : Path
+        Executed notebooks go to ``<out>/executed``.
+    root : Path
+        The repository.
+    results : Path, optional
+        Folder of runs; default: the notebooks' own, ``results/`` of the repository.
+
+    Returns
+    -------
+    list of Path
+        The executed notebooks, in order.
+
+    Raises
+    ------
+    BookError
+        A cell failed, or there are no notebooks.
+    ConfigError
+        The params file is wrong.
+    """
+    notebooks = sorted((root / "notebooks").glob("*.ipynb"))
+    if not notebooks:
+        raise BookError(f"no notebooks in {root / 'notebooks'}: run this in the repository")
+    executed = out / "executed"
+    executed.mkdir(parents=True, exist_ok=True)
+    parameters = _notebook_parameters(params)
+    if results is not None:
+        parameters["results"] = str(results.resolve())
+    return [_execute(notebook, executed / notebook.name, parameters) for notebook in notebooks]
+
+
+def failures(notebook: Path) -> list[str]:
+    """What papermill recorded as failed in an executed notebook; empty if all of it ran.
+
+    A failed notebook still renders without a warning, so this has to be asked.
+    """
+    content = nbformat.read(notebook, as_version=4)
+    record = content.metadata.get("papermill")
+    if record is None:
+        return ["it was never executed"]
+    found = ["an exception was raised"] if record.get("exception") else []
+    for number, cell in enumerate(content.cells, start=1):
+        status = cell.metadata.get("papermill", {}).get("status", "completed")
+        errors = [o.ename for o in cell.get("outputs", []) if o.output_type == "error"]
+        if errors or (cell.cell_type == "code" and status != "completed"):
+            found.append(f"cell {number} is {' '.join([status, *errors])}")
+    return found
+
+
+def build_book(executed: list[Path], out: Path, root: Path = Path()) -> Path:
+    """Render the prose pages and the executed notebooks; any warning is an error.
+
+    Parameters
+    ----------
+    executed : list of Path
+        Executed notebooks; all that the table of contents names.
+    out : Path
+        The copied sources go to ``<out>/source``, the pages to ``<out>/html``.
+    root : Path
+        The repository.
+
+    Returns
+    -------
+    Path
+        ``<out>/html/index.html``.
+
+    Raises
+    ------
+    BookError
+        A notebook had failed, or the builder found fault with a page.
+    """
+    if not executed:
+        raise BookError("no executed notebooks: run `iumad book PARAMS` first")
+    failed = {path.name: failures(path) for path in executed}
+    if any(failed.values()):
+        raise BookError("; ".join(f"{name}: {', '.join(why)}" for name, why in failed.items() if why))
+
+    source = out / "source"
+    shutil.rmtree(source, ignore_errors=True)
+    shutil.copytree(root / "book", source, ignore=shutil.ignore_patterns("executed"))
+    (source / "executed").mkdir()
+    for path in executed:
+        shutil.copy(path, source / "executed")
+
+    _jupyter_book(source, out, root)
+    html = out / "html"
+    shutil.rmtree(html, ignore_errors=True)
+    shutil.move(out / "_build" / "html", html)
+    return html / "index.html"
+
+
+def _notebook_parameters(params: Path) -> dict[str, Any]:
+    study = load_params(params)
+    content: Mapping[str, Any] = yaml.safe_load(params.read_text(encoding="utf-8"))
+    return {"profile": study.profile, **content}
+
+
+def _execute(notebook: Path, output: Path, parameters: Mapping[str, Any]) -> Path:
+    try:
+        papermill.execute_notebook(
+            notebook,
+            output,
+            parameters=dict(parameters),
+            kernel_name="python3",
+            cwd=notebook.parent,
+            coalesce_streams=True,
+        )
+    except PapermillExecutionError as error:
+        raise BookError(f"{notebook.name}: {error.ename}: {error.evalue}; see {output}") from error
+
+    content = nbformat.read(output, as_version=4)
+    content.metadata.papermill.update(input_path=notebook.name, output_path=output.name)
+    nbformat.write(content, output)
+    return output
+
+
+def _jupyter_book(source: Path, out: Path, root: Path) -> None:
+    command = [
+        str(Path(sys.executable).with_name("jupyter-book")), "build", str(source),
+        "--config", str(root / "_config.yml"), "--path-output", str(out), "--all", "-W", "--keep-going",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    log = out / "build.log"
+    log.write_text(done.stdout + done.stderr, encoding="utf-8")
+    if done.returncode:
+        lines = [line for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
+        told = [line for line in lines if "WARNING" in line or "ERROR" in line] or lines
+        raise BookError("\n".join([f"the book was not built, see {log}:", *told[-LOG_LINES:]]))
