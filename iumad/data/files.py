@@ -1,0 +1,214 @@
+"""What the data sets on disk share: scanning with a list of problems, index, fingerprints."""
+
+import hashlib
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float32, UInt8
+
+from iumad.data.decode import read_header
+from iumad.data.images import read_mask, require_rgb_header, require_same_size
+from iumad.data.plane import remove_plane
+from iumad.data.sample import GOOD, Sample, build_index
+from iumad.data.tree import require_folder, subfolders
+from iumad.errors import DataError
+
+
+@dataclass
+class Scan:
+    """Rows found under a folder, and every problem met on the way, in the order of discovery."""
+
+    root: Path
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Note a DataError as a problem instead of stopping the scan."""
+        try:
+            yield
+        except DataError as error:
+            self.problems.append(str(error))
+
+    def categories(self) -> tuple[str, ...]:
+        """Return the categories that have rows, in the order found."""
+        return tuple(dict.fromkeys(row["category"] for row in self.rows))
+
+    def add(self, **row: Any) -> None:
+        """Check the headers of one sample's files against each other and add its row.
+
+        Parameters
+        ----------
+        row
+            category, split, defect, stem, geometric and the paths rgb, xyz, mask (or None).
+
+        Raises
+        ------
+        DataError
+            A header is unreadable, sizes differ, or the colour image has not 8 bits.
+        """
+        paths = {kind: row[kind] for kind in ("rgb", "xyz", "mask")}
+        headers = {kind: read_header(path) for kind, path in paths.items() if path is not None}
+        if "rgb" in headers:
+            require_rgb_header(paths["rgb"], headers["rgb"])
+        height, width = next((header.height, header.width) for header in headers.values())
+        for kind, header in headers.items():
+            require_same_size(paths[kind], (header.height, header.width), (height, width))
+        self.rows.append(
+            {
+                "sample_id": f"{row['category']}/{row['split']}/{row['defect']}/{row['stem']}",
+                "category": row["category"],
+                "split": row["split"],
+                "defect": row["defect"],
+                "label": int(row["defect"] != GOOD),
+                "geometric": row["geometric"],
+                "height": height,
+                "width": width,
+                **{kind: relative(self.root, path) for kind, path in paths.items()},
+            }
+        )
+
+
+class FileDataset:
+    """Index, look-up and fingerprint of a data set whose samples are files under one folder.
+
+    Parameters
+    ----------
+    root
+        The folder; paths in the index are relative to it.
+    scan
+        What was found there.
+    categories
+        Selection and order; None for all in the order found.
+    options
+        Whatever else changes what `load` returns; part of the fingerprint.
+
+    Raises
+    ------
+    DataError
+        The scan met a problem, or a category has no samples.
+    """
+
+    def __init__(
+        self, root: Path, scan: Scan, categories: tuple[str, ...] | None, options: str
+    ) -> None:
+        if scan.problems:
+            others = len(scan.problems) - 1
+            more = f" (and {others} more; `iumad data check {root}` lists them)" if others else ""
+            raise DataError(scan.problems[0] + more)
+        if not scan.rows:
+            raise DataError(f"{root}: holds no samples")
+        self.root = root
+        self.categories = scan.categories() if categories is None else tuple(categories)
+        self.index: pd.DataFrame = build_index(scan.rows, self.categories)
+        self._rows = self.index.set_index("sample_id").to_dict("index")
+        self._options = options
+
+    def row(self, sample_id: str) -> dict[str, Any]:
+        """Return the index row of a sample; raise DataError for an unknown id."""
+        if sample_id not in self._rows:
+            example = next(iter(self._rows))
+            raise DataError(f"no sample {sample_id!r} in {self.root}; ids look like {example!r}")
+        return self._rows[sample_id]
+
+    def path(self, sample_id: str, kind: str) -> Path | None:
+        """Return the path of a sample's ``rgb``, ``xyz`` or ``mask`` file, None without a file."""
+        relative_path = self.row(sample_id)[kind]
+        return self.root / relative_path if relative_path else None
+
+    def fingerprint(self, sample_id: str) -> str:
+        """Return a hash of the options and of every file's path, size and time of change."""
+        row = self.row(sample_id)
+        digest = hashlib.sha256(f"{self._options}|{sample_id}|{row['defect']}".encode())
+        for path in self.files(sample_id):
+            try:
+                state = path.stat()
+            except OSError as error:
+                raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+            digest.update(f"|{path}|{state.st_size}|{state.st_mtime_ns}".encode())
+        return digest.hexdigest()
+
+    def files(self, sample_id: str) -> list[Path]:
+        """Return all files that `load` reads for a sample."""
+        paths = (self.path(sample_id, kind) for kind in ("rgb", "xyz", "mask"))
+        return [path for path in paths if path is not None]
+
+    def mask_or_zeros(self, sample_id: str, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
+        """Return the ground truth of a sample, all False where it has no mask file.
+
+        Raises
+        ------
+        DataError
+            The mask is damaged, has another size, or marks pixels of a good sample.
+        """
+        path = self.path(sample_id, "mask")
+        if path is None:
+            return np.zeros(size, dtype=bool)
+        mask = read_mask(path)
+        require_same_size(path, mask.shape, size)
+        if self.row(sample_id)["defect"] == GOOD and mask.any():
+            raise DataError(f"{path}: belongs to a good sample but marks {mask.sum()} pixels")
+        return mask
+
+    def sample(
+        self,
+        sample_id: str,
+        rgb: UInt8[np.ndarray, "h w 3"],
+        xyz: Float32[np.ndarray, "h w 3"] | None,
+        foreground: Bool[np.ndarray, "h w"] | None = None,
+    ) -> Sample:
+        """Put the images and the index row of one sample together, with its mask."""
+        row = self.row(sample_id)
+        return Sample(
+            sample_id=sample_id,
+            category=row["category"],
+            split=row["split"],
+            defect=row["defect"],
+            rgb=rgb,
+            xyz=xyz,
+            mask=self.mask_or_zeros(sample_id, rgb.shape[:2]),
+            geometric=None if pd.isna(row["geometric"]) else bool(row["geometric"]),
+            foreground=foreground,
+        )
+
+
+def category_folders(scan: Scan, categories: tuple[str, ...] | None) -> dict[str, Path]:
+    """Return the folders of the wanted categories; missing ones become problems.
+
+    Raises
+    ------
+    DataError
+        The root is no folder, is itself a category, or holds no folders.
+    """
+    found = subfolders(require_folder(scan.root))
+    if "train" in {name.casefold() for name in found}:
+        raise DataError(f"{scan.root}: is one category; give the folder that holds the categories")
+    if not found:
+        raise DataError(f"{scan.root}: holds no category folders")
+    if categories is None:
+        return found
+    for missing in (name for name in categories if name not in found):
+        scan.problems.append(f"{scan.root}: no category {missing!r}, only {', '.join(found)}")
+    return {name: found[name] for name in categories if name in found}
+
+
+def cut_out(
+    xyz: Float32[np.ndarray, "h w 3"], sample_id: str
+) -> tuple[Float32[np.ndarray, "h w 3"], Bool[np.ndarray, "h w"]]:
+    """Remove the background plane with random numbers that depend on the sample's id only."""
+    try:
+        return remove_plane(xyz, np.random.default_rng(zlib.crc32(sample_id.encode())))
+    except DataError as error:
+        raise DataError(f"{sample_id}: {error}") from error
+
+
+def relative(root: Path, path: Path | None) -> str:
+    """Return the path as seen from the root with forward slashes, "" for None."""
+    return "" if path is None else Path(os.path.relpath(path, root)).as_posix()
