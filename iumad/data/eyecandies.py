@@ -40,6 +40,8 @@ class Eyecandies(FileDataset):
     light
         Which ``image_<light>.png`` is the colour image: 0 all spotlights, 1 bottom, 2 right, 3 top,
         4 left, 5 global.
+    problems
+        As for `FileDataset`.
 
     Raises
     ------
@@ -51,11 +53,14 @@ class Eyecandies(FileDataset):
     modalities = ("rgb", "depth")
 
     def __init__(
-        self, root: Path, categories: tuple[str, ...] | None = None, light: int = 4
+        self,
+        root: Path,
+        categories: tuple[str, ...] | None = None,
+        light: int = 4,
+        problems: list[str] | None = None,
     ) -> None:
-        super().__init__(
-            root, scan_eyecandies(root, categories, light), categories, f"light={light}"
-        )
+        scan = scan_eyecandies(root, categories, light)
+        super().__init__(root, scan, categories, f"light={light}", problems)
 
     def load(self, sample_id: str) -> Sample:
         """Read one sample; its point cloud is in the camera's frame, x right, y down, z away.

@@ -89,17 +89,27 @@ class FileDataset:
         Selection and order; None for all in the order found.
     options
         Whatever else changes what `load` returns; part of the fingerprint.
+    problems
+        A list that receives every problem of the scan, so that the samples without one can be used
+        all the same; None to raise the first.
 
     Raises
     ------
     DataError
-        The scan met a problem, or a category has no samples.
+        The scan met a problem and `problems` is None, or a category has no samples.
     """
 
     def __init__(
-        self, root: Path, scan: Scan, categories: tuple[str, ...] | None, options: str
+        self,
+        root: Path,
+        scan: Scan,
+        categories: tuple[str, ...] | None,
+        options: str,
+        problems: list[str] | None,
     ) -> None:
-        if scan.problems:
+        if problems is not None:
+            problems.extend(scan.problems)
+        elif scan.problems:
             others = len(scan.problems) - 1
             more = f" (and {others} more; `iumad data check {root}` lists them)" if others else ""
             raise DataError(scan.problems[0] + more)

@@ -43,6 +43,8 @@ class MVTec3D(FileDataset):
         Selection and order; None for all in natural order.
     remove_plane
         Set the background plane of every point cloud to invalid and return the foreground.
+    problems
+        As for `FileDataset`.
 
     Raises
     ------
@@ -54,9 +56,14 @@ class MVTec3D(FileDataset):
     modalities = ("rgb", "depth")
 
     def __init__(
-        self, root: Path, categories: tuple[str, ...] | None = None, remove_plane: bool = False
+        self,
+        root: Path,
+        categories: tuple[str, ...] | None = None,
+        remove_plane: bool = False,
+        problems: list[str] | None = None,
     ) -> None:
-        super().__init__(root, scan_mvtec3d(root, categories), categories, f"plane={remove_plane}")
+        scan = scan_mvtec3d(root, categories)
+        super().__init__(root, scan, categories, f"plane={remove_plane}", problems)
         self._remove_plane = remove_plane
 
     def load(self, sample_id: str) -> Sample:
@@ -82,8 +89,13 @@ class MVTec(FileDataset):
     name = "mvtec"
     modalities = ("rgb",)
 
-    def __init__(self, root: Path, categories: tuple[str, ...] | None = None) -> None:
-        super().__init__(root, scan_mvtec(root, categories), categories, "")
+    def __init__(
+        self,
+        root: Path,
+        categories: tuple[str, ...] | None = None,
+        problems: list[str] | None = None,
+    ) -> None:
+        super().__init__(root, scan_mvtec(root, categories), categories, "", problems)
 
     def load(self, sample_id: str) -> Sample:
         """Read and check one sample; `Sample.xyz` is None. Errors as `MVTec3D.load`."""
