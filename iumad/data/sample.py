@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -59,6 +59,7 @@ class Sample:
         return int(self.defect != GOOD)
 
 
+@runtime_checkable
 class Dataset(Protocol):
     """A set of samples that are described by a table and loaded one at a time."""
 
