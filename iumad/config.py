@@ -5,15 +5,14 @@ combination of method, modality, setting and seed is one `RunConfig`. Two runs w
 experiment: the profile's name and the method's label are not part of it.
 """
 
-import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from iumad.config_sections import (
     DataConfig,
@@ -24,12 +23,13 @@ from iumad.config_sections import (
     MiniCandiesConfig,
     ModelConfig,
     ReconstructionConfig,
+    Section,
     TrainingConfig,
 )
 from iumad.errors import ConfigError
+from iumad.validation import build, nearest
 
 Modality = Literal["rgb", "depth", "rgb+depth"]
-Section = TypeVar("Section", bound=BaseModel)
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "ib-iumad": {},
@@ -42,20 +42,18 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 """What each method changes in the defaults, which are IB-IUMAD's."""
 
 
-class _Closed(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class MethodConfig(_Closed):
+class MethodConfig(Section):
     """One row of a comparison: a preset and what is changed in it."""
 
-    preset: str | None = Field(None, description="a name of PRESETS; default: the method's own name")
+    preset: str | None = Field(
+        None, description="a name of PRESETS; default: the method's own name"
+    )
     model: dict[str, Any] = {}
     increment: dict[str, Any] = {}
     training: dict[str, Any] = {}
 
 
-class RunConfig(_Closed):
+class RunConfig(Section):
     """One experiment: one method, modality, setting and seed."""
 
     profile: str
@@ -93,7 +91,7 @@ class RunConfig(_Closed):
         return stable_hash([self.model_dump(mode="json", exclude=exclude), trained])
 
 
-class StudyConfig(_Closed):
+class StudyConfig(Section):
     """A grid of runs: methods x modalities x settings x seeds on one data set."""
 
     profile: str = Field("default", description="name shown on every page")
@@ -114,7 +112,7 @@ class StudyConfig(_Closed):
             preset = method.preset or name
             if preset not in PRESETS:
                 raise ValueError(
-                    f"methods.{name}: no method is called {preset!r}{_nearest(preset, PRESETS)}; "
+                    f"methods.{name}: no method is called {preset!r}{nearest(preset, PRESETS)}; "
                     f"known: {', '.join(PRESETS)}"
                 )
         for key in ("methods", "modalities", "settings", "seeds"):
@@ -137,7 +135,7 @@ class StudyConfig(_Closed):
         method = self.methods[name]
         preset = PRESETS[method.preset or name]
         model = preset.get("model", {}) | method.model
-        section: type[_Closed] = MemoryBankConfig
+        section: type[ReconstructionConfig] | type[MemoryBankConfig] = MemoryBankConfig
         if model.get("kind", "reconstruction") == "reconstruction":
             section, model = ReconstructionConfig, self.model | model
         training = self.training.model_dump() | preset.get("training", {}) | method.training
@@ -151,9 +149,9 @@ class StudyConfig(_Closed):
             seed=seed,
             data=self.data,
             features=self.features,
-            model=_build(section, model, f"model (or {where}.model)"),
-            training=_build(TrainingConfig, training, f"training (or {where}.training)"),
-            increment=_build(IncrementConfig, increment, f"increment (or {where}.increment)"),
+            model=build(section, model, f"model (or {where}.model)"),
+            training=build(TrainingConfig, training, f"training (or {where}.training)"),
+            increment=build(IncrementConfig, increment, f"increment (or {where}.increment)"),
             evaluation=self.evaluation,
         )
 
@@ -172,7 +170,9 @@ class StudyConfig(_Closed):
             have = getattr(self, key)
             missing = [value for value in values if value not in have]
             if missing:
-                raise ConfigError(f"select: {key} {missing} not in profile {self.profile!r}: {list(have)}")
+                raise ConfigError(
+                    f"select: {key} {missing} not in profile {self.profile!r}: {list(have)}"
+                )
             chosen = [value for value in have if value in list(values)]
             update[key] = {v: have[v] for v in chosen} if key == "methods" else tuple(chosen)
         return self.model_copy(update=update)
@@ -199,9 +199,11 @@ def load_params(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as a params file: {error}") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: a params file is a mapping of keys to values, got {type(content).__name__}")
+        raise ConfigError(
+            f"{path}: a params file is a mapping of keys to values, got {type(content).__name__}"
+        )
     content = {"profile": path.stem} | content | dict(overrides or {})
-    return _build(StudyConfig, content, str(path))
+    return build(StudyConfig, content, str(path))
 
 
 def notebook_params(namespace: Mapping[str, Any]) -> StudyConfig:
@@ -213,7 +215,7 @@ def notebook_params(namespace: Mapping[str, Any]) -> StudyConfig:
     keys = set(StudyConfig.model_fields)
     given = {key: namespace[key] for key in keys if namespace.get(key) is not None}
     if "profile" in given:
-        return _build(StudyConfig, given, f"parameters of profile {given['profile']!r}")
+        return build(StudyConfig, given, f"parameters of profile {given['profile']!r}")
     return load_params(namespace["params_file"], overrides=given)
 
 
@@ -221,42 +223,3 @@ def stable_hash(content: Any) -> str:
     """Twelve hex digits of the SHA-256 of the content's canonical JSON."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _build(section: type[Section], content: Mapping[str, Any], where: str) -> Section:
-    """Validate `content`; turn pydantic's report into one line per wrong key with the nearest valid name."""
-    try:
-        return section.model_validate(content)
-    except ValidationError as error:
-        lines = [_explain(section, item) for item in error.errors(include_url=False)]
-        raise ConfigError(f"{where}: " + "; ".join(lines)) from error
-
-
-def _explain(section: type[BaseModel], item: Any) -> str:
-    key = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "extra_forbidden":
-        return f"unknown key {key!r}{_nearest(str(item['loc'][-1]), _field_names(section))}"
-    message = item["msg"].removeprefix("Value error, ")
-    given = "" if item["type"] == "value_error" else f" (given: {item['input']!r})"
-    return f"{key}: {message}{given}" if key else message + given
-
-
-def _field_names(section: type[BaseModel]) -> set[str]:
-    sections = (section, *ALL_SECTIONS) if section is StudyConfig else (section,)
-    return {name for each in sections for name in each.model_fields}
-
-
-def _nearest(word: str, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(names), n=1, cutoff=0.5)
-    return f", did you mean {close[0]!r}?" if close else ""
-
-
-ALL_SECTIONS: tuple[type[BaseModel], ...] = (
-    MiniCandiesConfig,
-    FeaturesConfig,
-    ReconstructionConfig,
-    TrainingConfig,
-    IncrementConfig,
-    EvaluationConfig,
-    MethodConfig,
-)

@@ -20,13 +20,18 @@ class Section(BaseModel):
 
 
 class _AnyData(Section):
-    categories: tuple[str, ...] | None = Field(None, description="which, in this order; default: all")
+    categories: tuple[str, ...] | None = Field(
+        None, description="which, in this order; default: all"
+    )
     image_size: Annotated[int, Field(ge=32, multiple_of=8)] = Field(
         128, description="side in pixels to which images are brought before the model sees them"
     )
-    depth_encoding: DepthEncoding = Field("z", description="what the depth stream sees; xyz255 is the release's")
+    depth_encoding: DepthEncoding = Field(
+        "z", description="what the depth stream sees; xyz255 is the release's"
+    )
     depth_scaling: Literal["sample"] | tuple[float, float] = Field(
-        "sample", description="range of z in metres mapped to [0, 1]: of each sample, or fixed (low, high)"
+        "sample",
+        description="range of z in metres mapped to [0, 1]: of each sample, or fixed (low, high)",
     )
 
 
@@ -47,7 +52,9 @@ class FolderConfig(_AnyData):
 
     name: Literal["mvtec3d", "mvtec", "folder"]
     root: Path = Field(description="folder that holds one folder per category, or the index file")
-    remove_plane: bool = Field(False, description="take the background plane out of the point cloud")
+    remove_plane: bool = Field(
+        False, description="take the background plane out of the point cloud"
+    )
 
     @model_validator(mode="after")
     def _plane_needs_depth(self) -> "FolderConfig":
@@ -64,15 +71,21 @@ class EyecandiesConfig(_AnyData):
     light: int = Field(4, ge=0, le=5, description="which image_N.png is the RGB image")
 
 
-DataConfig = Annotated[MiniCandiesConfig | FolderConfig | EyecandiesConfig, Field(discriminator="name")]
+DataConfig = Annotated[
+    MiniCandiesConfig | FolderConfig | EyecandiesConfig, Field(discriminator="name")
+]
 
 
 class FeaturesConfig(Section):
     """Frozen backbone and alignment (paper: MFEN)."""
 
     backbone: str = Field("tf_efficientnet_lite0", description="a timm model with features_only")
-    weights: Literal["pretrained", "random"] = Field("pretrained", description="random is for tests only")
-    levels: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2, 3), description="timm out_indices")
+    weights: Literal["pretrained", "random"] = Field(
+        "pretrained", description="random is for tests only"
+    )
+    levels: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (0, 1, 2, 3), description="timm out_indices"
+    )
     grid: PositiveInt = Field(16, description="g: all levels are resized to g x g")
 
 
@@ -82,25 +95,47 @@ class ReconstructionConfig(Section):
     kind: Literal["reconstruction"] = "reconstruction"
     dim: PositiveInt = Field(96, description="d, width of tokens")
     heads: PositiveInt = 8
-    layers: Annotated[int, Field(ge=2)] = Field(2, description="encoder layers = decoder layers = condition blocks")
-    dropout: Probability = Field(0.0, description="in attention and FFN; the paper's parents use 0.1")
-    standardise: bool = Field(True, description="features per channel to mean 0, variance 1 of the base step")
+    layers: Annotated[int, Field(ge=2)] = Field(
+        2, description="encoder layers = decoder layers = condition blocks"
+    )
+    dropout: Probability = Field(
+        0.0, description="in attention and FFN; the paper's parents use 0.1"
+    )
+    standardise: bool = Field(
+        True, description="features per channel to mean 0, variance 1 of the base step"
+    )
     jitter_scale: NonNegative = Field(20.0, description="feature jitter s")
     jitter_probability: float = Field(1.0, ge=0, le=1)
-    neighbour_mask: int | None = Field(None, description="odd window hidden from self-attention (UniAD)")
-    condition: Literal["none", "vit", "mamba"] = Field("mamba", description="what gates the encoder's queries")
-    detach_condition: bool = Field(True, description="reconstruction loss does not reach the condition network")
+    neighbour_mask: int | None = Field(
+        None, description="odd window hidden from self-attention (UniAD)"
+    )
+    condition: Literal["none", "vit", "mamba"] = Field(
+        "mamba", description="what gates the encoder's queries"
+    )
+    detach_condition: bool = Field(
+        True, description="reconstruction loss does not reach the condition network"
+    )
     d_state: PositiveInt = Field(16, description="N of the state space model")
     expand: PositiveInt = 2
     bidirectional: bool = Field(False, description="ES2D scans each sub-grid in both directions")
-    shared_projection: bool = Field(False, description="one input projection for both modalities (release)")
+    shared_projection: bool = Field(
+        False, description="one input projection for both modalities (release)"
+    )
     fusion: Literal["addition", "concatfc", "linearglu", "cross-attention"] = "cross-attention"
-    bottleneck: bool = Field(True, description="the information bottleneck module of Eq. 5 and its KL")
+    bottleneck: bool = Field(
+        True, description="the information bottleneck module of Eq. 5 and its KL"
+    )
     bottleneck_width: PositiveFloat = Field(1.0, description="width of z in units of d")
     bottleneck_dropout: Probability = 0.1
-    bottleneck_residual: bool = Field(False, description="F_fu^g = F_fu + bottleneck(F_fu); not in the paper")
-    depth_target: bool = Field(False, description="reconstruct depth features too and add their map; not in the paper")
-    heads_cross_entropy: bool = Field(True, description="train the two heads of the KL with labels; not in Eq. 10")
+    bottleneck_residual: bool = Field(
+        False, description="F_fu^g = F_fu + bottleneck(F_fu); not in the paper"
+    )
+    depth_target: bool = Field(
+        False, description="reconstruct depth features too and add their map; not in the paper"
+    )
+    heads_cross_entropy: bool = Field(
+        True, description="train the two heads of the KL with labels; not in Eq. 10"
+    )
     lambda_rgb: NonNegative = Field(1.0, description="lambda 1 of Eq. 10")
     lambda_depth: NonNegative = Field(1.0, description="lambda 2 of Eq. 10")
     lambda_fusion: NonNegative = Field(1.0, description="lambda 3 of Eq. 10")
@@ -109,8 +144,12 @@ class ReconstructionConfig(Section):
     @model_validator(mode="after")
     def _sizes_fit(self) -> "ReconstructionConfig":
         if self.dim % self.heads or self.dim % 2:
-            raise ValueError(f"dim must be even and divisible by heads, got dim {self.dim}, heads {self.heads}")
-        if self.neighbour_mask is not None and (self.neighbour_mask < 1 or self.neighbour_mask % 2 == 0):
+            raise ValueError(
+                f"dim must be even and divisible by heads, got dim {self.dim}, heads {self.heads}"
+            )
+        if self.neighbour_mask is not None and (
+            self.neighbour_mask < 1 or self.neighbour_mask % 2 == 0
+        ):
             raise ValueError(f"neighbour_mask must be odd and positive, got {self.neighbour_mask}")
         return self
 
@@ -119,7 +158,9 @@ class MemoryBankConfig(Section):
     """One nearest-neighbour bank per category on the same features: the N-objects-N-models reference."""
 
     kind: Literal["memory-bank"] = "memory-bank"
-    coreset: float = Field(1.0, gt=0, le=1, description="share of patches kept by greedy selection (PatchCore)")
+    coreset: float = Field(
+        1.0, gt=0, le=1, description="share of patches kept by greedy selection (PatchCore)"
+    )
     neighbours: PositiveInt = 1
 
 
@@ -133,7 +174,9 @@ class TrainingConfig(Section):
     batch_size: PositiveInt = 8
     lr: PositiveFloat = Field(1.0e-3, description="the paper: 1e-4")
     weight_decay: NonNegative = 1.0e-4
-    schedule: Literal["one-cycle", "step", "constant"] = Field("one-cycle", description="step: x 0.1 at 80 %")
+    schedule: Literal["one-cycle", "step", "constant"] = Field(
+        "one-cycle", description="step: x 0.1 at 80 %"
+    )
     clip: PositiveFloat = Field(1.0, description="norm to which gradients are clipped; IUF: 0.1")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: autocast")
 
@@ -141,17 +184,31 @@ class TrainingConfig(Section):
 class IncrementConfig(Section):
     """How a step after the base is trained, and what protects the earlier categories."""
 
-    strategy: Literal["projection", "none"] = Field("projection", description="projection: IUF's, on FFN outputs")
+    strategy: Literal["projection", "none", "ewc", "replay"] = Field(
+        "projection", description="projection: IUF's, on FFN outputs; ewc and replay are controls"
+    )
     epochs: PositiveInt = Field(20, description="the paper: 800")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="IUF: sgd")
     lr: PositiveFloat = Field(5.0e-4, description="IUF: 1.0 with sgd")
-    pull: Probability = Field(0.0, description="share of the old weights mixed in before each update; IUF: 0.05")
+    pull: Probability = Field(
+        0.0, description="share of the old weights mixed in before each update; IUF: 0.05"
+    )
+    ewc_weight: NonNegative = Field(
+        1.0e3, description="weight of the elastic penalty; for strategy ewc"
+    )
+    replay_images: PositiveInt = Field(
+        4, description="images kept per earlier category; for strategy replay"
+    )
 
 
 class EvaluationConfig(Section):
     """What is measured after every step."""
 
-    image_score: Literal["max", "mean", "std"] = Field("max", description="max: of the average-pooled map")
+    image_score: Literal["max", "mean", "std"] = Field(
+        "max", description="max: of the average-pooled map"
+    )
     pool: PositiveInt = Field(16, description="window of that average, pixels")
-    fpr_limit: float = Field(0.3, gt=0, le=1, description="AUPRO is integrated up to this false positive rate")
+    fpr_limit: float = Field(
+        0.3, gt=0, le=1, description="AUPRO is integrated up to this false positive rate"
+    )
     batch_size: PositiveInt = 16

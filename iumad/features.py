@@ -8,10 +8,8 @@ weights, levels, grid, preprocessing and image bytes. A changed image changes bo
 
 import hashlib
 import importlib.util
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import timm
 import torch
 from jaxtyping import Float
@@ -58,9 +56,13 @@ class Backbone(nn.Module):
         super().__init__()
         classifier, self.weights_hash = imagenet_classifier(config.backbone, config.weights)
         try:
-            self.levels = timm.create_model(config.backbone, features_only=True, out_indices=config.levels)
+            self.levels = timm.create_model(
+                config.backbone, features_only=True, out_indices=config.levels
+            )
         except (IndexError, AssertionError, RuntimeError) as error:
-            raise ConfigError(f"features.levels {config.levels}: {config.backbone} cannot give them: {error}") from error
+            raise ConfigError(
+                f"features.levels {config.levels}: {config.backbone} cannot give them: {error}"
+            ) from error
         weights = classifier.state_dict()
         self.levels.load_state_dict({key: weights[key] for key in self.levels.state_dict()})
         self.levels.eval().requires_grad_(False).to(memory_format=torch.channels_last)
@@ -69,7 +71,9 @@ class Backbone(nn.Module):
         mean, std = classifier.pretrained_cfg["mean"], classifier.pretrained_cfg["std"]
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
-        self.key = f"{config.backbone}:{self.weights_hash}:{config.levels}:{config.grid}:{mean}:{std}"
+        self.key = (
+            f"{config.backbone}:{self.weights_hash}:{config.levels}:{config.grid}:{mean}:{std}"
+        )
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c g g"]:
@@ -77,7 +81,9 @@ class Backbone(nn.Module):
         normalised = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         levels = self.levels(normalised)
         size = (self.grid, self.grid)
-        resized = [functional.interpolate(x, size, mode="bilinear", align_corners=True) for x in levels]
+        resized = [
+            functional.interpolate(x, size, mode="bilinear", align_corners=True) for x in levels
+        ]
         return torch.cat(resized, dim=1).contiguous()
 
 
@@ -111,7 +117,11 @@ def imagenet_classifier(backbone: str, weights: str = "pretrained") -> tuple[nn.
     theirs = torch.load(path, map_location="cpu", weights_only=True)
     model = timm.create_model(backbone)
     ours = model.state_dict()
-    shapes_differ = [k for k, a, b in zip(ours, ours.values(), theirs.values(), strict=True) if a.shape != b.shape]
+    shapes_differ = [
+        k
+        for k, a, b in zip(ours, ours.values(), theirs.values(), strict=True)
+        if a.shape != b.shape
+    ]
     if shapes_differ:
         raise ConfigError(f"{path}: weights do not fit {backbone}, first at {shapes_differ[0]}")
     model.load_state_dict(dict(zip(ours, theirs.values(), strict=True)))  # same order, other names
@@ -122,13 +132,17 @@ def _packaged_file(backbone: str) -> tuple[Path, str]:
     package, digest = PACKAGED_WEIGHTS[backbone]
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise ConfigError(f"features.backbone {backbone!r} needs the package {package.replace('_', '-')}")
+        raise ConfigError(
+            f"features.backbone {backbone!r} needs the package {package.replace('_', '-')}"
+        )
     files = sorted((Path(spec.origin).parent / "models").glob("*.pth"))
     if len(files) != 1:
         raise ConfigError(f"{package}: one .pth file expected in models/, found {len(files)}")
     found = hashlib.sha256(files[0].read_bytes()).hexdigest()
     if found != digest:
-        raise ConfigError(f"{files[0]}: SHA-256 {found}, expected {digest}: the weights are not the published ones")
+        raise ConfigError(
+            f"{files[0]}: SHA-256 {found}, expected {digest}: the weights are not the published ones"
+        )
     return files[0], digest
 
 

@@ -72,7 +72,11 @@ class FeatureStore:
     """
 
     def __init__(
-        self, dataset: Dataset, run: RunConfig, cache: Path | None = None, device: torch.device | None = None
+        self,
+        dataset: Dataset,
+        run: RunConfig,
+        cache: Path | None = None,
+        device: torch.device | None = None,
     ) -> None:
         self.dataset = dataset
         self.modalities = run.modalities
@@ -83,9 +87,13 @@ class FeatureStore:
         how = (run.data.image_size, run.data.depth_encoding, run.data.depth_scaling)
         self._preparation = f"{PREPARE_VERSION}:{how}"
         self._category = {name: i for i, name in enumerate(dataset.categories)}
-        self._of_sample = dict(zip(dataset.index["sample_id"], dataset.index["category"], strict=True))
+        self._of_sample = dict(
+            zip(dataset.index["sample_id"], dataset.index["category"], strict=True)
+        )
 
-    def fill(self, sample_ids: Sequence[str], advance: Callable[[int], object] | None = None) -> None:
+    def fill(
+        self, sample_ids: Sequence[str], advance: Callable[[int], object] | None = None
+    ) -> None:
         """Compute what the cache lacks, a few images at a time, so that memory stays bounded.
 
         Parameters
@@ -110,7 +118,9 @@ class FeatureStore:
             arrays = [getattr(each, modality) for each in prepared]
             features[modality] = self._features(arrays)
             images[modality] = _to_tensor(arrays)
-        category = torch.tensor([self._category[self._of_sample[sample_id]] for sample_id in sample_ids])
+        category = torch.tensor(
+            [self._category[self._of_sample[sample_id]] for sample_id in sample_ids]
+        )
         return Batch(features, images, category)
 
     def masks(self, sample_ids: Sequence[str]) -> Bool[np.ndarray, "n size size"]:
@@ -119,7 +129,9 @@ class FeatureStore:
 
     def prepared(self, sample_id: str) -> Prepared:
         """One sample as the model sees it, from the cache or made now."""
-        key = _digest(f"{self._preparation}:{'depth' in self.modalities}:{self.dataset.fingerprint(sample_id)}")
+        key = _digest(
+            f"{self._preparation}:{'depth' in self.modalities}:{self.dataset.fingerprint(sample_id)}"
+        )
         path = self._path("prepared", key, ".npz")
         entry = _read(path)
         if entry is None:
@@ -140,7 +152,9 @@ class FeatureStore:
             for i, feature in zip(missing, self.backbone(images).cpu().numpy(), strict=True):
                 entries[i] = {"feature": feature}
                 _write(paths[i], entries[i])
-        return torch.from_numpy(np.stack([entry["feature"] for entry in entries if entry is not None]))
+        return torch.from_numpy(
+            np.stack([entry["feature"] for entry in entries if entry is not None])
+        )
 
     def _path(self, kind: str, key: str, suffix: str) -> Path:
         return self.cache / kind / key[:2] / f"{key}{suffix}"
@@ -157,7 +171,11 @@ def cache_size(cache: Path) -> dict[str, tuple[int, int]]:
 
 def prune_cache(cache: Path, max_bytes: int) -> int:
     """Delete the entries read longest ago until at most `max_bytes` remain; returns the bytes freed."""
-    files = [(path.stat(), path) for kind in ("prepared", "features") for path in (cache / kind).glob("*/*.npz")]
+    files = [
+        (path.stat(), path)
+        for kind in ("prepared", "features")
+        for path in (cache / kind).glob("*/*.npz")
+    ]
     files.sort(key=lambda item: max(item[0].st_atime_ns, item[0].st_mtime_ns))
     excess = sum(stat.st_size for stat, _ in files) - max_bytes
     freed = 0

@@ -45,7 +45,9 @@ def prepare(
     depth = None
     if "depth" in modalities:
         if sample.xyz is None:
-            raise DataError(f"{sample.sample_id}: modality 'depth' is asked for, but this sample has RGB only")
+            raise DataError(
+                f"{sample.sample_id}: modality 'depth' is asked for, but this sample has RGB only"
+            )
         encoded = encode_depth(sample.xyz, config.depth_encoding, config.depth_scaling)
         depth = _resize_float(encoded, size)
     rgb = _resize_rgb(sample.rgb, size) if "rgb" in modalities else None
@@ -58,11 +60,15 @@ def _resize_rgb(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarra
     return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
 
 
-def _resize_float(image: Float32[np.ndarray, "h w c"], size: int) -> Float32[np.ndarray, "size size c"]:
+def _resize_float(
+    image: Float32[np.ndarray, "h w c"], size: int
+) -> Float32[np.ndarray, "size size c"]:
     if image.shape[:2] == (size, size):
         return image
     channels = [
-        Image.fromarray(np.ascontiguousarray(image[..., channel])).resize((size, size), Image.Resampling.BILINEAR)
+        Image.fromarray(np.ascontiguousarray(image[..., channel])).resize(
+            (size, size), Image.Resampling.BILINEAR
+        )
         for channel in range(image.shape[2])
     ]
     return np.stack([np.asarray(channel, dtype=np.float32) for channel in channels], axis=-1)

@@ -56,13 +56,19 @@ class ConditionNetwork(nn.Module):
         bidirectional: bool = False,
     ) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, dim, patch, stride=patch, bias=False), nn.BatchNorm2d(dim), nn.ReLU())
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, dim, patch, stride=patch, bias=False), nn.BatchNorm2d(dim), nn.ReLU()
+        )
         if kind == "mamba":
-            blocks = [MambaBlock(dim, d_state, expand, bidirectional=bidirectional) for _ in range(layers)]
+            blocks = [
+                MambaBlock(dim, d_state, expand, bidirectional=bidirectional) for _ in range(layers)
+            ]
             self.blocks = nn.ModuleList(blocks)
         else:
             self.blocks = nn.ModuleList(VitBlock(dim, heads) for _ in range(layers))
-        self.classifier = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, n_categories))
+        self.classifier = nn.Sequential(
+            nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, n_categories)
+        )
 
     def forward(
         self, images: Float[Tensor, "b 3 h w"]

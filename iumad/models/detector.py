@@ -69,22 +69,37 @@ class ReconstructionDetector(nn.Module):
     ) -> None:
         super().__init__()
         if config.condition != "none" and image_size % grid:
-            raise ConfigError(f"image_size {image_size} must be a multiple of the grid {grid} for condition networks")
-        self.config, self.modalities, self.grid, self.image_size = config, modalities, grid, image_size
+            raise ConfigError(
+                f"image_size {image_size} must be a multiple of the grid {grid} for condition networks"
+            )
+        self.config, self.modalities, self.grid, self.image_size = (
+            config,
+            modalities,
+            grid,
+            image_size,
+        )
         self.targets = modalities if config.depth_target else modalities[:1]
         dim, n_streams = config.dim, len(modalities)
-        project = [nn.Linear(channels, dim) for _ in range(1 if config.shared_projection else n_streams)]
+        project = [
+            nn.Linear(channels, dim) for _ in range(1 if config.shared_projection else n_streams)
+        ]
         self.project_in = nn.ModuleList(project)
         self.networks = nn.ModuleDict({modality: self._network() for modality in modalities})
         conditioned = modalities if config.condition != "none" else ()
-        self.conditions = nn.ModuleDict({m: self._condition(image_size // grid, n_categories) for m in conditioned})
+        self.conditions = nn.ModuleDict(
+            {m: self._condition(image_size // grid, n_categories) for m in conditioned}
+        )
         self.fusion = fusion_operator(config.fusion, dim, config.heads, n_streams)
         width = round(config.bottleneck_width * dim)
         dropout, residual = config.bottleneck_dropout, config.bottleneck_residual
         self.bottleneck = (
-            InformationBottleneck(dim, width, n_categories, dropout, residual) if config.bottleneck else None
+            InformationBottleneck(dim, width, n_categories, dropout, residual)
+            if config.bottleneck
+            else None
         )
-        self.project_out = nn.ModuleDict({modality: nn.Linear(dim, channels) for modality in self.targets})
+        self.project_out = nn.ModuleDict(
+            {modality: nn.Linear(dim, channels) for modality in self.targets}
+        )
         for modality in modalities:
             self.register_buffer(f"mean_{modality}", torch.zeros(channels))
             self.register_buffer(f"std_{modality}", torch.ones(channels))
@@ -93,7 +108,12 @@ class ReconstructionDetector(nn.Module):
     def _network(self) -> ReconstructionNetwork:
         config = self.config
         return ReconstructionNetwork(
-            config.dim, config.heads, config.layers, self.grid, config.dropout, config.neighbour_mask
+            config.dim,
+            config.heads,
+            config.layers,
+            self.grid,
+            config.dropout,
+            config.neighbour_mask,
         )
 
     def _condition(self, patch: int, n_categories: int) -> ConditionNetwork:
@@ -121,7 +141,9 @@ class ReconstructionDetector(nn.Module):
         for i, modality in enumerate(self.modalities):
             tokens = self.standardised(batch, modality)
             if self.training:
-                tokens = jitter(tokens, self.config.jitter_scale, self.config.jitter_probability, generator)
+                tokens = jitter(
+                    tokens, self.config.jitter_scale, self.config.jitter_probability, generator
+                )
             maps = None
             if modality in self.conditions:
                 maps, logits[modality] = self.conditions[modality](batch.images[modality])
@@ -135,10 +157,14 @@ class ReconstructionDetector(nn.Module):
         fused_logits = filtered_logits = None
         if self.bottleneck is not None:
             fused, fused_logits, filtered_logits = self.bottleneck(fused)
-        reconstruction = {modality: project(fused) for modality, project in self.project_out.items()}
+        reconstruction = {
+            modality: project(fused) for modality, project in self.project_out.items()
+        }
         return Output(reconstruction, logits, fused_logits, filtered_logits)
 
-    def losses(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, Float[Tensor, ""]]:
+    def losses(
+        self, batch: Batch, generator: torch.Generator | None = None
+    ) -> dict[str, Float[Tensor, ""]]:
         """The weighted terms of Eq. 10; their sum is the loss.
 
         `fusion` is the mean squared error over tokens and channels (Eq. 9 divides by W x H only, so that its weight
@@ -148,7 +174,8 @@ class ReconstructionDetector(nn.Module):
         config, output = self.config, self(batch, generator)
         weights = {"rgb": config.lambda_rgb, "depth": config.lambda_depth}
         terms = {
-            f"category_{modality}": weights[modality] * functional.cross_entropy(logits, batch.category)
+            f"category_{modality}": weights[modality]
+            * functional.cross_entropy(logits, batch.category)
             for modality, logits in output.logits.items()
         }
         errors = [
@@ -161,7 +188,9 @@ class ReconstructionDetector(nn.Module):
             terms["ib"] = config.lambda_ib * kl
             if config.heads_cross_entropy:
                 heads = (output.fused_logits, output.filtered_logits)
-                terms["ib_heads"] = torch.stack([functional.cross_entropy(x, batch.category) for x in heads]).sum()
+                terms["ib_heads"] = torch.stack(
+                    [functional.cross_entropy(x, batch.category) for x in heads]
+                ).sum()
         return terms
 
     @torch.no_grad()
@@ -179,7 +208,12 @@ class ReconstructionDetector(nn.Module):
 
         Each target's map is first divided by its mean over the step's training data (`residual_*`).
         """
-        scaled = [x / getattr(self, f"residual_{modality}") for modality, x in self.residual_maps(batch).items()]
+        scaled = [
+            x / getattr(self, f"residual_{modality}")
+            for modality, x in self.residual_maps(batch).items()
+        ]
         token_map = torch.stack(scaled).square().mean(dim=0).sqrt()
         size = (self.image_size, self.image_size)
-        return functional.interpolate(token_map[:, None], size, mode="bilinear", align_corners=True)[:, 0]
+        return functional.interpolate(
+            token_map[:, None], size, mode="bilinear", align_corners=True
+        )[:, 0]

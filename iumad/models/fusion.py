@@ -105,12 +105,17 @@ class InformationBottleneck(nn.Module):
         F_fu^g = F_fu + bottleneck(F_fu) instead of bottleneck(F_fu); not in the paper.
     """
 
-    def __init__(self, dim: int, width: int, n_categories: int, dropout: float = 0.1, residual: bool = False) -> None:
+    def __init__(
+        self, dim: int, width: int, n_categories: int, dropout: float = 0.1, residual: bool = False
+    ) -> None:
         super().__init__()
         self.residual = residual
         self.compress = nn.Sequential(nn.Linear(dim, width), nn.ReLU(), nn.Dropout(dropout))
         self.expand = nn.Linear(width, dim)
-        self.head_fused, self.head_filtered = nn.Linear(dim, n_categories), nn.Linear(dim, n_categories)
+        self.head_fused, self.head_filtered = (
+            nn.Linear(dim, n_categories),
+            nn.Linear(dim, n_categories),
+        )
 
     def forward(
         self, fused: Float[Tensor, "b n d"]
@@ -119,10 +124,19 @@ class InformationBottleneck(nn.Module):
         filtered = self.expand(self.compress(fused))
         if self.residual:
             filtered = fused + filtered
-        return filtered, self.head_fused(fused.mean(dim=1)), self.head_filtered(filtered.mean(dim=1))
+        return (
+            filtered,
+            self.head_fused(fused.mean(dim=1)),
+            self.head_filtered(filtered.mean(dim=1)),
+        )
 
 
-def kl_categorical(p_logits: Float[Tensor, "b y"], q_logits: Float[Tensor, "b y"]) -> Float[Tensor, " b"]:
+def kl_categorical(
+    p_logits: Float[Tensor, "b y"], q_logits: Float[Tensor, "b y"]
+) -> Float[Tensor, " b"]:
     """KL[p || q] in nats of two categorical distributions given by logits (Eq. 8)."""
-    log_p, log_q = functional.log_softmax(p_logits, dim=-1), functional.log_softmax(q_logits, dim=-1)
+    log_p, log_q = (
+        functional.log_softmax(p_logits, dim=-1),
+        functional.log_softmax(q_logits, dim=-1),
+    )
     return (log_p.exp() * (log_p - log_q)).sum(dim=-1)

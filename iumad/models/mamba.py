@@ -29,7 +29,9 @@ def es2d_split(x: Float[Tensor, "b d h w"]) -> Float[Tensor, "b 4 d l"]:
     return torch.stack([grid.flatten(2) for grid in order], dim=1)
 
 
-def es2d_merge(sequences: Float[Tensor, "b 4 d l"], height: int, width: int) -> Float[Tensor, "b d h w"]:
+def es2d_merge(
+    sequences: Float[Tensor, "b 4 d l"], height: int, width: int
+) -> Float[Tensor, "b d h w"]:
     """Scatter the four sequences back to their places: the exact inverse of `es2d_split`."""
     half_h, half_w = math.ceil(height / 2), math.ceil(width / 2)
     batch, _, dim, _ = sequences.shape
@@ -52,7 +54,9 @@ class EfficientStateSpace(nn.Module):
         Each sub-grid is also scanned backwards with the same parameters and the two results are added.
     """
 
-    def __init__(self, dim: int, d_state: int = 16, expand: int = 2, bidirectional: bool = False) -> None:
+    def __init__(
+        self, dim: int, d_state: int = 16, expand: int = 2, bidirectional: bool = False
+    ) -> None:
         super().__init__()
         inner, self.d_state, self.rank = expand * dim, d_state, math.ceil(dim / 16)
         self.bidirectional = bidirectional
@@ -61,7 +65,9 @@ class EfficientStateSpace(nn.Module):
         self.project_bc = nn.Parameter(torch.empty(GROUPS, self.rank + 2 * d_state, inner))
         self.project_delta = nn.Parameter(torch.empty(GROUPS, inner, self.rank))
         self.delta_bias = nn.Parameter(torch.empty(GROUPS * inner))
-        self.log_decay = nn.Parameter(torch.arange(1.0, d_state + 1).log().repeat(GROUPS * inner, 1))  # S4D-real
+        self.log_decay = nn.Parameter(
+            torch.arange(1.0, d_state + 1).log().repeat(GROUPS * inner, 1)
+        )  # S4D-real
         self.skip = nn.Parameter(torch.ones(GROUPS * inner))
         self.norm = nn.LayerNorm(inner)
         self.project_out = nn.Linear(inner, dim, bias=False)
@@ -108,7 +114,9 @@ class ChannelAttention(nn.Module):
     def __init__(self, dim: int, reduction: int = 8) -> None:
         super().__init__()
         hidden = max(dim // reduction, 1)
-        self.gate = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim), nn.Sigmoid())
+        self.gate = nn.Sequential(
+            nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim), nn.Sigmoid()
+        )
 
     def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b h w d"]:
         """Scale channels by a function of their means."""
@@ -118,7 +126,9 @@ class ChannelAttention(nn.Module):
 class MambaBlock(nn.Module):
     """Eq. 2: X' = Attention(LN(ESSM(LN(X)))) + DWConv(X)."""
 
-    def __init__(self, dim: int, d_state: int = 16, expand: int = 2, bidirectional: bool = False) -> None:
+    def __init__(
+        self, dim: int, d_state: int = 16, expand: int = 2, bidirectional: bool = False
+    ) -> None:
         super().__init__()
         self.local = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
         self.norm_in, self.norm_out = nn.LayerNorm(dim), nn.LayerNorm(dim)

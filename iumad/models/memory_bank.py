@@ -26,7 +26,9 @@ class MemoryBank(nn.Module):
         Side of the anomaly maps, pixels.
     """
 
-    def __init__(self, config: MemoryBankConfig, modalities: tuple[str, ...], image_size: int) -> None:
+    def __init__(
+        self, config: MemoryBankConfig, modalities: tuple[str, ...], image_size: int
+    ) -> None:
         super().__init__()
         self.config, self.modalities, self.image_size = config, modalities, image_size
         self.banks: dict[str, Float[Tensor, "m c"]] = {}
@@ -38,7 +40,11 @@ class MemoryBank(nn.Module):
             features = batch.features[modality]
             patches = _patches(features).flatten(0, 1)
             keep = max(1, round(self.config.coreset * len(patches)))
-            bank = patches if keep == len(patches) else patches[greedy_coreset(patches, keep, generator)]
+            bank = (
+                patches
+                if keep == len(patches)
+                else patches[greedy_coreset(patches, keep, generator)]
+            )
             key = f"{category}:{modality}"
             self.banks[key] = bank
             half = len(features) // 2
@@ -50,17 +56,23 @@ class MemoryBank(nn.Module):
         """Distance maps at image size; every image is compared with the bank of its own category."""
         maps = [self._map(batch, i) for i in range(len(batch))]
         size = (self.image_size, self.image_size)
-        return functional.interpolate(torch.stack(maps)[:, None], size, mode="bilinear", align_corners=True)[:, 0]
+        return functional.interpolate(
+            torch.stack(maps)[:, None], size, mode="bilinear", align_corners=True
+        )[:, 0]
 
     def _map(self, batch: Batch, i: int) -> Float[Tensor, "g g"]:
         total = None
         for modality in self.modalities:
             key = f"{int(batch.category[i])}:{modality}"
             if key not in self.banks:
-                raise CheckpointError(f"memory bank: category index {int(batch.category[i])} was never trained")
+                raise CheckpointError(
+                    f"memory bank: category index {int(batch.category[i])} was never trained"
+                )
             features = batch.features[modality][i : i + 1]
             distances = torch.cdist(_patches(features)[0], self.banks[key])
-            nearest = distances.topk(min(self.config.neighbours, distances.shape[1]), largest=False).values.mean(dim=1)
+            nearest = distances.topk(
+                min(self.config.neighbours, distances.shape[1]), largest=False
+            ).values.mean(dim=1)
             scaled = nearest.unflatten(0, features.shape[-2:]) / self.scales[key]
             total = scaled if total is None else total + scaled
         assert total is not None
@@ -80,7 +92,9 @@ def greedy_coreset(
 ) -> Float[Tensor, " keep"] | Tensor:
     """Indices of `keep` patches chosen by farthest-point selection on a random projection to 128 dimensions."""
     if patches.shape[1] > 128:
-        patches = patches @ torch.randn(patches.shape[1], 128, generator=generator).to(patches) / 128**0.5
+        patches = (
+            patches @ torch.randn(patches.shape[1], 128, generator=generator).to(patches) / 128**0.5
+        )
     chosen = torch.empty(keep, dtype=torch.long)
     chosen[0] = torch.randint(len(patches), (), generator=generator)
     nearest = torch.full((len(patches),), float("inf"), device=patches.device)

@@ -42,7 +42,9 @@ class FeedForward(nn.Sequential):
     """Linear, ReLU, dropout, Linear; the second linear is what IUF's projection protects."""
 
     def __init__(self, dim: int, dropout: float) -> None:
-        super().__init__(nn.Linear(dim, 4 * dim), nn.ReLU(), nn.Dropout(dropout), nn.Linear(4 * dim, dim))
+        super().__init__(
+            nn.Linear(dim, 4 * dim), nn.ReLU(), nn.Dropout(dropout), nn.Linear(4 * dim, dim)
+        )
 
 
 class EncoderLayer(nn.Module):
@@ -113,14 +115,22 @@ class ReconstructionNetwork(nn.Module):
     """
 
     def __init__(
-        self, dim: int, heads: int, layers: int, grid: int, dropout: float = 0.0, neighbour_mask: int | None = None
+        self,
+        dim: int,
+        heads: int,
+        layers: int,
+        grid: int,
+        dropout: float = 0.0,
+        neighbour_mask: int | None = None,
     ) -> None:
         super().__init__()
         self.grid = grid
         self.row = nn.Parameter(torch.empty(grid, dim // 2).uniform_())
         self.column = nn.Parameter(torch.empty(grid, dim // 2).uniform_())
         self.encoder = nn.ModuleList(EncoderLayer(dim, heads, dropout) for _ in range(layers))
-        self.decoder = nn.ModuleList(DecoderLayer(dim, heads, grid * grid, dropout) for _ in range(layers))
+        self.decoder = nn.ModuleList(
+            DecoderLayer(dim, heads, grid * grid, dropout) for _ in range(layers)
+        )
         self.norm = nn.LayerNorm(dim)
         mask = None if neighbour_mask is None else hide_neighbours(grid, neighbour_mask)
         self.register_buffer("mask", mask, persistent=False)
@@ -161,19 +171,26 @@ def hide_neighbours(grid: int, window: int) -> Float[Tensor, "n n"]:
     """Scores to add so that no token reads the `window` x `window` tokens around itself: -inf there, else 0."""
     row, column = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
     row, column = row.flatten(), column.flatten()
-    near = ((row[:, None] - row).abs() <= window // 2) & ((column[:, None] - column).abs() <= window // 2)
+    near = ((row[:, None] - row).abs() <= window // 2) & (
+        (column[:, None] - column).abs() <= window // 2
+    )
     return torch.zeros(grid**2, grid**2).masked_fill(near, float("-inf"))
 
 
 def jitter(
-    features: Float[Tensor, "b n c"], scale: float, probability: float, generator: torch.Generator | None = None
+    features: Float[Tensor, "b n c"],
+    scale: float,
+    probability: float,
+    generator: torch.Generator | None = None,
 ) -> Float[Tensor, "b n c"]:
     """Feature jitter: t + s (|t| / C) eps with eps ~ N(0, 1), for the whole batch with the given probability.
 
     |t| is the channel norm of a token and C its number of channels (UniAD, section 3; here per forward call).
     """
-    if scale == 0 or torch.rand((), generator=generator) >= probability:
+    if torch.rand((), generator=generator, device=features.device) >= probability:
         return features
     norm = features.norm(dim=-1, keepdim=True) / features.shape[-1]
-    noise = torch.randn(features.shape, generator=generator, dtype=features.dtype).to(features.device)
+    noise = torch.randn(
+        features.shape, generator=generator, dtype=features.dtype, device=features.device
+    )
     return features + scale * norm * noise

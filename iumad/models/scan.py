@@ -1,6 +1,6 @@
 """Selective scan (S6): the recurrence of Mamba, with one function over several backends.
 
-Glossary, with the letters of the Mamba paper (Gu & Dao 2023, arXiv:2312.00752, Eq. 2 and Algorithm 2)::
+Glossary, with the letters of the Mamba paper (Gu & Dao 2023, arXiv:2312.00752, Eq. 2, Alg. 2)::
 
     u      input sequence                       batch × dim × length
     Δ      step size, positive                  batch × dim × length   (argument `delta`)
@@ -10,10 +10,15 @@ Glossary, with the letters of the Mamba paper (Gu & Dao 2023, arXiv:2312.00752, 
     z      gate                                 batch × dim × length
     h      hidden state, h_0 = 0                batch × dim × state
 
-    h_t = exp(Δ_t A) h_{t-1} + Δ_t B_t u_t        y_t = <C_t, h_t> + D u_t        out_t = y_t · silu(z_t)
+    h_t = exp(Δ_t A) h_{t-1} + Δ_t B_t u_t
+    y_t = <C_t, h_t> + D u_t
+    out_t = y_t silu(z_t)
 
 Not included: complex A, a B or C that does not vary in time, returning the last state.
 """
+
+import importlib.util
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from iumad.errors import ConfigError
+from iumad.models.scan_cpu import scan_cpu
 
 BACKENDS = ("auto", "cpu", "cuda", "reference")
 
@@ -55,7 +61,9 @@ def selective_scan(
     delta_softplus : bool
         Pass the step size through ``log(1 + exp(.))``.
     backend : {"auto", "cpu", "cuda", "reference"}
-        `reference` is a loop over time in plain torch, on any device and also in float64.
+        `reference` is a loop over time in plain torch, on any device. `cpu` is compiled by numba.
+        `cuda` calls mamba-ssm (extra ``cuda``). `auto` takes the compiled one of the device where
+        there is one, and `reference` for float64 and for CUDA without mamba-ssm.
 
     Returns
     -------
@@ -69,21 +77,42 @@ def selective_scan(
     TypeError
         If an argument is not a real floating tensor.
     ConfigError
-        If the backend is unknown.
+        If the backend is unknown, not installed, or not for the device of `u`.
     """
     if backend not in BACKENDS:
         raise ConfigError(f"scan backend: need one of {', '.join(BACKENDS)}, got {backend!r}")
-    vectors = {"D": D, "delta_bias": delta_bias}
-    _check(u, {"delta": delta, "z": z}, A, {"B": B, "C": C}, vectors)
-    if B.ndim == 3:
-        B = B.unsqueeze(1)
-    if C.ndim == 3:
-        C = C.unsqueeze(1)
+    _check(u, {"delta": delta, "z": z}, A, {"B": B, "C": C}, {"D": D, "delta_bias": delta_bias})
+    chosen = _choose(backend, u)
+    B, C = (x.unsqueeze(1) if x.ndim == 3 else x for x in (B, C))
+    run: Callable[..., Tensor] = {
+        "cpu": _scan_cpu,
+        "cuda": _scan_cuda,
+        "reference": _scan_reference,
+    }[chosen]
     with torch.autocast(u.device.type, enabled=False):
         tensors = (u, delta, A, B, C, D, z, delta_bias)
         dtype = torch.promote_types(u.dtype, torch.float32)
-        wide = [None if x is None else x.to(dtype) for x in tensors]
-        return _scan_reference(*wide, delta_softplus=delta_softplus).to(u.dtype)
+        # mamba-ssm's kernels read half precision and compute in float32 themselves
+        wide = [x if x is None or chosen == "cuda" else x.to(dtype) for x in tensors]
+        return run(*wide, delta_softplus).to(u.dtype)
+
+
+def _choose(backend: str, u: Tensor) -> str:
+    """Replace "auto" by a backend; raise if the one asked for cannot be used."""
+    on_cuda = u.device.type == "cuda"
+    installed = importlib.util.find_spec("mamba_ssm") is not None
+    if backend == "auto":
+        if on_cuda and installed and u.dtype != torch.float64:
+            return "cuda"
+        return "cpu" if u.device.type == "cpu" and u.dtype != torch.float64 else "reference"
+    if backend == "cuda" and not installed:
+        raise ConfigError(
+            "scan backend 'cuda' needs the package mamba-ssm, which is not installed; "
+            "install the extra iumad[cuda] on a CUDA machine or choose 'auto'"
+        )
+    if backend in ("cpu", "cuda") and u.device.type != backend:
+        raise ConfigError(f"scan backend {backend!r} needs tensors on {backend}, got {u.device}")
+    return backend
 
 
 def _check(
@@ -111,14 +140,14 @@ def _check(
     for name, (x, shape) in needs.items():
         if x is not None and tuple(x.shape) != shape:
             raise ValueError(f"{name} needs shape {shape}, got {tuple(x.shape)}")
-    groups = {x.shape[1] if x.ndim == 4 else 1 for x in maps.values()}
     for name, x in maps.items():
         if x.ndim not in (3, 4) or (x.shape[0], *x.shape[-2:]) != (batch, state, length):
             raise ValueError(
                 f"{name} needs shape {(batch, state, length)} or "
                 f"({batch}, group, {state}, {length}), got {tuple(x.shape)}"
             )
-    if len(groups) != 1 or dim % (group := groups.pop()) != 0 or group == 0:
+    groups = {x.shape[1] if x.ndim == 4 else 1 for x in maps.values()}
+    if len(groups) != 1 or 0 in groups or dim % groups.pop() != 0:
         raise ValueError(
             f"B and C need one number of groups that divides dim {dim}, "
             f"got B {tuple(maps['B'].shape)} and C {tuple(maps['C'].shape)}"
@@ -154,3 +183,42 @@ def _scan_reference(
     if D is not None:
         out = out + D[:, None] * u
     return out if z is None else out * F.silu(z)
+
+
+def _scan_cpu(
+    u: Float[Tensor, "batch dim length"],
+    delta: Float[Tensor, "batch dim length"],
+    A: Float[Tensor, "dim state"],
+    B: Float[Tensor, "batch group state length"],
+    C: Float[Tensor, "batch group state length"],
+    D: Float[Tensor, " dim"] | None,
+    z: Float[Tensor, "batch dim length"] | None,
+    delta_bias: Float[Tensor, " dim"] | None,
+    delta_softplus: bool,
+) -> Float[Tensor, "batch dim length"]:
+    """Compiled scan; the gate is left to torch, as few models use it."""
+    nothing = u.new_zeros(u.shape[1])
+    D = nothing if D is None else D
+    delta_bias = nothing if delta_bias is None else delta_bias
+    out = scan_cpu(u, delta, A, B, C, D, delta_bias, delta_softplus)
+    return out if z is None else out * F.silu(z)
+
+
+def _scan_cuda(
+    u: Float[Tensor, "batch dim length"],
+    delta: Float[Tensor, "batch dim length"],
+    A: Float[Tensor, "dim state"],
+    B: Float[Tensor, "batch group state length"],
+    C: Float[Tensor, "batch group state length"],
+    D: Float[Tensor, " dim"] | None,
+    z: Float[Tensor, "batch dim length"] | None,
+    delta_bias: Float[Tensor, " dim"] | None,
+    delta_softplus: bool,
+) -> Float[Tensor, "batch dim length"]:
+    """Call mamba-ssm, which wants A, D and the bias in float32 and all else in the dtype of u."""
+    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+
+    delta, B, C = (x.to(u.dtype) for x in (delta, B, C))
+    D, delta_bias = (None if x is None else x.float() for x in (D, delta_bias))
+    z = None if z is None else z.to(u.dtype)
+    return selective_scan_fn(u, delta, A.float(), B, C, D, z, delta_bias, delta_softplus)

@@ -1,0 +1,40 @@
+"""Checkpoints: one file of tensors and plain values, written atomically, read without running code."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from iumad.errors import CheckpointError
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    Path(file.name).replace(path)
+
+
+def load_checkpoint(path: Path, key: dict[str, Any]) -> dict[str, Any]:
+    """Read a checkpoint (tensors and plain values only) and compare its key.
+
+    Raises
+    ------
+    CheckpointError
+        The file cannot be read, or was written for another configuration.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for damaged files
+        raise CheckpointError(f"{path}: cannot be read as a checkpoint: {error}") from error
+    if not isinstance(state, dict) or state.get("key") != key:
+        found = state.get("key") if isinstance(state, dict) else type(state).__name__
+        raise CheckpointError(
+            f"{path}: checkpoint of another configuration: it has {found}, needed is {key}"
+        )
+    return state

@@ -1,0 +1,87 @@
+"""A detector on the test images of every category seen so far: anomaly maps in, tidy rows out."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float32
+
+from iumad.config_sections import EvaluationConfig
+from iumad.errors import MetricError
+from iumad.metrics import aupro, image_auroc, image_scores, pixel_auroc
+from iumad.models.detector import ReconstructionDetector
+from iumad.models.memory_bank import MemoryBank
+from iumad.store import FeatureStore
+
+Detector = ReconstructionDetector | MemoryBank
+
+
+@torch.no_grad()
+def anomaly_maps(
+    detector: Detector,
+    store: FeatureStore,
+    sample_ids: Sequence[str],
+    batch_size: int = 16,
+    advance: Callable[[int], object] | None = None,
+) -> Float32[np.ndarray, "n size size"]:
+    """Anomaly maps of these samples, in order; higher is more anomalous."""
+    detector.eval()
+    maps = []
+    for start in range(0, len(sample_ids), batch_size):
+        ids = sample_ids[start : start + batch_size]
+        maps.append(detector.anomaly_maps(store.batch(ids).to(store.device)).cpu().numpy())
+        if advance:
+            advance(len(ids))
+    return np.concatenate(maps)
+
+
+def evaluate(
+    detector: Detector,
+    store: FeatureStore,
+    categories: Sequence[str],
+    config: EvaluationConfig,
+    advance: Callable[[int], object] | None = None,
+) -> pd.DataFrame:
+    """Metrics of every category on all of its test images.
+
+    Parameters
+    ----------
+    detector, store : Detector, FeatureStore
+    categories : sequence of str
+        The categories seen so far.
+    config : EvaluationConfig
+    advance : callable, optional
+        Called with the number of images just scored (a progress bar).
+
+    Returns
+    -------
+    DataFrame
+        category, metric, value, n_good, n_defect. A metric that is undefined, such as AUROC without good images,
+        is a missing value, never a number. AUROC below 0.5 stays below 0.5.
+    """
+    index = store.dataset.index
+    rows = []
+    for category in categories:
+        test = index[(index["category"] == category) & (index["split"] == "test")]
+        ids, labels = test["sample_id"].tolist(), test["label"].to_numpy(dtype=int)
+        maps = anomaly_maps(detector, store, ids, config.batch_size, advance)
+        masks = store.masks(ids)
+        scores = image_scores(maps, config.image_score, config.pool)
+        measures: dict[str, Callable[[], float]] = {
+            "i_auroc": lambda scores=scores, labels=labels: image_auroc(scores, labels),
+            "p_auroc": lambda maps=maps, masks=masks: pixel_auroc(maps, masks),
+            "aupro": lambda maps=maps, masks=masks: aupro(maps, masks, config.fpr_limit),
+        }
+        n_defect = int(labels.sum())
+        for metric, measure in measures.items():
+            value = _value_or_missing(measure)
+            rows.append((category, metric, value, len(labels) - n_defect, n_defect))
+    return pd.DataFrame(rows, columns=["category", "metric", "value", "n_good", "n_defect"])
+
+
+def _value_or_missing(measure: Callable[[], float]) -> float:
+    try:
+        return measure()
+    except MetricError:
+        return float("nan")

@@ -1,0 +1,200 @@
+"""What protects earlier categories while a new step is trained.
+
+`projection` is IUF's: updates of the second FFN linear of every layer are damped along the directions in which
+earlier categories' features vary most. `ewc` (Kirkpatrick et al., PNAS 2017) and `replay` are controls from
+below and above; `none` is plain fine-tuning. Mixing in the old weights (`increment.pull`) goes with any of them.
+
+A memory is a dictionary of tensors and names, gathered at the end of every step on that step's own training data
+and merged with the memory of the steps before.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from iumad.config_sections import IncrementConfig
+from iumad.models.detector import ReconstructionDetector
+from iumad.models.reconstruction import FeedForward
+from iumad.store import FeatureStore
+
+Memory = dict[str, Any]
+
+
+def remember(
+    detector: ReconstructionDetector,
+    store: FeatureStore,
+    sample_ids: Sequence[str],
+    config: IncrementConfig,
+    earlier: Memory,
+    seed: int,
+) -> Memory:
+    """Memory after a step, from the step's trained detector and its training samples.
+
+    Parameters
+    ----------
+    detector : trained on this step; its parameters are not changed
+    store, sample_ids : the step's own training data
+    config : decides what is remembered
+    earlier : memory of the steps before, {} for the base step
+    seed : chooses replayed images
+    """
+    match config.strategy:
+        case "projection":
+            now = _gram_matrices(detector, store, sample_ids)
+        case "ewc":
+            now = _squared_gradients(detector, store, sample_ids)
+        case "replay":
+            return {
+                "replay": [
+                    *earlier.get("replay", []),
+                    *_choose(store, sample_ids, config.replay_images, seed),
+                ]
+            }
+        case _:
+            return {}
+    return {key: value + earlier[key] if key in earlier else value for key, value in now.items()}
+
+
+def projections(memory: Memory) -> dict[str, Float[Tensor, "d d"]]:
+    """IUF's projection P = V diag(w) V^T for every protected layer, from the merged second moments.
+
+    V are the right singular vectors of all earlier features (n x d, stacked over steps), by falling singular value;
+    w_i = ln(i + 1) / ln d for i = 0 ... d - 1: the leading direction is frozen, the last one is free. With fewer
+    rows than d the remaining directions are an arbitrary basis of the null space, as free as their place allows.
+    """
+    matrices = {}
+    for name, gram in memory.items():
+        dim = len(gram)
+        _, vectors = torch.linalg.eigh(gram)
+        weights = torch.arange(1, dim + 1, dtype=gram.dtype).log() / math.log(dim)
+        falling = vectors.flip(1)
+        matrices[name] = ((falling * weights) @ falling.T).float()
+    return matrices
+
+
+class Guard:
+    """Applies a memory to one step's training.
+
+    Parameters
+    ----------
+    detector : the model at the start of the step; a copy of its weights is kept
+    config, memory : strategy and what is remembered; an empty memory protects nothing
+    """
+
+    def __init__(
+        self, detector: ReconstructionDetector, config: IncrementConfig, memory: Memory
+    ) -> None:
+        self.config, self.memory = config, memory
+        self._parameters = dict(detector.named_parameters())
+        self._old = {name: p.detach().clone() for name, p in self._parameters.items()}
+        device = next(detector.parameters()).device
+        projected = projections(memory) if config.strategy == "projection" else {}
+        self._projections = {
+            f"{layer}.{part}": p.to(device)
+            for layer, p in projected.items()
+            for part in ("weight", "bias")
+        }
+
+    @property
+    def replayed(self) -> list[str]:
+        """Samples of earlier categories that join the step's training data."""
+        return self.memory.get("replay", [])
+
+    def penalty(self) -> Float[Tensor, ""] | None:
+        """Elastic penalty: weight / 2 * sum of F_i (p_i - p_i old)^2; None for other strategies."""
+        if self.config.strategy != "ewc" or not self.memory:
+            return None
+        terms = [
+            (self.memory[name].to(p.device) * (p - self._old[name]).square()).sum()
+            for name, p in self._parameters.items()
+            if name in self.memory
+        ]
+        return 0.5 * self.config.ewc_weight * torch.stack(terms).sum()
+
+    @torch.no_grad()
+    def pull(self) -> None:
+        """Mix `pull` of the old weights into the present ones (IUF does so before every forward pass)."""
+        if self.config.pull:
+            for name, p in self._parameters.items():
+                p.lerp_(self._old[name], self.config.pull)
+
+    @contextmanager
+    def projected(self) -> Iterator[None]:
+        """Around an optimizer step: its update of protected layers is projected.
+
+        For SGD this is IUF's projection of the gradient; for AdamW it is the update that is projected, since
+        projecting a gradient before it is rescaled per element would not keep the directions.
+        """
+        before = {name: self._parameters[name].detach().clone() for name in self._projections}
+        yield
+        with torch.no_grad():
+            for name, start in before.items():
+                p = self._parameters[name]
+                p.copy_(start + self._projections[name] @ (p - start))
+
+
+def protected_layers(detector: ReconstructionDetector) -> dict[str, nn.Linear]:
+    """The second FFN linear of every encoder and decoder layer, by parameter name."""
+    return {
+        f"{name}.{len(module) - 1}": module[-1]
+        for name, module in detector.networks.named_modules(prefix="networks")
+        if isinstance(module, FeedForward)
+    }
+
+
+@torch.no_grad()
+def _gram_matrices(
+    detector: ReconstructionDetector, store: FeatureStore, sample_ids: Sequence[str]
+) -> dict[str, Float[Tensor, "d d"]]:
+    """Second moments of each protected layer's output, averaged over tokens: one row an image (float64)."""
+    layers = protected_layers(detector)
+    rows: dict[str, list[Tensor]] = {name: [] for name in layers}
+    handles = [
+        layer.register_forward_hook(
+            lambda _m, _i, out, name=name: rows[name].append(out.mean(dim=1).double().cpu())
+        )
+        for name, layer in layers.items()
+    ]
+    detector.eval()
+    for start in range(0, len(sample_ids), 16):
+        detector(store.batch(sample_ids[start : start + 16]).to(_device(detector)))
+    for handle in handles:
+        handle.remove()
+    return {name: torch.cat(parts).T @ torch.cat(parts) for name, parts in rows.items()}
+
+
+def _squared_gradients(
+    detector: ReconstructionDetector, store: FeatureStore, sample_ids: Sequence[str]
+) -> dict[str, Tensor]:
+    """Mean squared gradient of the loss per parameter, one image at a time (empirical Fisher information)."""
+    detector.eval()
+    total = {name: torch.zeros_like(p, device="cpu") for name, p in detector.named_parameters()}
+    for sample_id in sample_ids:
+        detector.zero_grad()
+        torch.stack(
+            list(detector.losses(store.batch([sample_id]).to(_device(detector))).values())
+        ).sum().backward()
+        for name, p in detector.named_parameters():
+            if p.grad is not None:
+                total[name] += p.grad.cpu().square() / len(sample_ids)
+    detector.zero_grad()
+    return total
+
+
+def _choose(
+    store: FeatureStore, sample_ids: Sequence[str], per_category: int, seed: int
+) -> list[str]:
+    index = store.dataset.index.set_index("sample_id").loc[list(sample_ids)].reset_index()
+    chosen = index.groupby("category", sort=False)["sample_id"].apply(
+        lambda ids: ids.sample(min(per_category, len(ids)), random_state=seed)
+    )
+    return list(chosen)
+
+
+def _device(detector: nn.Module) -> torch.device:
+    return next(detector.parameters()).device

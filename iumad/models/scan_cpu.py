@@ -1,0 +1,196 @@
+"""The compiled selective scan as a torch operator for tensors on the CPU.
+
+Two custom operators (`iumad::selective_scan` and `iumad::selective_scan_backward`) wrap the numba
+kernels. An operator rather than an `autograd.Function`, because `torch.compile` and `torch.export`
+keep it as one opaque node, where they would try to trace through the Python code of a Function.
+
+The kernels run without the GIL in plain Python threads, as many as `torch.get_num_threads()`.
+numba's own parallel loops are not used: its default thread layer must not be entered from two
+threads at once, its OpenMP layer ends a process that was forked, and parallel loops take long to
+compile. numba is imported at the first call.
+"""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+SHARES = 4  # parts of the work per thread; several, so that a slow core gets fewer of them
+
+
+@torch.library.custom_op("iumad::selective_scan", mutates_args=(), device_types="cpu")
+def scan_cpu(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    delta_bias: Tensor,
+    delta_softplus: bool,
+) -> Tensor:
+    """Scan on the CPU; all tensors of one dtype, float32 or float64.
+
+    Parameters
+    ----------
+    u, delta : Tensor, batch × dim × length
+    A : Tensor, dim × state
+    B, C : Tensor, batch × group × state × length
+    D, delta_bias : Tensor, dim
+    delta_softplus : bool
+
+    Returns
+    -------
+    Tensor, batch × dim × length
+    """
+    from iumad.models import scan_kernels
+
+    inputs = _kernel_inputs(u, delta, A, B, C, D, delta_bias)
+    y = np.empty_like(inputs[0])
+    tasks = u.shape[0] * inputs[5].shape[0]
+    _run(scan_kernels.forward, tasks, *inputs, delta_softplus, y)
+    return torch.from_numpy(y)
+
+
+@scan_cpu.register_fake
+def _scan_fake(u, delta, A, B, C, D, delta_bias, delta_softplus):  # noqa: ARG001
+    return torch.empty_like(u, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("iumad::selective_scan_backward", mutates_args=(), device_types="cpu")
+def _backward(
+    grad: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    delta_bias: Tensor,
+    delta_softplus: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    from iumad.models import scan_kernels
+
+    inputs = _kernel_inputs(u, delta, A, B, C, D, delta_bias)
+    batch, dim, length = u.shape
+    groups, states = B.shape[1:3]
+    rows = inputs[5].shape[0]  # blocks of channels of all groups
+    lanes = scan_kernels.LANES
+
+    def empty(*shape: int) -> np.ndarray:
+        return np.empty(shape, inputs[0].dtype)
+
+    gu, gdelta = empty(batch, dim, length), empty(batch, dim, length)
+    gA = empty(batch, rows, states, lanes)
+    gB, gC = (empty(batch, rows, states, length) for _ in range(2))
+    gD, gbias = (empty(batch, rows, lanes) for _ in range(2))
+    flat = [x.reshape(-1, lanes) for x in (gA, gD, gbias)]
+    outputs = (gu, gdelta, flat[0], gB, gC, *flat[1:])
+    gy = grad.detach().contiguous().numpy()
+    _run(scan_kernels.backward, batch * rows, *inputs, delta_softplus, gy, *outputs)
+
+    # numpy adds in an order that does not depend on threads
+    per_group = (batch, groups, rows // groups, states, length)
+    gradients = (
+        gu,
+        gdelta,
+        _from_lanes(gA.sum(axis=0), groups, dim),
+        gB.reshape(per_group).sum(axis=2),
+        gC.reshape(per_group).sum(axis=2),
+        _from_lanes(gD.sum(axis=0), groups, dim),
+        _from_lanes(gbias.sum(axis=0), groups, dim),
+    )
+    return tuple(torch.from_numpy(x) for x in gradients)  # type: ignore[return-value]
+
+
+@_backward.register_fake
+def _backward_fake(grad, u, delta, A, B, C, D, delta_bias, delta_softplus):  # noqa: ARG001
+    like = (u, delta, A, B, C, D, delta_bias)
+    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in like)
+
+
+def _setup_context(ctx, inputs, output):  # noqa: ARG001
+    *tensors, ctx.delta_softplus = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiate(ctx, grad):
+    return *_backward(grad, *ctx.saved_tensors, ctx.delta_softplus), None
+
+
+scan_cpu.register_autograd(_differentiate, setup_context=_setup_context)
+
+
+def _kernel_inputs(
+    u: Float[Tensor, "batch dim length"],
+    delta: Float[Tensor, "batch dim length"],
+    A: Float[Tensor, "dim state"],
+    B: Float[Tensor, "batch group state length"],
+    C: Float[Tensor, "batch group state length"],
+    D: Float[Tensor, " dim"],
+    delta_bias: Float[Tensor, " dim"],
+) -> list[np.ndarray]:
+    """Arrays as `scan_kernels` wants them: contiguous, per-channel numbers in lanes."""
+    from iumad.models.scan_kernels import LANES, LOG2_E
+
+    groups = B.shape[1]
+    rates = _to_lanes((A * LOG2_E).detach().numpy(), groups, LANES).reshape(-1, LANES)
+    vectors = (_to_lanes(x.detach().numpy(), groups, LANES) for x in (D, delta_bias))
+    u_, delta_, B_, C_ = (x.detach().contiguous().numpy() for x in (u, delta, B, C))
+    return [u_, delta_, rates, B_, C_, *vectors]
+
+
+def _to_lanes(
+    x: Float[np.ndarray, "dim *rest"], groups: int, lanes: int
+) -> Float[np.ndarray, "block *rest lanes"]:
+    """Split dim into blocks of `lanes` channels, padded with zeros per group, and put them last."""
+    per_group = x.shape[0] // groups
+    blocks = -(-per_group // lanes)
+    padded = np.zeros((groups, blocks * lanes, *x.shape[1:]), x.dtype)
+    padded[:, :per_group] = x.reshape(groups, per_group, *x.shape[1:])
+    blocked = padded.reshape(groups * blocks, lanes, *x.shape[1:])
+    return np.ascontiguousarray(np.moveaxis(blocked, 1, -1))
+
+
+def _from_lanes(
+    x: Float[np.ndarray, "block *rest lanes"], groups: int, dim: int
+) -> Float[np.ndarray, "dim *rest"]:
+    """Undo `_to_lanes`."""
+    rest = x.shape[1:-1]
+    padded = np.moveaxis(x, -1, 1).reshape(groups, -1, *rest)
+    return np.ascontiguousarray(padded[:, : dim // groups].reshape(dim, *rest))
+
+
+@lru_cache(maxsize=1)
+def _helpers(process: int, number: int) -> ThreadPoolExecutor:  # noqa: ARG001
+    """Threads that help the calling one; a forked process has lost them and gets its own."""
+    return ThreadPoolExecutor(number, thread_name_prefix="iumad-scan")
+
+
+def _run(kernel: Callable[..., None], tasks: int, *arrays: np.ndarray | bool) -> None:
+    """Call ``kernel(*arrays, start, stop)`` on parts of 0 … tasks, by torch's number of threads."""
+    threads = min(torch.get_num_threads(), tasks)
+    if threads <= 1:
+        kernel(*arrays, 0, tasks)
+        return
+    size = -(-tasks // (threads * SHARES))
+    starts = list(range(0, tasks, size))
+
+    def work() -> None:
+        while True:
+            try:
+                start = starts.pop()  # atomic, so every part is done once
+            except IndexError:
+                return
+            kernel(*arrays, start, min(start + size, tasks))
+
+    pool = _helpers(os.getpid(), torch.get_num_threads() - 1)
+    helping = [pool.submit(work) for _ in range(threads - 1)]
+    work()
+    for helper in helping:
+        helper.result()
