@@ -177,7 +177,7 @@ ATANH = {
 def exp2(typing: Any, x: Any) -> Any:  # noqa: ARG001
     """Two to the power of each lane, about one unit in the last place off; 2^-64 below x = -64.
 
-    x = k + r with k whole and r in [-1/2, 1/2]; 2^r is a polynomial, 2^k is written into the exponent
+    x = k + r with k whole and r in [-1/2, 1/2]; 2^r is a polynomial, 2^k goes into the exponent
     bits. The floor keeps products with the result out of the subnormal numbers, which cost a
     hundred times more; beside numbers of order one 2^-64 vanishes in float64, too.
     """
