@@ -1,0 +1,222 @@
+"""Figures show the numbers of their tables, and their files are reproducible."""
+
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import pyplot as plt
+from matplotlib.colors import to_hex
+from PIL import Image
+
+from iumad.errors import DataError
+from iumad.figures import (
+    anomaly_grid,
+    category_heatmap,
+    forgetting_bars,
+    metric_per_step,
+    rank_plot,
+    save_figure,
+    training_curves,
+)
+from iumad.results import LOG_SCHEMA, ROW_SCHEMA, validate
+from iumad.statistics import mean_ranks
+from iumad.style import COLOURS, colours_of
+
+PROFILE, INPUT = ("smoke", "minicandies"), ("rgb", "2-1")
+SCORES = {  # method: seed: step: categories
+    "iuf": [[[0.9, 0.7], [0.8, 0.6, 0.7]], [[0.8, 0.8], [0.7, 0.7, 0.6]]],
+    "ib-iumad": [[[0.9, 0.8], [0.9, 0.7, 0.8]], [[0.9, 0.9], [0.8, 0.9, 0.8]]],
+}
+
+
+@pytest.fixture
+def rows():
+    records = [
+        (
+            f"{method}{seed}",
+            *PROFILE,
+            method,
+            *INPUT,
+            seed,
+            step,
+            "abc"[place],
+            "i_auroc",
+            value,
+            4,
+            6,
+        )
+        for method, seeds in SCORES.items()
+        for seed, steps in enumerate(seeds)
+        for step, values in enumerate(steps)
+        for place, value in enumerate(values)
+    ]
+    return validate(pd.DataFrame(records, columns=list(ROW_SCHEMA.columns)), ROW_SCHEMA)
+
+
+@pytest.fixture
+def log():
+    records = [
+        (method, method, "rgb", "2-1", 0, step, epoch, term, value)
+        for method in SCORES
+        for step, n_epochs in enumerate([3, 2])
+        for epoch in range(n_epochs)
+        for term, value in (("total", 2.0 + epoch), ("kl", float(epoch)))
+    ]
+    return validate(pd.DataFrame(records, columns=list(LOG_SCHEMA.columns)), LOG_SCHEMA)
+
+
+def legend_texts(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_training_curves_count_epochs_over_all_steps(log):
+    total, kl = training_curves(log).axes
+    lines = [line for line in total.get_lines() if line.get_linestyle() == "-"]
+    # Two methods, each a line of epochs 1 to 3 in the first step and 4 to 5 in the second.
+    assert sorted(line.get_xdata().tolist() for line in lines) == [[1, 2, 3]] * 2 + [[4, 5]] * 2
+    # The end of the first step is marked, half-way between epochs 3 and 4.
+    assert [line.get_xdata()[0] for line in total.get_lines() if line.get_linestyle() == ":"] == [
+        3.5
+    ]
+    # The second term reaches 0 and cannot be logarithmic.
+    assert (total.get_yscale(), kl.get_yscale()) == ("log", "linear")
+
+
+def test_metric_per_step_shows_means_in_percent(rows):
+    figure = metric_per_step(rows, ["i_auroc"])
+    (axis,) = figure.axes
+    iuf, ib_iumad = axis.containers
+    # Seeds 0 and 1 of iuf have means 0.8, 0.8 in step 0 and 0.7, 2 / 3 in step 1.
+    np.testing.assert_allclose(iuf[0].get_ydata(), [80, (70 + 200 / 3) / 2], rtol=1e-12)
+    assert iuf.has_yerr
+    assert [to_hex(c[0].get_color()).upper() for c in (iuf, ib_iumad)] == [
+        COLOURS["iuf"],
+        COLOURS["ib-iumad"],
+    ]
+    assert axis.get_ylabel() == "Image AUROC (%)"
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["2", "3"]
+    assert legend_texts(figure) == ["iuf (n = 2)", "ib-iumad (n = 2)"]
+
+
+def test_one_seed_is_drawn_without_interval(rows):
+    figure = metric_per_step(rows[rows["seed"] == 0], ["i_auroc"])
+    segments = figure.axes[0].containers[0][2][0].get_segments()
+    assert not np.isfinite([segment[:, 1] for segment in segments if len(segment)]).any()
+    assert legend_texts(figure) == ["iuf (n = 1)", "ib-iumad (n = 1)"]
+
+
+def test_forgetting_bars_show_points(rows):
+    (axis,) = forgetting_bars(rows, ["i_auroc"]).axes
+    # iuf: ((0.9 - 0.8) + (0.7 - 0.6)) / 2 = 0.1 in both seeds; ib-iumad: 0.05 in both.
+    np.testing.assert_allclose([bar.get_height() for bar in axis.patches], [10, 5], rtol=1e-9)
+    assert axis.get_ylabel() == "FM of image AUROC (points)"
+    assert sum(len(dots.get_offsets()) for dots in axis.collections[1::2]) == 4
+
+
+def test_forgetting_needs_two_steps(rows):
+    with pytest.raises(DataError, match="two or more steps"):
+        forgetting_bars(rows[rows["step"] == 0])
+
+
+def test_category_heatmap_leaves_unseen_categories_empty(rows):
+    figure = category_heatmap(rows)
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    # Means over the seeds: a 85, 75; b 75, 65; c only in step 1: 65.
+    assert texts == ["85", "75", "75", "65", "65"]
+    assert [axis.get_title() for axis in figure.axes[:2]] == ["iuf (n = 2)", "ib-iumad (n = 2)"]
+
+
+def test_rank_plot_lists_the_best_first(rows):
+    figure = rank_plot(mean_ranks(rows[rows["step"] == 1]))
+    labels = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
+    assert labels == ["ib-iumad", "iuf"]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["1.00", "2.00"]
+
+
+@pytest.mark.parametrize("draw", [metric_per_step, forgetting_bars, category_heatmap])
+def test_figures_refuse_to_mix_what_they_do_not_show(rows, draw):
+    mixed = pd.concat([rows, rows.assign(modality="depth")])
+    with pytest.raises(DataError, match="needs one modality, got rgb, depth"):
+        draw(mixed)
+    with pytest.raises(DataError, match="needs one dataset, got no rows"):
+        draw(rows.head(0))
+
+
+def test_factor_may_be_the_modality(rows):
+    iuf = rows[rows["method"] == "iuf"]
+    both = pd.concat([iuf, iuf.assign(modality="depth", run_id=iuf["run_id"] + "d")])
+    figure = metric_per_step(both, ["i_auroc"], factor="modality")
+    assert legend_texts(figure) == ["rgb (n = 2)", "depth (n = 2)"]
+
+
+def test_methods_keep_their_colour_and_others_get_a_spare_one():
+    colours = colours_of(["ib-iumad", "ib-iumad[mamba]", "iuf", "ib-iumad[ibfm]"])
+    assert colours["ib-iumad"] == COLOURS["ib-iumad"]
+    assert len(set(colours.values())) == 4
+    assert len(colours_of([f"variant {i}" for i in range(20)])) == 20
+
+
+def make_samples(sizes=((12, 16), (10, 10))):
+    rng = np.random.default_rng(0)
+    masks = [np.zeros(size, dtype=bool) for size in sizes]
+    masks[1][2:5, 3:6] = True
+    maps = [rng.random(size, dtype=np.float32) for size in sizes]
+    return {
+        "images": [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes],
+        "depths": [np.where(rng.random(size) < 0.1, 0, 0.5) for size in sizes],
+        "masks": masks,
+        "maps": {"iuf": maps, "ib-iumad": maps},
+        "scores": {"iuf": [0.1, 0.9], "ib-iumad": [0.2, 0.8]},
+        "titles": ["good", "hole"],
+    }
+
+
+def test_anomaly_grid_has_a_row_per_modality_and_method():
+    figure = anomaly_grid(**make_samples())
+    pictures = [axis for axis in figure.axes if axis.get_images()]
+    assert len(pictures) == 5 * 2
+    rows = [axis.get_ylabel() for axis in pictures if axis.get_ylabel()]
+    assert rows == ["image", "depth", "ground truth", "iuf", "ib-iumad"]
+    assert [text.get_text() for axis in pictures for text in axis.texts] == [
+        "0.1",
+        "0.9",
+        "0.2",
+        "0.8",
+    ]
+    # One outline in the ground truth and in each method's row; the good sample has none.
+    assert sum(len(axis.collections) for axis in pictures) == 3
+
+
+def test_anomaly_grid_without_depth_leaves_the_row_out():
+    figure = anomaly_grid(**make_samples() | {"depths": [None, None]})
+    assert "depth" not in [axis.get_ylabel() for axis in figure.axes]
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"titles": ["good"]}, r"2 images need as many of all else, got \[1, 2\]"),
+        ({"scores": {"iuf": [0.1, 0.9]}}, "scores for the methods with maps"),
+        ({"images": []}, "got 0 images"),
+        ({"depths": [None, np.ones((3, 3))]}, r"sample 1: .*\(10, 10\), got \(3, 3\)"),
+    ],
+)
+def test_anomaly_grid_names_what_does_not_fit(change, text):
+    with pytest.raises(DataError, match=text):
+        anomaly_grid(**make_samples() | change)
+
+
+def test_saved_figures_are_reproducible_and_leave_nothing_open(rows, tmp_path):
+    contents = []
+    for attempt in ("a", "b"):
+        figure = metric_per_step(rows, ["i_auroc"])
+        paths = save_figure(figure, tmp_path / attempt, "steps", rows)
+        contents.append([path.read_bytes() for path in paths])
+    assert contents[0] == contents[1]
+    assert not plt.get_fignums()
+    png, svg, csv = paths
+    with Image.open(png) as picture:
+        assert picture.width > 400
+    assert ElementTree.parse(svg).getroot().tag.endswith("svg")
+    assert len(pd.read_csv(csv)) == len(rows)
