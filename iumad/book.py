@@ -6,6 +6,7 @@
 `book/executed` holds the published notebooks; nothing here writes to it. Neither step needs torch in this process.
 """
 
+import base64
 import shutil
 import subprocess
 import sys
@@ -147,6 +148,7 @@ def build_book(executed: list[Path], out: Path, root: Path = Path()) -> Path:
     (source / "executed").mkdir()
     for path in executed:
         shutil.copy(path, source / "executed")
+        _extract_figures(path, source / "figures")
 
     _jupyter_book(source, out, root)
     html = out / "html"
@@ -178,6 +180,16 @@ def _execute(notebook: Path, output: Path, parameters: Mapping[str, Any]) -> Pat
     content.metadata.papermill.update(input_path=notebook.name, output_path=output.name)
     nbformat.write(content, output)
     return output
+
+
+def _extract_figures(notebook: Path, folder: Path) -> None:
+    """Write the picture of each cell that names its figure, for prose pages to show."""
+    folder.mkdir(exist_ok=True)
+    for cell in nbformat.read(notebook, as_version=4).cells:
+        name = cell.metadata.get("mystnb", {}).get("figure", {}).get("name")
+        pictures = [o.data["image/png"] for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
+        if name and pictures:
+            (folder / f"{name}.png").write_bytes(base64.b64decode(pictures[-1]))
 
 
 def _jupyter_book(source: Path, out: Path, root: Path) -> None:
