@@ -184,19 +184,13 @@ def _tiff_array(path: Path) -> np.ndarray:
         return np.array(series.asarray())
 
 
-def _npy_array(path: Path) -> np.ndarray:
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
-    if not isinstance(array, np.ndarray):
-        raise DataError(f"{path}: needs a single array, got an archive")
-    _header_of(path, array.shape, array.dtype)
-    return np.array(array)
-
-
 def _npy_header(path: Path) -> Header:
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
-    if not isinstance(array, np.ndarray):
-        raise DataError(f"{path}: needs a single array, got an archive")
+    array = np.lib.format.open_memmap(path, mode="r")
     return _header_of(path, array.shape, array.dtype)
+
+
+def _npy_array(path: Path) -> np.ndarray:
+    return np.array(np.lib.format.open_memmap(path, mode="r"))
 
 
 def _header_of(path: Path, shape: tuple[int, ...], dtype: np.dtype | None) -> Header:

@@ -1,6 +1,7 @@
 """Contact sheets: one look at what a data set holds."""
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Bool, UInt8
 from PIL import Image, ImageDraw
 from scipy import ndimage
@@ -34,10 +35,9 @@ def contact_sheet(dataset: Dataset, n_defects: int = 4) -> Image.Image:
     sheet = Image.new("RGB", (columns * (width + 4), len(rows) * (TILE + LABEL + 4)), "white")
     draw = ImageDraw.Draw(sheet)
     for i, row in enumerate(rows):
-        for j, sample_id in enumerate(row):
+        for j, (sample_id, title) in enumerate(row):
             x, y = j * (width + 4), i * (TILE + LABEL + 4)
-            category, _, defect, *_ = sample_id.split("/")
-            draw.text((x + 1, y), f"{category} {defect}"[: width // 6], fill="black")
+            draw.text((x + 1, y), title[: width // 5], fill="black")
             sheet.paste(_tiles(dataset, sample_id, has_depth), (x, y + LABEL))
     return sheet
 
@@ -51,12 +51,13 @@ def outlined(
     return image
 
 
-def _chosen(dataset: Dataset, category: str, n_defects: int) -> list[str]:
+def _chosen(dataset: Dataset, category: str, n_defects: int) -> list[tuple[str, str]]:
+    """Return the ids and titles of the samples in a category's row."""
     rows = dataset.index[dataset.index["category"] == category]
-    tests = rows[rows["split"] == "test"]
-    good = rows[rows["defect"] == GOOD]["sample_id"].head(1)
-    defects = tests[tests["label"] == 1].drop_duplicates("defect")["sample_id"].head(n_defects)
-    return [*good, *defects]
+    good = rows[rows["defect"] == GOOD].head(1)
+    defects = rows[rows["label"] == 1].drop_duplicates("defect").head(n_defects)
+    chosen = pd.concat([good, defects])
+    return [(row.sample_id, f"{category} {row.defect}") for row in chosen.itertuples()]
 
 
 def _tiles(dataset: Dataset, sample_id: str, has_depth: bool) -> Image.Image:

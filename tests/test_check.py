@@ -1,0 +1,178 @@
+"""`check_dataset`, layout detection and contact sheets."""
+
+import numpy as np
+import pytest
+import trees
+
+from iumad.data.check import check_dataset, detect_layout, open_folder
+from iumad.data.folders import MVTec3D
+from iumad.data.mapping import Mapping, new_dataset
+from iumad.data.sheet import LABEL, TILE, contact_sheet, outlined
+from iumad.errors import DataError
+
+
+def own_folder(root):
+    for number in range(4):
+        trees.write_png(root / "good" / f"{number}.png", trees.rgb_array(number))
+    mapping = {"categories": {"bolt": {"good": {"rgb": "good"}}}}
+    new_dataset(Mapping.model_validate(mapping), root)
+    return root
+
+
+def small_eyecandies(root):
+    (root / "store").mkdir(parents=True)
+    tree = trees.EyecandiesTree(root / "eyecandies", root / "store")
+    tree.add("Lollipop", "train", "000")
+    tree.add("Lollipop", "val", "000")
+    tree.add("Lollipop", "test_public", "00")
+    tree.add("Lollipop", "test_public", "01", ("bumps",))
+    return tree.root
+
+
+@pytest.fixture(params=["mvtec3d", "mvtec", "eyecandies", "folder"])
+def layout_and_root(request, tmp_path):
+    make = {
+        "mvtec3d": trees.small_mvtec3d,
+        "mvtec": trees.small_mvtec,
+        "eyecandies": small_eyecandies,
+        "folder": own_folder,
+    }[request.param]
+    (tmp_path / "data").mkdir()
+    return request.param, make(tmp_path / "data")
+
+
+def test_every_layout_is_recognised_and_clean(layout_and_root):
+    layout, root = layout_and_root
+    assert detect_layout(root) == layout
+    report = check_dataset(root)
+    assert report.layout == layout
+    assert report.ok, report.errors
+    assert report.table["unreadable"].sum() == 0
+    again = check_dataset(open_folder(root))
+    assert again.table.equals(report.table)
+
+
+def test_table_by_hand(tmp_path):
+    report = check_dataset(trees.small_mvtec3d(tmp_path / "data", ("bolt",)))
+    row = report.table.iloc[0].to_dict()
+    assert row == {
+        "category": "bolt",
+        "train": 2,
+        "validation": 1,
+        "test_good": 1,
+        "test_defect": 2,
+        "defects": "color 1, hole 1",
+        "size": "12 x 10",
+        "valid_depth": 1.0,
+        "unreadable": 0,
+    }
+    assert report.differences is None
+    assert report.warnings == ()
+
+
+def test_every_problem_is_listed(tmp_path):
+    root = trees.small_mvtec3d(tmp_path / "data")
+    (root / "screw").mkdir()
+    (root / "bolt" / "test" / "hole" / "gt" / "000.png").unlink()
+    damaged = root / "nut" / "train" / "good" / "rgb" / "001.png"
+    damaged.write_bytes(damaged.read_bytes()[:-60])
+    trees.write_xyz(
+        root / "nut" / "train" / "good" / "xyz" / "000.tiff",
+        np.full_like(trees.xyz_array(), np.nan),
+    )
+    report = check_dataset(root)
+    assert not report.ok
+    files = ("screw", "hole/rgb/000.png", "rgb/001.png", "xyz/000.tiff")
+    assert len(report.errors) == 5  # screw lacks train and test
+    assert all(any(file in error for error in report.errors) for file in files)
+    assert report.table["unreadable"].tolist() == [0, 2]
+
+
+def test_unusual_is_a_warning(tmp_path):
+    root = trees.small_mvtec3d(tmp_path / "data")
+    trees.write_png(root / "bolt" / "test" / "hole" / "gt" / "000.png", trees.mask_array(False))
+    for kind in ("rgb", "xyz", "gt"):
+        for path in (root / "nut" / "test" / "good" / kind).iterdir():
+            path.unlink()
+        (root / "nut" / "test" / "good" / kind).rmdir()
+    (root / "nut" / "test" / "good").rmdir()
+    report = check_dataset(root)
+    assert report.ok
+    assert report.warnings == (
+        "bolt/test/hole/000: is a defect, but its mask is empty",
+        "nut: has no test good images",
+    )
+
+
+def test_counts_are_compared_with_the_published_ones(tmp_path):
+    report = check_dataset(trees.small_mvtec3d(tmp_path / "data", ("bagel",)))
+    bagel = report.differences[report.differences["category"] == "bagel"]
+    assert ["bagel", "train", "good", 244, 2] in bagel.to_numpy().tolist()
+    assert set(report.differences["category"]) > {"bagel", "tire"}
+
+
+def test_progress_sees_every_sample(tmp_path):
+    seen = []
+
+    def track(items):
+        for item in items:
+            seen.append(item)
+            yield item
+
+    check_dataset(trees.small_mvtec3d(tmp_path / "data"), track)
+    assert len(seen) == 12
+
+
+def test_folders_without_a_known_layout(tmp_path):
+    (tmp_path / "photos" / "holiday").mkdir(parents=True)
+    with pytest.raises(DataError, match="no known layout"):
+        check_dataset(tmp_path)
+    with pytest.raises(DataError, match="does not exist"):
+        check_dataset(tmp_path / "none")
+
+
+def test_nothing_usable_says_why(tmp_path):
+    for kind in ("rgb", "xyz"):
+        (tmp_path / "bolt" / "train" / "good" / kind).mkdir(parents=True)
+    with pytest.raises(DataError, match="no images in train/good"):
+        check_dataset(tmp_path)
+
+
+def test_real_data_is_clean(real_data):
+    report = check_dataset(real_data / "real_rgbd")
+    assert report.ok, report.errors
+    assert report.warnings == ()
+    assert report.table["valid_depth"].between(0.9, 1).all()
+    assert (
+        report.table[["train", "validation", "test_good", "test_defect"]].to_numpy().tolist()
+        == [[16, 3, 8, 8]] * 3
+    )
+    report = check_dataset(real_data / "real_rgb")
+    assert report.ok, report.errors
+    assert report.table["test_defect"].tolist() == [18, 8, 8]
+
+
+def test_contact_sheet_has_a_row_per_category(tmp_path):
+    dataset = MVTec3D(trees.small_mvtec3d(tmp_path / "data"))
+    sheet = contact_sheet(dataset)
+    # good, color, hole; colour and depth side by side
+    assert sheet.size == (3 * (2 * TILE + 4), 2 * (TILE + LABEL + 4))
+    assert contact_sheet(dataset, n_defects=1).size[0] == 2 * (2 * TILE + 4)
+
+
+def test_contact_sheet_survives_a_damaged_sample(tmp_path):
+    root = trees.small_mvtec3d(tmp_path / "data", ("bolt",))
+    dataset = MVTec3D(root)
+    path = root / "bolt" / "test" / "hole" / "rgb" / "000.png"
+    path.write_bytes(path.read_bytes()[:-40])
+    pixels = np.asarray(contact_sheet(dataset))
+    assert (pixels[LABEL + TILE - 1, 2 * (2 * TILE + 4)] == 128).all()  # a grey tile
+
+
+def test_outline_by_hand():
+    mask = np.zeros((5, 5), dtype=bool)
+    mask[1:4, 1:4] = True
+    image = outlined(np.zeros((5, 5, 3), dtype=np.uint8), mask)
+    marked = image.any(axis=2)
+    assert marked.sum() == 8
+    assert not marked[2, 2]
