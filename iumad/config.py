@@ -48,9 +48,9 @@ class MethodConfig(Section):
     preset: str | None = Field(
         None, description="a name of PRESETS; default: the method's own name"
     )
-    model: dict[str, Any] = {}
-    increment: dict[str, Any] = {}
-    training: dict[str, Any] = {}
+    model: dict[str, Any] = Field({})
+    increment: dict[str, Any] = Field({})
+    training: dict[str, Any] = Field({})
 
 
 class RunConfig(Section):
@@ -101,7 +101,7 @@ class StudyConfig(Section):
     training: TrainingConfig = TrainingConfig()
     increment: dict[str, Any] = Field({}, description="changes for all methods' increments")
     evaluation: EvaluationConfig = EvaluationConfig()
-    methods: dict[str, MethodConfig] = {"iuf": MethodConfig(), "ib-iumad": MethodConfig()}
+    methods: dict[str, MethodConfig] = Field({"iuf": MethodConfig(), "ib-iumad": MethodConfig()})
     modalities: tuple[Modality, ...] = ("rgb+depth",)
     settings: tuple[str, ...] = ("6-1",)
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)

@@ -1,6 +1,7 @@
 """A detector on the test images of every category seen so far: anomaly maps in, tidy rows out."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -68,20 +69,18 @@ def evaluate(
         maps = anomaly_maps(detector, store, ids, config.batch_size, advance)
         masks = store.masks(ids)
         scores = image_scores(maps, config.image_score, config.pool)
-        measures: dict[str, Callable[[], float]] = {
-            "i_auroc": lambda scores=scores, labels=labels: image_auroc(scores, labels),
-            "p_auroc": lambda maps=maps, masks=masks: pixel_auroc(maps, masks),
-            "aupro": lambda maps=maps, masks=masks: aupro(maps, masks, config.fpr_limit),
+        values = {
+            "i_auroc": _value_or_missing(image_auroc, scores, labels),
+            "p_auroc": _value_or_missing(pixel_auroc, maps, masks),
+            "aupro": _value_or_missing(aupro, maps, masks, config.fpr_limit),
         }
         n_defect = int(labels.sum())
-        for metric, measure in measures.items():
-            value = _value_or_missing(measure)
-            rows.append((category, metric, value, len(labels) - n_defect, n_defect))
+        rows += [(category, k, v, len(labels) - n_defect, n_defect) for k, v in values.items()]
     return pd.DataFrame(rows, columns=["category", "metric", "value", "n_good", "n_defect"])
 
 
-def _value_or_missing(measure: Callable[[], float]) -> float:
+def _value_or_missing(measure: Callable[..., float], *arguments: Any) -> float:
     try:
-        return measure()
+        return measure(*arguments)
     except MetricError:
         return float("nan")

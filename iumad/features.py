@@ -9,6 +9,7 @@ weights, levels, grid, preprocessing and image bytes. A changed image changes bo
 import hashlib
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -56,7 +57,7 @@ class Backbone(nn.Module):
         super().__init__()
         classifier, self.weights_hash = imagenet_classifier(config.backbone, config.weights)
         try:
-            self.levels = timm.create_model(
+            extractor: Any = timm.create_model(
                 config.backbone, features_only=True, out_indices=config.levels
             )
         except (IndexError, AssertionError, RuntimeError) as error:
@@ -64,11 +65,13 @@ class Backbone(nn.Module):
                 f"features.levels {config.levels}: {config.backbone} cannot give them: {error}"
             ) from error
         weights = classifier.state_dict()
-        self.levels.load_state_dict({key: weights[key] for key in self.levels.state_dict()})
-        self.levels.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        extractor.load_state_dict({key: weights[key] for key in extractor.state_dict()})
+        self.levels = extractor.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.grid = config.grid
-        self.channels = sum(self.levels.feature_info.channels())
+        self.channels: int = sum(extractor.feature_info.channels())
         mean, std = classifier.pretrained_cfg["mean"], classifier.pretrained_cfg["std"]
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
         self.key = (
@@ -87,7 +90,7 @@ class Backbone(nn.Module):
         return torch.cat(resized, dim=1).contiguous()
 
 
-def imagenet_classifier(backbone: str, weights: str = "pretrained") -> tuple[nn.Module, str]:
+def imagenet_classifier(backbone: str, weights: str = "pretrained") -> tuple[Any, str]:
     """The full timm classifier and the hash of its weights.
 
     Weights come from a package where one ships them (`PACKAGED_WEIGHTS`), else from timm's hub.

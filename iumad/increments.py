@@ -63,7 +63,7 @@ def remember(
 def projections(memory: Memory) -> dict[str, Float[Tensor, "d d"]]:
     """IUF's projection P = V diag(w) V^T for every protected layer, from the merged second moments.
 
-    V are the right singular vectors of all earlier features (n x d, stacked over steps), by falling singular value;
+    V are the right singular vectors of all earlier features (n x d, stacked over steps) by falling singular value;
     w_i = ln(i + 1) / ln d for i = 0 ... d - 1: the leading direction is frozen, the last one is free. With fewer
     rows than d the remaining directions are an arbitrary basis of the null space, as free as their place allows.
     """
@@ -138,7 +138,7 @@ class Guard:
                 p.copy_(start + self._projections[name] @ (p - start))
 
 
-def protected_layers(detector: ReconstructionDetector) -> dict[str, nn.Linear]:
+def protected_layers(detector: ReconstructionDetector) -> dict[str, nn.Module]:
     """The second FFN linear of every encoder and decoder layer, by parameter name."""
     return {
         f"{name}.{len(module) - 1}": module[-1]

@@ -112,16 +112,17 @@ class FeatureStore:
 
     def batch(self, sample_ids: Sequence[str]) -> Batch:
         """Inputs of these samples, in order; computed first where the cache lacks them."""
-        prepared = [self.prepared(sample_id) for sample_id in sample_ids]
+        categories = [self._category[self._of_sample[sample_id]] for sample_id in sample_ids]
+        return self.assemble([self.prepared(sample_id) for sample_id in sample_ids], categories)
+
+    def assemble(self, prepared: Sequence[Prepared], categories: Sequence[int]) -> Batch:
+        """Inputs of prepared samples, of this data set or from anywhere else, with their category indices."""
         features, images = {}, {}
         for modality in self.modalities:
             arrays = [getattr(each, modality) for each in prepared]
             features[modality] = self._features(arrays)
             images[modality] = _to_tensor(arrays)
-        category = torch.tensor(
-            [self._category[self._of_sample[sample_id]] for sample_id in sample_ids]
-        )
-        return Batch(features, images, category)
+        return Batch(features, images, torch.tensor(categories))
 
     def masks(self, sample_ids: Sequence[str]) -> Bool[np.ndarray, "n size size"]:
         """Ground truth of these samples at the model's image size."""
@@ -150,8 +151,8 @@ class FeatureStore:
         if missing:
             images = _to_tensor([arrays[i] for i in missing]).to(self.device)
             for i, feature in zip(missing, self.backbone(images).cpu().numpy(), strict=True):
-                entries[i] = {"feature": feature}
-                _write(paths[i], entries[i])
+                entries[i] = entry = {"feature": feature}
+                _write(paths[i], entry)
         return torch.from_numpy(
             np.stack([entry["feature"] for entry in entries if entry is not None])
         )
@@ -222,5 +223,5 @@ def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write atomically, so that a killed or parallel process never leaves half an entry."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-        np.savez(file, **arrays)
+        np.savez(file, allow_pickle=False, **arrays)
     Path(file.name).replace(path)

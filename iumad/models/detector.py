@@ -167,8 +167,8 @@ class ReconstructionDetector(nn.Module):
     ) -> dict[str, Float[Tensor, ""]]:
         """The weighted terms of Eq. 10; their sum is the loss.
 
-        `fusion` is the mean squared error over tokens and channels (Eq. 9 divides by W x H only, so that its weight
-        grows with C; departure), `ib` the KL of Eq. 8 averaged over the batch with its first distribution detached,
+        `fusion` is the mean squared error over tokens and channels (Eq. 9 divides by W x H only, so that its
+        weight grows with C; departure), `ib` the KL of Eq. 8, mean over the batch, first distribution detached,
         `ib_heads` the cross-entropy of both heads (not in Eq. 10; without it constant heads minimise the KL).
         """
         config, output = self.config, self(batch, generator)

@@ -37,7 +37,7 @@ class Addition(nn.Module):
     """Sum of the last reconstructions."""
 
     def forward(
-        self, middle: list[Float[Tensor, "b n d"]], last: list[Float[Tensor, "b n d"]]
+        self, _middle: list[Float[Tensor, "b n d"]], last: list[Float[Tensor, "b n d"]]
     ) -> Float[Tensor, "b n d"]:
         """F_fu; the middle level is not used."""
         return torch.stack(last).sum(dim=0)
@@ -52,7 +52,7 @@ class ConcatFC(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, middle: list[Float[Tensor, "b n d"]], last: list[Float[Tensor, "b n d"]]
+        self, _middle: list[Float[Tensor, "b n d"]], last: list[Float[Tensor, "b n d"]]
     ) -> Float[Tensor, "b n d"]:
         """F_fu; the middle level is not used."""
         mixed = self.linear(torch.cat(last, dim=-1))
@@ -69,7 +69,7 @@ class LinearGLU(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, middle: list[Float[Tensor, "b n d"]], last: list[Float[Tensor, "b n d"]]
+        self, _middle: list[Float[Tensor, "b n d"]], last: list[Float[Tensor, "b n d"]]
     ) -> Float[Tensor, "b n d"]:
         """F_fu; the middle level is not used."""
         mixed = self.linear(torch.cat(last, dim=-1))

@@ -18,8 +18,9 @@ DELTA_RANGE = (1e-3, 1e-1)  # of the initial step sizes
 
 
 def es2d_split(x: Float[Tensor, "b d h w"]) -> Float[Tensor, "b 4 d l"]:
-    """Four sub-grids as sequences: (even, even) and (even, odd) row-major, (odd, even) and (odd, odd) column-major.
+    """Four sub-grids as sequences.
 
+    (even, even) row-major, (odd, even) column-major, (even, odd) row-major, (odd, odd) column-major.
     Odd sizes are padded with zeros at the lower right, so each sub-grid has L = ceil(h/2) * ceil(w/2) tokens.
     """
     x = functional.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))

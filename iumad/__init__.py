@@ -1,0 +1,1 @@
+"""Incremental unified multimodal anomaly detection: IB-IUMAD and its study."""

@@ -1,0 +1,75 @@
+"""`iumad study` and `iumad cache`: whole grids of runs, and the cache of features."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from iumad.cli_output import console, print_summary, print_table
+from iumad.config import load_params
+
+study_app = typer.Typer(no_args_is_help=True, help="Grids of runs described by a params file.")
+cache_app = typer.Typer(
+    no_args_is_help=True, help="The cache of prepared images and frozen features."
+)
+
+Params = Annotated[Path, typer.Argument(help="params file (YAML); keys: `iumad params`")]
+Results = Annotated[Path, typer.Option(help="results folder")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+
+
+@study_app.command("run")
+def study_run(
+    params: Params,
+    results: Results = Path("results"),
+    device: Device = "auto",
+    jobs: Annotated[int, typer.Option("-j", "--jobs", min=1, help="runs at the same time")] = 1,
+) -> None:
+    """Run the whole grid; what is finished is skipped, what was interrupted goes on."""
+    from iumad import study
+    from iumad.grid import run_parallel
+
+    config = load_params(params)
+    if jobs > 1:
+        run_parallel(config, results, device, jobs)
+    print_summary(study.run_study(config, results, device))
+
+
+@study_app.command("plan")
+def study_plan(params: Params, results: Results = Path("results")) -> None:
+    """List the grid's runs, what of each is done, and how long the rest may take."""
+    from iumad.grid import plan
+
+    table, seconds = plan(load_params(params), results)
+    print_table(table)
+    estimate = (
+        "unknown (nothing comparable has been run here)"
+        if seconds is None
+        else f"{seconds / 3600:.2f} h"
+    )
+    console.print(
+        f"{len(table)} runs, {int((table['done'] == table['steps']).sum())} finished; time left: {estimate}"
+    )
+
+
+@cache_app.command("info")
+def cache_info() -> None:
+    """Show where the cache lies and how large it is."""
+    from iumad.store import cache_size, default_cache
+
+    console.print(str(default_cache()), highlight=False)
+    for kind, (count, size) in cache_size(default_cache()).items():
+        console.print(f"{kind:10} {count:8} entries {size / 1e6:10.1f} MB")
+
+
+@cache_app.command("prune")
+def cache_prune(
+    max_gb: Annotated[
+        float, typer.Option(min=0, help="keep at most this much, newest read first; 0: empty it")
+    ],
+) -> None:
+    """Delete the entries that were read longest ago."""
+    from iumad.store import default_cache, prune_cache
+
+    freed = prune_cache(default_cache(), int(max_gb * 1e9))
+    console.print(f"freed {freed / 1e6:.1f} MB")

@@ -1,0 +1,202 @@
+"""One run's place on disk: its data, its features, and the folders of its steps.
+
+    results/steps/<step key>/   checkpoint.pt  log.csv  memory-<hash>.pt  rows-<hash>.csv  provenance.json
+
+A step key covers all that decides the model after that step, so runs share what they have in common: settings
+6-4 and 6-1 their base, all increment strategies theirs. A step that is finished is not run again; an interrupted
+one goes on from its last saved epoch. A lock per step keeps two processes from doing the same work twice.
+"""
+
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pandas as pd
+import torch
+from filelock import FileLock
+from tqdm import tqdm
+
+from iumad import increments, results, train
+from iumad.checkpoint import load_checkpoint, save_checkpoint
+from iumad.config import RunConfig, stable_hash
+from iumad.config_sections import MemoryBankConfig
+from iumad.data import open_dataset
+from iumad.evaluate import Detector, evaluate
+from iumad.models.detector import ReconstructionDetector
+from iumad.models.memory_bank import MemoryBank
+from iumad.provenance import record_provenance, write_provenance
+from iumad.scenario import parse_setting
+from iumad.store import FeatureStore
+
+CHECKPOINT = "checkpoint.pt"
+
+
+def pick_device(device: str) -> torch.device:
+    """'auto' is CUDA where there is a device, else CPU."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)
+
+
+def device_name(device: torch.device) -> str:
+    """'cpu' or the accelerator's name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+class Workplace:
+    """One run's data, features and step folders.
+
+    Parameters
+    ----------
+    run : RunConfig
+    folder : Path
+        Results folder.
+    device : str
+        See `pick_device`.
+    """
+
+    def __init__(self, run: RunConfig, folder: Path, device: str) -> None:
+        self.run, self.results, self.device = run, folder, pick_device(device)
+        self.dataset = open_dataset(run.data)
+        self.steps = parse_setting(run.setting, self.dataset.categories)
+        self._store: FeatureStore | None = None
+
+    @property
+    def store(self) -> FeatureStore:
+        """The cached inputs; the backbone is loaded when they are first asked for."""
+        if self._store is None:
+            self._store = FeatureStore(self.dataset, self.run, device=self.device)
+        return self._store
+
+    def folder(self, step: int) -> Path:
+        """Where this step's files lie."""
+        return self.results / "steps" / self.run.step_key(self.steps[: step + 1])
+
+    def rows(self, step: int, label: str) -> pd.DataFrame:
+        """Metrics of all categories seen after a step, from file or made now."""
+        evaluation = stable_hash(self.run.evaluation.model_dump(mode="json"))
+        path = self.folder(step) / f"rows-{evaluation}.csv"
+        if not path.exists():
+            detector = self.trained(step, label)
+            seen = [category for categories in self.steps[: step + 1] for category in categories]
+            n_test = len(self._ids(seen, "test"))
+            with tqdm(
+                total=n_test, desc=f"{label}{self._name} step {step} test", unit="img"
+            ) as bar:
+                self.store.fill(self._ids(seen, "test"))
+                rows = evaluate(detector, self.store, seen, self.run.evaluation, bar.update)
+            results.write_table(rows, path)
+        return read_rows(path)
+
+    def trained(self, step: int, label: str) -> Detector:
+        """The model after a step, loaded or trained (the steps before it too)."""
+        if (self.folder(step) / CHECKPOINT).exists():
+            return self.detector(step)
+        previous = self.trained(step - 1, label) if step else None
+        folder = self.folder(step)
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "lock"):
+            if not (folder / CHECKPOINT).exists():
+                self._train(step, previous, label)
+        return self.detector(step)
+
+    def detector(self, step: int) -> Detector:
+        """The finished model after a step."""
+        detector = self._new_detector(step)
+        path = self.folder(step) / CHECKPOINT
+        detector.load_state_dict(load_checkpoint(path, self._key(step))["detector"])
+        return detector.to(self.device).eval()
+
+    def _train(self, step: int, previous: Detector | None, label: str) -> None:
+        folder, started, clock = self.folder(step), datetime.now(UTC), time.monotonic()
+        ids = self._ids(self.steps[step], "train")
+        title = f"{label}{self._name} step {step} "
+        with tqdm(total=len(ids), desc=title + "features", unit="img") as bar:
+            self.store.fill(ids, bar.update)
+        detector = self._new_detector(step).to(self.device)
+        if previous is not None:
+            detector.load_state_dict(previous.state_dict())
+        log: list[train.LogRow] = []
+        if isinstance(detector, MemoryBank):
+            generator = torch.Generator().manual_seed(self.run.seed)
+            for category in tqdm(self.steps[step], desc=title + "bank", unit="category"):
+                number = self.dataset.categories.index(category)
+                detector.fit(number, self.store.batch(self._ids([category], "train")), generator)
+        else:
+            memory = self._memory(step - 1) if step else {}
+            total = train.StepPlan.of(self.run, step).epochs * len(ids)
+            with tqdm(total=total, desc=title + "training", unit="img") as bar:
+                log = train.fit_step(
+                    detector,
+                    self.store,
+                    ids,
+                    self.run,
+                    step,
+                    memory,
+                    folder / "partial.pt",
+                    bar.update,
+                )
+        results.write_table(
+            pd.DataFrame(log, columns=["epoch", "term", "value"]), folder / "log.csv"
+        )
+        seconds = time.monotonic() - clock
+        key = self._key(step)
+        record = record_provenance(
+            self.run.run_id,
+            self.run.model_dump(mode="json"),
+            started,
+            seconds,
+            device_name(self.device),
+        )
+        write_provenance(record, folder / "provenance.json")
+        save_checkpoint(folder / CHECKPOINT, {"key": key, "detector": detector.state_dict()})
+
+    def _memory(self, step: int) -> increments.Memory:
+        """What is remembered after a step; gathered once from that step's model and data."""
+        config = self.run.increment
+        path = (
+            self.folder(step)
+            / f"memory-{stable_hash([config.model_dump(mode='json'), self.run.seed])}.pt"
+        )
+        key = self._key(step)
+        if not path.exists():
+            detector = self.detector(step)
+            if isinstance(detector, MemoryBank):
+                return {}
+            earlier = self._memory(step - 1) if step else {}
+            ids = self._ids(self.steps[step], "train")
+            memory = increments.remember(detector, self.store, ids, config, earlier, self.run.seed)
+            save_checkpoint(path, {"key": key, "memory": memory})
+        return load_checkpoint(path, key)["memory"]
+
+    def _new_detector(self, step: int) -> Detector:
+        torch.manual_seed(train.epoch_seed(self.run.seed, step, -1))
+        model, data = self.run.model, self.run.data
+        if isinstance(model, MemoryBankConfig):
+            return MemoryBank(model, self.run.modalities, data.image_size)
+        return ReconstructionDetector(
+            model,
+            self.run.modalities,
+            self.store.backbone.channels,
+            self.run.features.grid,
+            data.image_size,
+            len(self.dataset.categories),
+        )
+
+    def _ids(self, categories: Sequence[str], split: str) -> list[str]:
+        index = self.dataset.index
+        chosen = index[index["category"].isin(list(categories)) & (index["split"] == split)]
+        return chosen["sample_id"].tolist()
+
+    def _key(self, step: int) -> dict[str, str]:
+        return {"step": self.run.step_key(self.steps[: step + 1])}
+
+    @property
+    def _name(self) -> str:
+        return f"{self.run.method} {self.run.modality} {self.run.setting} seed {self.run.seed}"
+
+
+def read_rows(path: Path) -> pd.DataFrame:
+    """A table of this folder; the parser of pandas >= 3.1 reads every float's digits as written."""
+    return pd.read_csv(path)
