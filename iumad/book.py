@@ -140,7 +140,9 @@ def build_book(executed: list[Path], out: Path, root: Path = Path()) -> Path:
         raise BookError("no executed notebooks: run `iumad book PARAMS` first")
     failed = {path.name: failures(path) for path in executed}
     if any(failed.values()):
-        raise BookError("; ".join(f"{name}: {', '.join(why)}" for name, why in failed.items() if why))
+        raise BookError(
+            "; ".join(f"{name}: {', '.join(why)}" for name, why in failed.items() if why)
+        )
 
     source = out / "source"
     shutil.rmtree(source, ignore_errors=True)
@@ -187,7 +189,9 @@ def _extract_figures(notebook: Path, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     for cell in nbformat.read(notebook, as_version=4).cells:
         name = cell.metadata.get("mystnb", {}).get("figure", {}).get("name")
-        pictures = [o.data["image/png"] for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
+        pictures = [
+            o.data["image/png"] for o in cell.get("outputs", []) if "image/png" in o.get("data", {})
+        ]
         if name and pictures:
             (folder / f"{name}.png").write_bytes(base64.b64decode(pictures[-1]))
 

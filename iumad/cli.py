@@ -21,8 +21,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Incremental unified multimodal anomaly detection: train, evaluate, predict, and study IB-IUMAD.",
 )
-    no_args_is_help=True, help="The cache of prepared images and frozen features."
-)
 app.add_typer(data_app, name="data")
 app.add_typer(study_app, name="study")
 app.add_typer(cache_app, name="cache")

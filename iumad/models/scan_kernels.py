@@ -31,7 +31,7 @@ from iumad.models.scan_lanes import (
 )
 
 # a change of scan_lanes.py must change this file, or numba would run the old code from its cache
-LANES_SHA256 = "527522cd96d0b4fcc2801d80301d12b79a28a47b57add7fbbf4fda793e846c34"
+LANES_SHA256 = "ef98fc2a5880da680f3524b528084f2044c09136e136f09fd656135c85cb6f79"
 LOG2_E = float(np.log2(np.e))
 LN_2 = float(np.log(2))
 

@@ -168,7 +168,7 @@ def _polynomial(builder: Any, lanes: Lanes, x: Any, coefficients: np.ndarray) ->
 # by number of bits; the degree brings the error below the rounding of the dtype
 EXP2 = {bits: _interpolate(np.exp2, -0.5, 0.5, degree) for bits, degree in ((32, 6), (64, 11))}
 ATANH = {
-    bits: _interpolate(lambda w: np.arctanh(np.sqrt(w)) / np.sqrt(w), 0, 1 / 9, degree)
+    bits: _interpolate(lambda w: np.arctanh(np.sqrt(w)) / np.sqrt(w), 0.0, 1 / 9, degree)
     for bits, degree in ((32, 4), (64, 11))
 }
 
@@ -184,7 +184,7 @@ def exp2(typing: Any, x: Any) -> Any:  # noqa: ARG001
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:  # noqa: ARG001
         fraction, bias = (52, 1023) if x.bits == 64 else (23, 127)
-        low, high = x.constant(-64), x.constant(bias + 1)
+        low, high = x.constant(-64.0), x.constant(bias + 1.0)
         value = builder.select(builder.fcmp_ordered("<", args[0], low), low, args[0])
         value = builder.select(builder.fcmp_ordered(">", value, high), high, value)
         whole = _call(builder, "rint", x, x.vector, [value])
@@ -211,6 +211,6 @@ def where_negative(typing: Any, x: Any, yes: Any, no: Any) -> Any:  # noqa: ARG0
     """Take `yes` in the lanes where x < 0 and `no` elsewhere."""
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:  # noqa: ARG001
-        return builder.select(builder.fcmp_ordered("<", args[0], x.constant(0)), *args[1:])
+        return builder.select(builder.fcmp_ordered("<", args[0], x.constant(0.0)), *args[1:])
 
     return x(x, yes, no), lower

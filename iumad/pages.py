@@ -1,0 +1,158 @@
+"""What notebook pages show besides curves: tables in the paper's units, samples to look at, provenance."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from iumad.config import StudyConfig
+from iumad.data import Dataset, open_dataset
+from iumad.data.minicandies import MiniCandies
+from iumad.data.prepare import prepare
+from iumad.metrics import image_scores
+from iumad.pictures import anomaly_grid
+from iumad.provenance import Provenance, read_provenance
+from iumad.results import beside_paper, final_table
+from iumad.statistics import summarise
+from iumad.study import Workplace, score_samples
+
+GROUP = ["setting", "modality", "method", "metric"]
+
+
+def table_beside_paper(rows: pd.DataFrame, paper_dataset: str = "mvtec3d") -> pd.DataFrame:
+    """Means after the last step and forgetting, in percent, with the paper's value for another data set.
+
+    Parameters
+    ----------
+    rows : pandas.DataFrame
+        Rows of one data set (`iumad.results.ROW_SCHEMA`).
+    paper_dataset : str
+        The data set of the paper's value; ours need not be the same, so the column is named after it.
+
+    Returns
+    -------
+    pandas.DataFrame
+        setting, modality, method, metric, mean, sd (missing for one seed), n (seeds), paper (...).
+    """
+    final = final_table(rows)
+    summary = summarise(final, [*GROUP, "category"]).assign(dataset=paper_dataset)
+    table = beside_paper(summary)
+    table[["mean", "sd", "paper"]] *= 100
+    return table[[*GROUP, "mean", "sd", "n", "paper"]].rename(
+        columns={"paper": f"paper ({paper_dataset})"}
+    )
+
+
+def pick_defects(dataset: Dataset, n: int) -> list[str]:
+    """One defective test sample of each of the first n categories, with defect types taking turns."""
+    picked = []
+    for place, category in enumerate(dataset.categories[:n]):
+        rows = dataset.index[
+            (dataset.index["category"] == category) & (dataset.index["label"] == 1)
+        ]
+        kinds = rows.drop_duplicates("defect")["sample_id"].tolist()
+        if kinds:
+            picked.append(kinds[place % len(kinds)])
+    return picked
+
+
+def draw_maps(study: StudyConfig, sample_ids: Sequence[str], folder: str | Path) -> Figure:
+    """Image, depth, truth and the last step's anomaly map of every run of a study; one seed each.
+
+    Parameters
+    ----------
+    study : StudyConfig
+        One modality, one setting, one seed; the rows of maps are its methods.
+    sample_ids : sequence of str
+        The columns.
+    folder : path
+        Results folder.
+    """
+    dataset = open_dataset(study.data)
+    samples = [
+        prepare(dataset.load(sample_id), study.data, dataset.modalities) for sample_id in sample_ids
+    ]
+    maps = {run.method: score_samples(run, sample_ids, folder) for run in study.runs()}
+    scoring = study.evaluation
+    return anomaly_grid(
+        [sample.rgb for sample in samples if sample.rgb is not None],
+        [None if sample.depth is None else sample.depth[..., 0] for sample in samples],
+        [sample.mask for sample in samples],
+        {name: list(each) for name, each in maps.items()},
+        {
+            name: image_scores(each, scoring.image_score, scoring.pool).tolist()
+            for name, each in maps.items()
+        },
+        ["\n".join(sample_id.split("/")[::2]) for sample_id in sample_ids],
+    )
+
+
+def missed_defects(study: StudyConfig, folder: str | Path) -> pd.DataFrame:
+    """Defective test samples of a study's first run, those that look most normal first.
+
+    Returns
+    -------
+    pandas.DataFrame
+        sample_id, category, defect, score, beaten_by (share of the category's good test images that
+        have a higher score).
+    """
+    run = study.runs()[0]
+    index = open_dataset(study.data).index
+    test = index[index["split"] == "test"]
+    maps = score_samples(run, test["sample_id"].tolist(), folder)
+    scores = image_scores(maps, study.evaluation.image_score, study.evaluation.pool)
+    table = test[["sample_id", "category", "defect", "label"]].assign(score=scores)
+    good = {name: rows["score"] for name, rows in table[table["label"] == 0].groupby("category")}
+    defects = table[(table["label"] == 1) & table["category"].isin(good)]
+    beaten = [
+        float((good[category] > score).mean())
+        for category, score in zip(defects["category"], defects["score"], strict=True)
+    ]
+    ranked = defects.drop(columns="label").assign(beaten_by=beaten)
+    return ranked.sort_values(["beaten_by", "score"], ascending=[False, True], ignore_index=True)
+
+
+def defect_strength(dataset: MiniCandies) -> pd.DataFrame:
+    """How much each kind of defect changes colour and depth inside its mask, against the undamaged object.
+
+    Returns
+    -------
+    pandas.DataFrame
+        defect, images, area (mean share of the image), colour (mean absolute change, 0 to 255), depth_mm (mean
+        absolute change of z in millimetres).
+    """
+    records = []
+    for row in dataset.index[dataset.index["label"] == 1].itertuples():
+        damaged = dataset.load(row.sample_id)
+        whole = dataset.load_without_defect(row.sample_id)
+        inside = damaged.mask
+        colour = np.abs(damaged.rgb.astype(float) - whole.rgb)[inside].mean()
+        z_damaged, z_whole = (s.xyz[..., 2] for s in (damaged, whole) if s.xyz is not None)
+        depth = 1000 * np.abs(z_damaged - z_whole)[inside].mean()
+        records.append((row.defect, inside.mean(), colour, depth))
+    table = pd.DataFrame(records, columns=["defect", "area", "colour", "depth_mm"])
+    groups = table.groupby("defect", sort=False)
+    return groups.mean().assign(images=groups.size()).reset_index()
+
+
+def provenance_table(study: StudyConfig, folder: str | Path) -> pd.DataFrame:
+    """Where each finished step of a study came from: run, commit, versions, machine, time, memory."""
+    records = []
+    for run in study.runs():
+        workplace = Workplace(run, Path(folder), "cpu")
+        for step in range(len(workplace.steps)):
+            path = workplace.folder(step) / "provenance.json"
+            if path.exists():
+                what = (run.method, run.modality, run.setting, run.seed, step)
+                records.append((*what, run.run_id, *_told(read_provenance(path))))
+    columns = ["method", "modality", "setting", "seed", "step", "run", "code", "versions"]
+    return pd.DataFrame(records, columns=[*columns, "machine", "minutes", "memory (MB)"])
+
+
+def _told(record: Provenance) -> tuple[str, str, str, float, float | None]:
+    commit = (record.commit or "no checkout")[:10] + (" (modified)" if record.modified else "")
+    versions = f"python {record.python}, torch {record.packages['torch']}"
+    machine = f"{record.cpu}, {record.cores} cores, {record.device}"
+    return commit, versions, machine, round(record.duration_s / 60, 1), record.peak_memory_mb
