@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, model_validator
@@ -107,7 +107,7 @@ class StudyConfig(Section):
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
 
     @model_validator(mode="after")
-    def _every_run_is_valid(self) -> Self:
+    def _every_run_is_valid(self) -> "StudyConfig":
         for name, method in self.methods.items():
             preset = method.preset or name
             if preset not in PRESETS:
@@ -155,7 +155,7 @@ class StudyConfig(Section):
             evaluation=self.evaluation,
         )
 
-    def select(self, **wanted: Iterable[Any]) -> Self:
+    def select(self, **wanted: Iterable[Any]) -> "StudyConfig":
         """The part of the grid with these `methods`, `modalities`, `settings` or `seeds`.
 
         Raises

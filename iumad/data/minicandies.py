@@ -15,7 +15,7 @@ import numpy as np
 import scipy
 from jaxtyping import Float
 
-from iumad.config import MiniCandiesConfig
+from iumad.config_sections import MiniCandiesConfig
 from iumad.data.minicandies_defects import DRAW
 from iumad.data.minicandies_objects import SHAPES
 from iumad.data.minicandies_render import draw_light, photograph, point_cloud

@@ -134,14 +134,12 @@ def chip(
     mask = (spot < 1) & (surface.height > 0)
     rough = texture(grid, rng, 9)
     left = 1 - np.clip(strength * rng.uniform(0.4, 0.65), 0, 0.85) * step(-spot, -1, -0.8)
-    height = np.where(
-        mask, np.maximum(surface.height * (left + 0.06 * rough * (left < 1)), 0.01), surface.height
-    )
-    crumb = mix(surface.albedo, surface.albedo * 1.2 + 0.05, 0.8 * (left < 1) * (0.6 + 0.4 * rough))
-    broken = np.where(mask[..., None], np.clip(crumb, 0, 1), surface.albedo)
-    return change(
-        surface, height=height, albedo=broken, gloss=np.where(mask, 0.05, surface.gloss)
-    ), mask
+    stump = np.maximum(surface.height * np.clip(left + 0.06 * rough * (left < 1), 0, 1), 0.01)
+    height = np.where(mask, stump, surface.height)
+    crumb = np.clip(1.2 * surface.albedo + 0.05, 0, 1)
+    bare = np.where(mask & (left < 1), min(strength, 1.2) * (0.5 + 0.3 * rough), 0)
+    dull = np.where(mask, 0.05, surface.gloss)
+    return change(surface, height, mix(surface.albedo, crumb, bare), dull), mask
 
 
 def _spot(surface: Surface, grid: Grid, rng: np.random.Generator, radius: float) -> Plane:
