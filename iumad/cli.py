@@ -35,6 +35,10 @@ Modality = Annotated[
 Setting = Annotated[
     list[str] | None, typer.Option("--setting", help="only this setting (repeatable)")
 ]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="change one key: KEY=VALUE, e.g. data.root=my/folder (repeatable)"),
+]
 Seed = Annotated[list[int] | None, typer.Option("--seed", help="only this seed (repeatable)")]
 
 
@@ -58,11 +62,12 @@ def run(
     modality: Modality = None,
     setting: Setting = None,
     seed: Seed = None,
+    change: Set = None,
 ) -> None:
     """Train and evaluate the runs of a params file, or a part of them; finished ones are loaded."""
     from iumad import study
 
-    chosen = _select(load_params(params), method, modality, setting, seed)
+    chosen = _select(load_params(params, assignments=change or []), method, modality, setting, seed)
     rows = study.run_study(chosen, results, device)
     print_summary(rows)
 
@@ -75,13 +80,14 @@ def evaluate(
     modality: Modality = None,
     setting: Setting = None,
     seed: Seed = None,
+    change: Set = None,
     csv: Annotated[Path | None, typer.Option(help="write the tidy rows to this file")] = None,
 ) -> None:
     """Show every category's metrics after the last step of finished runs; trains nothing."""
     from iumad import results as tables
     from iumad import study
 
-    chosen = _select(load_params(params), method, modality, setting, seed)
+    chosen = _select(load_params(params, assignments=change or []), method, modality, setting, seed)
     unfinished = [each for each in chosen.runs() if not study.is_trained(each, results)]
     if unfinished:
         raise ConfigError(
@@ -122,11 +128,12 @@ def predict(
         "predictions"
     ),
     device: Device = "auto",
+    change: Set = None,
 ) -> None:
     """Score one image with a trained model; writes the anomaly map as a picture and as an array."""
     from iumad.predict import predict_files
 
-    study_config = load_params(params)
+    study_config = load_params(params, assignments=change or [])
     chosen = study_config.select(
         methods=[method],
         modalities=[modality or study_config.modalities[0]],

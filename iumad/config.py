@@ -7,7 +7,7 @@ experiment: the profile's name and the method's label are not part of it.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -178,7 +178,9 @@ class StudyConfig(Section):
         return self.model_copy(update=update)
 
 
-def load_params(path: str | Path, overrides: Mapping[str, Any] | None = None) -> StudyConfig:
+def load_params(
+    path: str | Path, overrides: Mapping[str, Any] | None = None, assignments: Sequence[str] = ()
+) -> StudyConfig:
     """Read and check a params file (YAML).
 
     Parameters
@@ -187,6 +189,8 @@ def load_params(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
         YAML file with the keys of `StudyConfig`; a missing `profile` becomes the file's stem.
     overrides : mapping, optional
         Top-level keys that replace those of the file.
+    assignments : sequence of str
+        `key.subkey=value` with a YAML value, e.g. ``data.root=my/folder``; applied last.
 
     Raises
     ------
@@ -203,7 +207,26 @@ def load_params(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
             f"{path}: a params file is a mapping of keys to values, got {type(content).__name__}"
         )
     content = {"profile": path.stem} | content | dict(overrides or {})
+    for assignment in assignments:
+        content = _assigned(content, assignment)
     return build(StudyConfig, content, str(path))
+
+
+def _assigned(content: dict[str, Any], assignment: str) -> dict[str, Any]:
+    """The content with one `key.subkey=value` applied."""
+    key, equals, value = assignment.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {assignment}: needs KEY=VALUE, e.g. data.root=my/folder")
+    head, *rest = key.split(".", 1)
+    if not rest:
+        try:
+            return content | {head: yaml.safe_load(value)}
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {assignment}: the value is not YAML: {error}") from error
+    inner = content.get(head) or {}
+    if not isinstance(inner, dict):
+        raise ConfigError(f"--set {assignment}: {head} is a value, not a section")
+    return content | {head: _assigned(inner, f"{rest[0]}={value}")}
 
 
 def notebook_params(namespace: Mapping[str, Any]) -> StudyConfig:
