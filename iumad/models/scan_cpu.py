@@ -1,8 +1,10 @@
 """The compiled selective scan as a torch operator for tensors on the CPU.
 
 Two custom operators (`iumad::selective_scan` and `iumad::selective_scan_backward`) wrap the numba
-kernels. An operator rather than an `autograd.Function`, because `torch.compile` and `torch.export`
-keep it as one opaque node, where they would try to trace through the Python code of a Function.
+kernels. Operators rather than an `autograd.Function`, because `torch.compile` and `torch.export`
+keep them as opaque nodes, where they would try to trace through the Python code of a Function. They
+are defined by schema: `torch.library.custom_op` would load all of `torch._dynamo` at the first call,
+which takes seconds.
 
 The kernels run without the GIL in plain Python threads, as many as `torch.get_num_threads()`.
 numba's own parallel loops are not used: its default thread layer must not be entered from two
@@ -23,8 +25,34 @@ from torch import Tensor
 SHARES = 4  # parts of the work per thread; several, so that a slow core gets fewer of them
 
 
-@torch.library.custom_op("iumad::selective_scan", mutates_args=(), device_types="cpu")
+INPUTS = (
+    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor D, Tensor delta_bias, "
+    "bool delta_softplus"
+)
+torch.library.define("iumad::selective_scan", f"({INPUTS}) -> Tensor")
+torch.library.define(
+    "iumad::selective_scan_backward",
+    f"(Tensor grad, {INPUTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+
+
 def scan_cpu(
+    u: Float[Tensor, "batch dim length"],
+    delta: Float[Tensor, "batch dim length"],
+    A: Float[Tensor, "dim state"],
+    B: Float[Tensor, "batch group state length"],
+    C: Float[Tensor, "batch group state length"],
+    D: Float[Tensor, " dim"],
+    delta_bias: Float[Tensor, " dim"],
+    delta_softplus: bool,
+) -> Float[Tensor, "batch dim length"]:
+    """Scan on the CPU, differentiably; all tensors of one dtype, float32 or float64."""
+    inputs = (u, delta, A, B, C, D, delta_bias, delta_softplus)
+    return torch.ops.iumad.selective_scan(*inputs)
+
+
+@torch.library.impl("iumad::selective_scan", "cpu")
+def _forward(
     u: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -34,20 +62,6 @@ def scan_cpu(
     delta_bias: Tensor,
     delta_softplus: bool,
 ) -> Tensor:
-    """Scan on the CPU; all tensors of one dtype, float32 or float64.
-
-    Parameters
-    ----------
-    u, delta : Tensor, batch × dim × length
-    A : Tensor, dim × state
-    B, C : Tensor, batch × group × state × length
-    D, delta_bias : Tensor, dim
-    delta_softplus : bool
-
-    Returns
-    -------
-    Tensor, batch × dim × length
-    """
     from iumad.models import scan_kernels
 
     inputs = _kernel_inputs(u, delta, A, B, C, D, delta_bias)
@@ -57,12 +71,12 @@ def scan_cpu(
     return torch.from_numpy(y)
 
 
-@scan_cpu.register_fake
-def _scan_fake(u, delta, A, B, C, D, delta_bias, delta_softplus):  # noqa: ARG001
+@torch.library.register_fake("iumad::selective_scan")
+def _forward_fake(u, delta, A, B, C, D, delta_bias, delta_softplus):  # noqa: ARG001
     return torch.empty_like(u, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op("iumad::selective_scan_backward", mutates_args=(), device_types="cpu")
+@torch.library.impl("iumad::selective_scan_backward", "cpu")
 def _backward(
     grad: Tensor,
     u: Tensor,
@@ -108,7 +122,7 @@ def _backward(
     return tuple(torch.from_numpy(x) for x in gradients)  # type: ignore[return-value]
 
 
-@_backward.register_fake
+@torch.library.register_fake("iumad::selective_scan_backward")
 def _backward_fake(grad, u, delta, A, B, C, D, delta_bias, delta_softplus):  # noqa: ARG001
     like = (u, delta, A, B, C, D, delta_bias)
     return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in like)
@@ -120,10 +134,22 @@ def _setup_context(ctx, inputs, output):  # noqa: ARG001
 
 
 def _differentiate(ctx, grad):
-    return *_backward(grad, *ctx.saved_tensors, ctx.delta_softplus), None
+    inputs = (*ctx.saved_tensors, ctx.delta_softplus)
+    return *torch.ops.iumad.selective_scan_backward(grad, *inputs), None
 
 
-scan_cpu.register_autograd(_differentiate, setup_context=_setup_context)
+torch.library.register_autograd(
+    "iumad::selective_scan", _differentiate, setup_context=_setup_context
+)
+
+
+def _refuse(ctx, *grads):  # noqa: ARG001
+    raise NotImplementedError(
+        "scan backend 'cpu' has no second derivatives; use backend='reference' for them"
+    )
+
+
+torch.library.register_autograd("iumad::selective_scan_backward", _refuse)
 
 
 def _kernel_inputs(

@@ -1,0 +1,407 @@
+"""The selective scan: every backend against a loop in numpy, written here, and its invariants."""
+
+import hashlib
+import importlib.util
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import iumad.models
+from iumad.errors import ConfigError
+from iumad.models.scan import selective_scan
+
+NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
+CUDA = pytest.param(
+    "cuda",
+    marks=[
+        pytest.mark.gpu,
+        pytest.mark.skipif(
+            importlib.util.find_spec("mamba_ssm") is None or not torch.cuda.is_available(),
+            reason="needs a CUDA device and mamba-ssm",
+        ),
+    ],
+)
+
+
+def softplus(x):
+    return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def oracle(u, delta, A, B, C, D, z, delta_bias, gout):
+    """Values and gradients of sum(out · gout), by loops over time in float64, softplus on.
+
+    B, C: batch × group × state × length. The gradients follow the chain rule by hand.
+    """
+    batch, dim, length = u.shape
+    groups, state = B.shape[1:3]
+    spread = np.repeat(np.arange(groups), dim // groups)  # channel -> group
+    raw = delta + delta_bias[:, None]
+    step = softplus(raw)
+    h = np.zeros((length + 1, batch, dim, state))
+    y = np.empty((batch, dim, length))
+    for t in range(length):
+        decay = np.exp(step[:, :, t, None] * A)
+        h[t + 1] = decay * h[t] + (step * u)[:, :, t, None] * B[..., t][:, spread]
+        y[:, :, t] = (C[..., t][:, spread] * h[t + 1]).sum(-1) + D * u[:, :, t]
+    gate = z * sigmoid(z)
+    gy = gout * gate
+    gz = gout * y * (sigmoid(z) + gate * (1 - sigmoid(z)))
+    gu, gstep = gy * D[:, None], np.zeros_like(u)
+    gA, gB, gC = np.zeros_like(A), np.zeros_like(B), np.zeros_like(C)
+    gh = np.zeros((batch, dim, state))
+    for t in reversed(range(length)):
+        gh = gh + gy[:, :, t, None] * C[..., t][:, spread]
+        gx = (gh * B[..., t][:, spread]).sum(-1)
+        gu[:, :, t] += gx * step[:, :, t]
+        gstep[:, :, t] += gx * u[:, :, t]
+        for g in range(groups):
+            of_group = spread == g
+            gB[:, g, :, t] = (gh * (step * u)[:, :, t, None])[:, of_group].sum(1)
+            gC[:, g, :, t] = (gy[:, :, t, None] * h[t + 1])[:, of_group].sum(1)
+        gh = gh * np.exp(step[:, :, t, None] * A)
+        gexponent = gh * h[t]
+        gstep[:, :, t] += (gexponent * A).sum(-1)
+        gA += (gexponent * step[:, :, t, None]).sum(0)
+    gdelta = gstep * sigmoid(raw)
+    gD = (gy * u).sum((0, 2))
+    return y * gate, (gu, gdelta, gA, gB, gC, gD, gz, gdelta.sum((0, 2)))
+
+
+def draw(batch, dim, length, state, groups=1, low=1e-3, high=1e-1, seed=0):
+    """Inputs as in a fresh Mamba block, their step sizes between `low` and `high`, in float64."""
+    rng = np.random.default_rng(seed)
+    step = np.exp(rng.uniform(np.log(low), np.log(high), (batch, dim, length)))
+    delta_bias = rng.normal(size=dim)
+    raw = step + np.log(-np.expm1(-step))  # inverse of softplus
+    return (
+        rng.normal(size=(batch, dim, length)),
+        raw - delta_bias[:, None],
+        -np.tile(np.arange(1.0, state + 1), (dim, 1)) * rng.uniform(0.8, 1.2, (dim, state)),
+        rng.normal(size=(batch, groups, state, length)),
+        rng.normal(size=(batch, groups, state, length)),
+        rng.normal(size=dim),
+        rng.normal(size=(batch, dim, length)),
+        delta_bias,
+    )
+
+
+def tensors(arrays, dtype=torch.float32, device="cpu"):
+    return [torch.tensor(x, dtype=dtype, device=device, requires_grad=True) for x in arrays]
+
+
+def assert_close(got, want, name, tolerance):
+    """Largest error beside the largest value: sums over time cancel in single entries."""
+    got = got.detach().cpu().double().numpy()
+    atol = tolerance * np.abs(want).max()
+    np.testing.assert_allclose(got, want, rtol=0, atol=atol, err_msg=name)
+
+
+SHAPES = [
+    # batch, dim, length, state, groups, low, high
+    (1, 1, 1, 1, 1, 1e-3, 1e-1),
+    (2, 5, 49, 16, 1, 1e-3, 1e-1),
+    (2, 33, 49, 8, 3, 1e-3, 1e-1),
+    (1, 17, 196, 16, 1, 1e-3, 6.0),
+    (3, 6, 51, 1, 2, 1e-1, 6.0),
+    (1, 4, 784, 16, 1, 1e-3, 1e-1),
+    (1, 32, 23, 3, 2, 5.0, 6.0),
+]
+
+
+@pytest.mark.strict
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    ("backend", "dtype", "tolerance"),
+    [
+        # float32: rounding errors of single steps, eps = 1.2e-7, that add up over time and channels
+        ("cpu", torch.float32, 2e-6),
+        ("reference", torch.float32, 2e-6),
+        ("cpu", torch.float64, 1e-13),
+        ("reference", torch.float64, 1e-13),
+        pytest.param("cuda", torch.float32, 1e-5, marks=CUDA.marks),
+    ],
+)
+def test_values_and_gradients_agree_with_a_loop_in_float64(backend, dtype, tolerance, shape):
+    arrays = draw(*shape)
+    gout = np.random.default_rng(1).normal(size=arrays[0].shape)
+    # both computations start from the same, possibly rounded, numbers
+    inputs = tensors(arrays, dtype, "cuda" if backend == "cuda" else "cpu")
+    rounded = [x.detach().cpu().double().numpy() for x in inputs]
+    gout_tensor = torch.tensor(gout, dtype=dtype, device=inputs[0].device)
+    out, gradients = oracle(*rounded, gout_tensor.double().cpu().numpy())
+    result = selective_scan(*inputs, True, backend=backend)
+    result.backward(gout_tensor)
+    assert result.dtype == dtype
+    assert_close(result, out, "out", tolerance)
+    for name, tensor, gradient in zip(NAMES, inputs, gradients, strict=True):
+        assert_close(tensor.grad, gradient, name, tolerance)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_two_steps_by_hand(backend):
+    # Δ = 1, exp(ΔA) = 1/2, B = 1, C = 2, D = 3: h = 4, 1/2·4 + 6 = 8; y = 2·4 + 3·4, 2·8 + 3·6
+    one = torch.ones(1, 1, 2)
+    out = selective_scan(
+        torch.tensor([[[4.0, 6.0]]]),
+        one,
+        torch.tensor([[0.5]]).log(),
+        one,
+        2 * one,
+        torch.tensor([3.0]),
+        backend=backend,
+    )
+    torch.testing.assert_close(out, torch.tensor([[[20.0, 34.0]]]))
+
+
+@pytest.mark.parametrize("delta_softplus", [False, True])
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_gradcheck(backend, delta_softplus):
+    arrays = list(draw(2, 4, 5, 3, groups=2))
+    if not delta_softplus:
+        arrays[1], arrays[7] = np.abs(arrays[1]), np.abs(arrays[7])
+
+    def scan(*x):
+        return selective_scan(*x, delta_softplus, backend=backend)
+
+    assert torch.autograd.gradcheck(scan, tensors(arrays, torch.float64))
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_optional_arguments_equal_their_neutral_values(backend):
+    u, delta, A, B, C, *_ = tensors(draw(2, 5, 7, 4), torch.float64)
+    zeros = torch.zeros(5, dtype=torch.float64)
+    bare = selective_scan(u, delta.exp(), A, B, C, backend=backend)
+    full = selective_scan(u, delta.exp(), A, B, C, zeros, None, zeros, backend=backend)
+    torch.testing.assert_close(bare, full, rtol=0, atol=0)
+    without_group_axis = selective_scan(u, delta.exp(), A, B[:, 0], C[:, 0], backend=backend)
+    torch.testing.assert_close(bare, without_group_axis, rtol=0, atol=0)
+
+
+def test_groups_equal_separate_scans():
+    u, delta, A, B, C, D, _, bias = tensors(draw(2, 34, 9, 4, groups=2))
+    both = selective_scan(u, delta, A, B, C, D, None, bias, True, backend="cpu")
+    for g, part in enumerate((slice(0, 17), slice(17, 34))):
+        channels = (u[:, part], delta[:, part], A[part], B[:, g], C[:, g])
+        alone = selective_scan(*channels, D[part], None, bias[part], True, backend="cpu")
+        torch.testing.assert_close(both[:, part], alone, rtol=0, atol=0)
+
+
+def test_scan_is_causal_and_linear_in_u():
+    u, delta, A, B, C, D, z, bias = tensors(draw(1, 8, 20, 4))
+    rest = (delta, A, B, C, D, z, bias, True)
+    changed = u.detach().clone()
+    changed[:, :, 12:] += 1
+    out, other = selective_scan(u, *rest), selective_scan(changed, *rest)
+    torch.testing.assert_close(out[..., :12], other[..., :12], rtol=0, atol=0)
+    assert not torch.equal(out[..., 12:], other[..., 12:])
+    torch.testing.assert_close(selective_scan(2 * u, *rest), 2 * out, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_computed_in_float32(backend, dtype):
+    low = tensors(draw(2, 5, 30, 4), dtype)
+    wide = [x.detach().float() for x in low]
+    result = selective_scan(*low, True, backend=backend)
+    assert result.dtype == dtype
+    want = selective_scan(*wide, True, backend=backend)
+    torch.testing.assert_close(result, want.to(dtype), rtol=0, atol=0)
+    result.sum().backward()
+    assert all(x.grad.dtype == dtype and x.grad.isfinite().all() for x in low)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_autocast_changes_nothing_but_the_dtype_of_half_inputs(backend):
+    inputs = tensors(draw(2, 5, 30, 4))
+    plain = selective_scan(*inputs, True, backend=backend)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = selective_scan(*inputs, True, backend=backend)
+        half_u = selective_scan(inputs[0].bfloat16(), *inputs[1:], True, backend=backend)
+    torch.testing.assert_close(mixed, plain, rtol=0, atol=0)
+    assert half_u.dtype == torch.bfloat16
+
+
+def test_memory_layout_does_not_matter():
+    inputs = tensors(draw(3, 18, 21, 4, groups=2))
+    strided = [
+        x.detach().movedim(-1, 0).contiguous().movedim(0, -1).requires_grad_() for x in inputs
+    ]
+    assert not strided[0].is_contiguous()
+    gout = torch.ones(21, 18, 3).movedim(0, -1).movedim(0, 1)
+    for x in (inputs, strided):
+        selective_scan(*x, True, backend="cpu").backward(gout)
+    for a, b in zip(inputs, strided, strict=True):
+        # not bit for bit: torch's silu rounds differently in strided memory
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-6, atol=1e-6)
+
+
+def test_nan_and_inf_are_not_hidden():
+    inputs = tensors(draw(1, 3, 10, 2))
+    for name, x in zip(NAMES, inputs, strict=True):
+        spoilt = x.detach().clone()
+        spoilt.view(-1)[0] = torch.nan
+        given = [spoilt if n == name else y for n, y in zip(NAMES, inputs, strict=True)]
+        assert selective_scan(*given, True, backend="cpu").isnan().any(), name
+    growing = selective_scan(*inputs[:2], -1e3 * inputs[2], *inputs[3:5], backend="reference")
+    compiled = selective_scan(*inputs[:2], -1e3 * inputs[2], *inputs[3:5], backend="cpu")
+    torch.testing.assert_close(growing.isfinite(), compiled.isfinite())
+
+
+@pytest.fixture
+def restore_threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("restore_threads")
+def test_results_do_not_depend_on_the_number_of_threads():
+    results = []
+    for threads in (1, 2, 3, 2, 1):
+        torch.set_num_threads(threads)
+        inputs = tensors(draw(3, 40, 49, 5))
+        out = selective_scan(*inputs, True, backend="cpu")
+        out.square().sum().backward()
+        results.append([out, *(x.grad for x in inputs)])
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.usefixtures("restore_threads")
+def test_calls_from_several_threads_at_once():
+    torch.set_num_threads(2)
+    inputs = [x.detach() for x in tensors(draw(2, 40, 30, 4))]
+    want = selective_scan(*inputs, True, backend="cpu")
+    wrong = []
+
+    def call():
+        for _ in range(20):
+            if not torch.equal(selective_scan(*inputs, True, backend="cpu"), want):
+                wrong.append(threading.get_ident())
+
+    callers = [threading.Thread(target=call) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert not wrong
+
+
+IN_A_NEW_PROCESS = """
+import os, sys, torch
+from iumad.models.scan import selective_scan
+assert "numba" not in sys.modules, "numba slows the import down"
+
+torch.set_num_threads(2)
+x = torch.ones(2, 40, 9)
+arguments = [x, x, -torch.ones(40, 4), torch.ones(2, 4, 9), torch.ones(2, 4, 9)]
+want = selective_scan(*arguments, backend="cpu")
+if hasattr(os, "fork"):
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if torch.equal(selective_scan(*arguments, backend="cpu"), want) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, "failed after a fork"
+
+# aot_eager: the whole of torch.compile but the code generator, which needs a C++ compiler
+compiled = torch.compile(selective_scan, backend="aot_eager", fullgraph=True)
+for x in arguments:
+    x.requires_grad_()
+outs = selective_scan(*arguments), compiled(*arguments)
+assert torch.equal(*outs), "another result under torch.compile"
+for a, b in zip(*(torch.autograd.grad(out.square().sum(), arguments) for out in outs)):
+    torch.testing.assert_close(a, b)
+"""
+
+
+def test_late_import_fork_and_torch_compile():
+    # a new process, because run-time checks of annotations hide the code from torch.compile
+    subprocess.run([sys.executable, "-c", IN_A_NEW_PROCESS], check=True, timeout=600)
+
+
+def test_second_derivatives_are_refused_where_there_are_none():
+    u, *rest = tensors(draw(1, 2, 3, 1))
+    out = selective_scan(u, *rest, True, backend="cpu").square().sum()
+    (gradient,) = torch.autograd.grad(out, u, create_graph=True)
+    with pytest.raises(NotImplementedError, match="backend='reference'"):
+        gradient.sum().backward()
+
+
+# from opcheck itself, which looks at the gradients of tensors that it has derived from ours
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_operator_follows_the_rules_of_torch():
+    u, delta, A, B, C, D, _, bias = tensors(draw(2, 5, 6, 3))
+    torch.library.opcheck(
+        torch.ops.iumad.selective_scan.default, (u, delta, A, B, C, D, bias, True)
+    )
+
+
+def test_auto_chooses_by_device_and_dtype(monkeypatch):
+    used = []
+    for name in ("cpu", "reference"):
+        monkeypatch.setattr(
+            f"iumad.models.scan._scan_{name}",
+            lambda u, *_, name=name: used.append(name) or u,
+        )
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        selective_scan(*tensors(draw(1, 2, 3, 1), dtype))
+    assert used == ["cpu", "cpu", "reference"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mamba_ssm") is not None, reason="has mamba-ssm")
+def test_cuda_without_mamba_ssm_says_what_to_install():
+    with pytest.raises(ConfigError, match=r"mamba-ssm.*iumad\[cuda\]"):
+        selective_scan(*tensors(draw(1, 2, 3, 1)), backend="cuda")
+
+
+def test_unknown_backend_lists_the_known_ones():
+    with pytest.raises(ConfigError, match="auto, cpu, cuda, reference, got 'gpu'"):
+        selective_scan(*tensors(draw(1, 2, 3, 1)), backend="gpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("u", (2, 4), r"u needs shape \(batch, dim, length\).*got u \(2, 4\)"),
+        ("A", (5, 3), r"A \(dim, state\), got u \(2, 4, 6\) and A \(5, 3\)"),
+        ("delta", (2, 4, 5), r"delta needs shape \(2, 4, 6\), got \(2, 4, 5\)"),
+        ("z", (1, 4, 6), r"z needs shape \(2, 4, 6\), got \(1, 4, 6\)"),
+        ("D", (3,), r"D needs shape \(4,\), got \(3,\)"),
+        ("delta_bias", (4, 1), r"delta_bias needs shape \(4,\), got \(4, 1\)"),
+        ("B", (2, 3, 7), r"B needs shape \(2, 3, 6\) or \(2, group, 3, 6\), got \(2, 3, 7\)"),
+        ("C", (2, 4, 6), r"C needs shape \(2, 3, 6\).*got \(2, 4, 6\)"),
+        ("B", (2, 2, 3, 6), r"one number of groups.*got B \(2, 2, 3, 6\) and C \(2, 1, 3, 6\)"),
+    ],
+)
+def test_wrong_shape_names_argument_need_and_what_came(name, shape, message):
+    given = dict(zip(NAMES, tensors(draw(2, 4, 6, 3)), strict=True))
+    given[name] = torch.ones(shape)
+    with pytest.raises(ValueError, match=message):
+        selective_scan(**given)
+
+
+def test_groups_must_divide_dim():
+    u, delta, A, B, C, *_ = tensors(draw(2, 4, 6, 3))
+    with pytest.raises(ValueError, match="divides dim 4"):
+        selective_scan(u, delta, A, B.expand(2, 3, 3, 6), C.expand(2, 3, 3, 6))
+
+
+def test_integers_are_refused():
+    u, *rest = tensors(draw(1, 2, 3, 1))
+    with pytest.raises(TypeError, match=r"u needs a real floating dtype, got torch.int64"):
+        selective_scan(u.long(), *rest)
+
+
+def test_kernels_are_compiled_anew_when_the_vector_type_changes():
+    from iumad.models.scan_kernels import LANES_SHA256
+
+    source = Path(iumad.models.__file__).with_name("scan_lanes.py").read_bytes()
+    assert hashlib.sha256(source).hexdigest() == LANES_SHA256, "put the new checksum there"
