@@ -81,7 +81,7 @@ def hole(
     """Drill a pit with steep walls, darker inside."""
     spot = _spot(surface, grid, rng, size * rng.uniform(0.06, 0.11))
     mask = (spot < 1) & (surface.height > 0)
-    inside = np.where(mask, step(-spot, -1, -0.6), 0)
+    inside = np.where(mask, step(-spot, -1.0, -0.6), 0)
     depth = np.minimum(strength * rng.uniform(0.08, 0.16), 0.9 * surface.height)
     darker = mix(surface.albedo, 0.45 * surface.albedo, 0.6 * inside * min(strength, 1.5))
     return change(surface, height=surface.height - inside * depth, albedo=darker), mask
@@ -94,9 +94,9 @@ def stain(
     spot = _spot(surface, grid, rng, size * rng.uniform(0.09, 0.17))
     mask = (spot < 1) & (surface.coverage > 0.5)
     # A stain must be visible: one of the two colours that differ most from the object's own.
-    contrast = np.linalg.norm(STAINS - surface.albedo[mask].mean(axis=0), axis=1)
+    contrast = np.linalg.norm(np.array(STAINS) - surface.albedo[mask].mean(axis=0), axis=1)
     colour = STAINS[np.argsort(contrast)[rng.integers(-2, 0)]]
-    cover = np.where(mask, step(-spot, -1, -0.75), 0) * (1 + 0.15 * texture(grid, rng, 9))
+    cover = np.where(mask, step(-spot, -1.0, -0.75), 0) * (1 + 0.15 * texture(grid, rng, 9.0))
     tinted = mix(surface.albedo, colour, np.clip(0.55 * strength * cover, 0, 0.95))
     wet = surface.gloss + rng.choice((0.0, 0.5)) * np.where(mask, cover, 0)
     return change(surface, albedo=tinted, gloss=np.clip(wet, 0, 1)), mask
@@ -129,11 +129,11 @@ def chip(
     surface: Surface, grid: Grid, rng: np.random.Generator, size: float, strength: float
 ) -> tuple[Surface, Mask]:
     """Break a piece off the rim down to a rough stump."""
-    centre = place(surface, grid, rng, 0, at_rim=True)
+    centre = place(surface, grid, rng, 0.0, at_rim=True)
     spot = blob(grid, rng, centre, size * rng.uniform(0.13, 0.21))
     mask = (spot < 1) & (surface.height > 0)
-    rough = texture(grid, rng, 9)
-    left = 1 - np.clip(strength * rng.uniform(0.4, 0.65), 0, 0.85) * step(-spot, -1, -0.8)
+    rough = texture(grid, rng, 9.0)
+    left = 1 - np.clip(strength * rng.uniform(0.4, 0.65), 0, 0.85) * step(-spot, -1.0, -0.8)
     stump = np.maximum(surface.height * np.clip(left + 0.06 * rough * (left < 1), 0, 1), 0.01)
     height = np.where(mask, stump, surface.height)
     crumb = np.clip(1.2 * surface.albedo + 0.05, 0, 1)
@@ -146,7 +146,7 @@ def _spot(surface: Surface, grid: Grid, rng: np.random.Generator, radius: float)
     return blob(grid, rng, place(surface, grid, rng, 0.8 * radius), radius)
 
 
-STAINS = np.array([(0.20, 0.26, 0.10), (0.10, 0.12, 0.26), (0.42, 0.20, 0.08), (0.90, 0.90, 0.82)])
+STAINS = ((0.20, 0.26, 0.10), (0.10, 0.12, 0.26), (0.42, 0.20, 0.08), (0.90, 0.90, 0.82))
 # Each defect with whether it changes the surface.
 DRAW: dict[str, tuple[Defect, bool]] = {
     "bump": (bump, True),

@@ -35,7 +35,7 @@ def biscuit(grid: Grid, rng: np.random.Generator, variation: float) -> Surface:
     radius, angle = np.hypot(grid.x, grid.y), np.arctan2(grid.y, grid.x)
     inside = 0.68 * (1 + 0.03 * np.cos(20 * angle)) - radius
     hole, _ = nearest(grid, np.concatenate([circle(1, 0.0), circle(6, 0.2), circle(12, 0.38)]))
-    grain = texture(grid, rng, 9) + 0.6 * texture(grid, rng, 22)
+    grain = texture(grid, rng, 9.0) + 0.6 * texture(grid, rng, 22.0)
     baked = 0.3 * step(radius, 0.35, 0.7) + variation * (0.07 * grain + rng.normal(0, 0.06))
     height = (
         0.13 * rounded(inside, 0.1)
@@ -66,7 +66,7 @@ def cookie(grid: Grid, rng: np.random.Generator, variation: float) -> Surface:
     """Chocolate-chip cookie: irregular rim, lumpy top, dark chips in other places every time."""
     radius, angle = np.hypot(grid.x, grid.y), np.arctan2(grid.y, grid.x)
     inside = 0.64 * (1 + wobble(angle, rng, range(2, 7), 0.018 * variation)) - radius
-    lumps, grain = texture(grid, rng, 3), texture(grid, rng, 14)
+    lumps, grain = texture(grid, rng, 3.0), texture(grid, rng, 14.0)
     distance, number = nearest(grid, scatter(rng, 11, 0.5))
     size = rng.uniform(0.045, 0.085, 11)[number]
     chip = np.clip(1 - distance / size, 0, 1)
@@ -92,7 +92,7 @@ def donut(grid: Grid, rng: np.random.Generator, variation: float) -> Surface:
     distance, number = nearest(grid, (middle + offset).reshape(-1, 2))
     sprinkle = step(-distance, -0.022, -0.010)
     colours = np.array([(0.98, 0.86, 0.3), (0.35, 0.7, 0.9), (0.97, 0.97, 0.95), (0.5, 0.78, 0.4)])
-    dough = mix((0.80, 0.55, 0.28), (0.62, 0.38, 0.16), 0.5 + 0.3 * texture(grid, rng, 8))
+    dough = mix((0.80, 0.55, 0.28), (0.62, 0.38, 0.16), 0.5 + 0.3 * texture(grid, rng, 8.0))
     pink = vary((0.93, 0.50, 0.62), rng, variation)
     glaze = mix(pink, colours[rng.integers(0, 4, count)][number % count], sprinkle)
     height = 0.26 * rounded(inside, 0.26) + 0.02 * icing + 0.016 * sprinkle
@@ -113,7 +113,7 @@ def gummy(grid: Grid, rng: np.random.Generator, variation: float) -> Surface:
 def macaron(grid: Grid, rng: np.random.Generator, variation: float) -> Surface:
     """Almond shell: smooth lilac dome over a ruffled foot."""
     radius, angle = np.hypot(grid.x, grid.y), np.arctan2(grid.y, grid.x)
-    ruffle = texture(grid, rng, 11) + texture(grid, rng, 20)
+    ruffle = texture(grid, rng, 11.0) + texture(grid, rng, 20.0)
     inside = 0.66 + 0.012 * variation * ruffle - radius
     shell = step(0.57 + 0.008 * np.cos(3 * angle + rng.uniform(0, 6.3)) - radius, -0.012, 0.012)
     height = (
@@ -121,7 +121,7 @@ def macaron(grid: Grid, rng: np.random.Generator, variation: float) -> Surface:
         + 0.018 * ruffle * (1 - shell)
         + 0.17 * shell * rounded(0.585 - radius, 0.42)
     )
-    freckle = step(texture(grid, rng, 26), 0.45, 0.7)
+    freckle = step(texture(grid, rng, 26.0), 0.45, 0.7)
     tone = 0.4 + 0.25 * ruffle * (1 - shell) + 0.5 * freckle * shell
     foot = mix((0.97, 0.82, 0.86), (0.86, 0.62, 0.74), tone + rng.normal(0, 0.1) * variation)
     albedo = mix(foot, (0.86, 0.70, 0.88), 0.75 * shell)
@@ -135,9 +135,9 @@ def madeleine(grid: Grid, rng: np.random.Generator, variation: float) -> Surface
     ribs = np.cos(36 * fan) * step(-grid.y, -0.55, -0.1)
     egg = np.hypot(grid.x / (0.52 * (1 - 0.3 * grid.y)), grid.y / 0.7)
     inside = 0.55 * (1 - egg) + 0.016 * ribs
-    grain = texture(grid, rng, 12)
+    grain = texture(grid, rng, 12.0)
     height = 0.22 * rounded(inside, 0.3) + 0.022 * ribs + 0.004 * grain
-    baked = 0.35 - 0.22 * ribs + 0.35 * step(-inside, -0.18, 0) + 0.12 * grain
+    baked = 0.35 - 0.22 * ribs + 0.35 * step(-inside, -0.18, 0.0) + 0.12 * grain
     baked += rng.normal(0, 0.08) * variation
     albedo = mix((0.93, 0.73, 0.40), (0.66, 0.38, 0.15), baked)
     return finish(grid, inside, height, albedo, 0.12)
@@ -148,9 +148,9 @@ def mint(grid: Grid, rng: np.random.Generator, variation: float) -> Surface:
     radius, angle = np.hypot(grid.x, grid.y), np.arctan2(grid.y, grid.x)
     inside = 0.62 - radius
     twist = 2.2 + rng.normal(0, 0.25) * variation
-    wheel = np.cos(7 * (angle + twist * radius)) + 0.15 * variation * texture(grid, rng, 4)
+    wheel = np.cos(7 * (angle + twist * radius)) + 0.15 * variation * texture(grid, rng, 4.0)
     red = step(wheel + 0.1, -0.18, 0.18) * step(radius, 0.04, 0.12)
-    relief = 0.007 * wheel * step(inside, 0, 0.2) * step(radius, 0, 0.2)
+    relief = 0.007 * wheel * step(inside, 0.0, 0.2) * step(radius, 0.0, 0.2)
     height = 0.23 * rounded(inside, 0.34) + relief
     crimson = vary((0.82, 0.10, 0.14), rng, variation)
     return finish(grid, inside, height, mix((0.96, 0.94, 0.91), crimson, red), 0.7)
@@ -169,7 +169,7 @@ def pretzel(grid: Grid, rng: np.random.Generator, variation: float) -> Surface:
     crossing = np.exp(-(grid.x**2 + grid.y**2) / 0.02)
     salt, _ = nearest(grid, rope[np.arange(5, 140, 7)] + rng.normal(0, 0.02 * variation, (20, 2)))
     grains = step(-salt, -0.028, -0.012) * step(inside, 0.02, 0.04)
-    grain = texture(grid, rng, 10)
+    grain = texture(grid, rng, 10.0)
     height = 0.2 * rounded(inside, 0.1) + 0.06 * crossing + 0.02 * grains + 0.003 * grain
     crust = 0.45 + 0.2 * grain + rng.normal(0, 0.1) * variation
     albedo = mix((0.66, 0.36, 0.14), (0.38, 0.18, 0.07), crust)
@@ -182,8 +182,8 @@ def waffle(grid: Grid, rng: np.random.Generator, variation: float) -> Surface:
     cell = 1.2 / 4
     local = Grid((grid.x + 0.6) % cell - cell / 2, (grid.y + 0.6) % cell - cell / 2, grid.pixel)
     well = step(box(local, cell / 2 - 0.035, 0.03), -0.005, 0.07)
-    well *= step(box(grid, 0.6, 0.08), 0, 0.02)  # none outside the four by four
-    grain = texture(grid, rng, 10)
+    well *= step(box(grid, 0.6, 0.08), 0.0, 0.02)  # none outside the four by four
+    grain = texture(grid, rng, 10.0)
     height = 0.2 * rounded(inside, 0.08) - 0.11 * well + 0.005 * grain
     patch = texture(grid, rng, 1.5)
     baked = 0.45 - 0.35 * well + 0.12 * grain + variation * (0.2 * patch + rng.normal(0, 0.07))

@@ -95,9 +95,9 @@ def scatter(rng: np.random.Generator, count: int, radius: float) -> Float[np.nda
     return radius * points + rng.normal(0, 0.25 * radius / np.sqrt(count), (count, 2))
 
 
-def texture(grid: Grid, rng: np.random.Generator, cells: float, stretch: float = 1.0) -> Plane:
+def texture(grid: Grid, rng: np.random.Generator, cells: float) -> Plane:
     """Noise in [-1, 1] fixed to the object, with `cells` cells a unit length."""
-    return perlin_noise((grid.x + 8) * cells, (grid.y + 8) * cells * stretch, rng)
+    return perlin_noise((grid.x + 8) * cells, (grid.y + 8) * cells, rng)
 
 
 def direction(angle: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n 2"]:

@@ -13,9 +13,9 @@ def stone(dark: Colour, bright: Colour, veins: float) -> Table:
     """Clouded stone with fine grain; `veins` draws marble."""
 
     def draw(grid: Grid, rng: np.random.Generator) -> Image:
-        cloud = texture(grid, rng, 1.5) + 0.5 * texture(grid, rng, 4)
+        cloud = texture(grid, rng, 1.5) + 0.5 * texture(grid, rng, 4.0)
         vein = np.exp(-((texture(grid, rng, 1.1) + 0.25 * cloud) ** 2) / 0.004)
-        tone = 0.55 + 0.22 * cloud + 0.18 * texture(grid, rng, 26) - veins * vein
+        tone = 0.55 + 0.22 * cloud + 0.18 * texture(grid, rng, 26.0) - veins * vein
         return mix(dark, bright, tone)
 
     return draw
@@ -27,9 +27,9 @@ def wood(dark: Colour, bright: Colour) -> Table:
     def draw(grid: Grid, rng: np.random.Generator) -> Image:
         plank = np.floor(grid.y / 0.5)
         seam = np.abs(grid.y / 0.5 - plank - 0.5) * 0.5
-        fibres = texture(Grid(grid.x * 0.1 + 0.37 * plank, grid.y, grid.pixel), rng, 16)
+        fibres = texture(Grid(grid.x * 0.1 + 0.37 * plank, grid.y, grid.pixel), rng, 16.0)
         rings = np.sin(
-            14 * grid.y + 3 * texture(Grid(grid.x * 0.3 + plank, grid.y, grid.pixel), rng, 2)
+            14 * grid.y + 3 * texture(Grid(grid.x * 0.3 + plank, grid.y, grid.pixel), rng, 2.0)
         )
         tone = 0.55 + 0.2 * fibres + 0.1 * rings + 0.1 * np.sin(2.4 * plank)
         return mix(dark, bright, tone) * (1 - 0.35 * step(seam, 0.238, 0.25))[..., None]
@@ -42,7 +42,7 @@ def cloth(ground: Colour, thread: Colour, stripe: float) -> Table:
 
     def draw(grid: Grid, rng: np.random.Generator) -> Image:
         weave = np.sin(2 * np.pi * grid.x / 0.06) * np.sin(2 * np.pi * grid.y / 0.06)
-        tone = 0.3 + 0.12 * weave + 0.12 * texture(grid, rng, 2)
+        tone = 0.3 + 0.12 * weave + 0.12 * texture(grid, rng, 2.0)
         if stripe:
             bands = [
                 step(np.sin(2 * np.pi * axis / stripe), -0.15, 0.15) for axis in (grid.x, grid.y)
@@ -57,8 +57,8 @@ def paper(base: Colour, fleck: Colour) -> Table:
     """Baking paper: almost plain, with soft creases and flecks."""
 
     def draw(grid: Grid, rng: np.random.Generator) -> Image:
-        crease = 0.5 + 0.35 * texture(grid, rng, 0.9) + 0.2 * texture(grid, rng, 18)
-        flecks = step(texture(grid, rng, 14), 0.5, 0.7)
+        crease = 0.5 + 0.35 * texture(grid, rng, 0.9) + 0.2 * texture(grid, rng, 18.0)
+        flecks = step(texture(grid, rng, 14.0), 0.5, 0.7)
         return mix(base, fleck, 0.25 * crease + 0.12 * flecks)
 
     return draw

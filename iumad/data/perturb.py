@@ -1,0 +1,175 @@
+"""The two perturbations of the paper's empirical study (Sec. 2): spurious and redundant information.
+
+The paper gives no recipe. Here *spurious* is the background of another object, blended into the
+background of a sample, and *redundant* is gradient noise over all of it (the paper's "Berlin" noise
+is read as Perlin's). Both change the image and the depth and leave labels and masks alone.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Int
+from scipy import ndimage
+
+from iumad.data.depth import valid_mask
+from iumad.data.noise import PERIOD, perlin_noise
+from iumad.data.plane import remove_plane
+from iumad.data.sample import Sample
+from iumad.errors import ConfigError, DataError
+
+
+def with_foreground(sample: Sample, rng: np.random.Generator) -> Sample:
+    """Return the sample with its object's pixels, estimated from depth where they are not known.
+
+    Raises
+    ------
+    DataError
+        The foreground is not known and there is no depth, or no background plane in it.
+    """
+    if sample.foreground is not None:
+        return sample
+    if sample.xyz is None:
+        raise DataError(f"{sample.sample_id}: without depth the foreground cannot be estimated")
+    _, foreground = remove_plane(sample.xyz, rng)
+    return replace(sample, foreground=foreground)
+
+
+def spurious(sample: Sample, donor: Sample, alpha: float) -> Sample:
+    """Blend the donor's background into the sample's: (1 - alpha) own + alpha the donor's.
+
+    The place of the donor's object is first covered with its background mirrored at the silhouette.
+    In depth the points slide along their rays to the blended z; pixels that have no measurement in
+    the sample or in the donor stay as they are. Choose donors only among data that the training
+    step may see.
+
+    Parameters
+    ----------
+    sample, donor
+        Of one size, both with foreground, and both with depth if the sample has it.
+    alpha
+        Intensity in [0, 1]; 0 returns an identical sample.
+
+    Returns
+    -------
+    Sample
+        Identical to `sample` on its foreground.
+
+    Raises
+    ------
+    ConfigError
+        `alpha` is outside [0, 1].
+    DataError
+        A foreground or the donor's depth is missing, the sizes differ, or the donor's object fills
+        its whole image.
+    """
+    if not 0 <= alpha <= 1:
+        raise ConfigError(f"alpha needs a value in [0, 1], got {alpha}")
+    for role, given in (("sample", sample), ("donor", donor)):
+        if given.foreground is None:
+            raise DataError(
+                f"{given.sample_id}: the {role} of a spurious background needs a foreground "
+                "(the generator knows it; with_foreground estimates it from depth)"
+            )
+    if sample.rgb.shape != donor.rgb.shape:
+        raise DataError(
+            f"sample {sample.sample_id} and donor {donor.sample_id} need one size, "
+            f"got {sample.rgb.shape[:2]} and {donor.rgb.shape[:2]}"
+        )
+    if sample.xyz is not None and donor.xyz is None:
+        raise DataError(f"donor {donor.sample_id} needs depth, as sample {sample.sample_id} has it")
+    if donor.foreground.all():
+        raise DataError(f"donor {donor.sample_id} shows no background")
+
+    background = ~sample.foreground
+    source = tuple(_background_source(donor.foreground))
+    blended = (1 - alpha) * sample.rgb + alpha * donor.rgb[source]
+    rgb = np.where(background[..., None], np.rint(blended), sample.rgb).astype(np.uint8)
+    if sample.xyz is None or donor.xyz is None:
+        return replace(sample, rgb=rgb)
+
+    donor_xyz = donor.xyz[source]
+    measured = background & valid_mask(sample.xyz) & valid_mask(donor_xyz)
+    z = sample.xyz[..., 2].astype(np.float64)
+    moved = np.where(measured, (1 - alpha) * z + alpha * donor_xyz[..., 2], z)
+    return replace(sample, rgb=rgb, xyz=_slide(sample.xyz, moved))
+
+
+def redundant(sample: Sample, intensity: float, scale: int, rng: np.random.Generator) -> Sample:
+    """Add Perlin noise to the whole image and depth.
+
+    Parameters
+    ----------
+    sample
+        Any sample.
+    intensity
+        Standard deviation of the noise in units of the standard deviation of each colour channel
+        (over the image) and of z (over the valid pixels); 0 returns an identical sample.
+    scale
+        Cells of the noise along the longer side of the image, 1 to 64; the lattice is turned by a
+        random angle.
+    rng
+        Draws first the image's noise (one field for all channels), then that of depth.
+
+    Raises
+    ------
+    ConfigError
+        `intensity` is negative or `scale` outside its range.
+    """
+    if not intensity >= 0:
+        raise ConfigError(f"intensity needs a value of at least 0, got {intensity}")
+    if not 1 <= scale <= PERIOD:
+        raise ConfigError(f"scale needs 1 to {PERIOD} cells, got {scale}")
+
+    amplitude = intensity * sample.rgb.std(axis=(0, 1))
+    noisy = sample.rgb + amplitude * _standard_noise(sample.mask.shape, scale, rng)[..., None]
+    rgb = np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
+    if sample.xyz is None:
+        return replace(sample, rgb=rgb)
+
+    valid = valid_mask(sample.xyz)
+    z = sample.xyz[..., 2].astype(np.float64)
+    spread = z[valid].std() if valid.any() else 0.0
+    moved = z + np.where(valid, intensity * spread, 0) * _standard_noise(z.shape, scale, rng)
+    return replace(sample, rgb=rgb, xyz=_slide(sample.xyz, moved))
+
+
+def _background_source(foreground: Bool[np.ndarray, "h w"]) -> Int[np.ndarray, "2 h w"]:
+    """Row and column of the background pixel to show at each pixel: its own outside the object.
+
+    Inside, the pixel mirrored at the nearest background pixel, or that pixel itself where the
+    mirror image falls on the object or out of the picture.
+    """
+    nearest = ndimage.distance_transform_edt(
+        foreground, return_distances=False, return_indices=True
+    ).astype(np.int64)
+    mirrored = 2 * nearest - np.indices(foreground.shape)
+    limits = np.array(foreground.shape)[:, None, None]
+    inside = ((mirrored >= 0) & (mirrored < limits)).all(axis=0)
+    rows, columns = np.where(inside, mirrored, nearest)
+    usable = inside & ~foreground[rows, columns]
+    return np.where(usable, mirrored, nearest)
+
+
+def _slide(
+    xyz: Float32[np.ndarray, "h w 3"], z: Float[np.ndarray, "h w"]
+) -> Float32[np.ndarray, "h w 3"]:
+    """Move each point along its ray from the camera to a new z; points that keep z keep all bytes."""
+    old = xyz[..., 2]
+    changed = (z != old) & (old != 0)
+    factor = np.ones_like(z)
+    factor[changed] = z[changed] / old[changed]
+    return np.where(changed[..., None], xyz * factor[..., None], xyz).astype(np.float32)
+
+
+def _standard_noise(
+    shape: tuple[int, int], scale: int, rng: np.random.Generator
+) -> Float[np.ndarray, "h w"]:
+    """Perlin noise with mean 0 and standard deviation 1 over the image."""
+    rows, columns = (np.indices(shape) + 0.5) * scale / max(shape)
+    turn = rng.uniform(0, 2 * np.pi)
+    noise = perlin_noise(
+        np.cos(turn) * columns - np.sin(turn) * rows,
+        np.sin(turn) * columns + np.cos(turn) * rows,
+        rng,
+    )
+    return (noise - noise.mean()) / noise.std()

@@ -1,0 +1,89 @@
+"""Export in MVTec 3D-AD's layout: read back the same arrays; a tree with its final name is whole."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from iumad.config_sections import MiniCandiesConfig
+from iumad.data.export import export_mvtec3d
+from iumad.data.folders import MVTec3D
+from iumad.data.minicandies import MiniCandies
+from iumad.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def candies():
+    counts = {"n_train": 2, "n_validation": 1, "n_test_good": 1, "n_test_defect": 6}
+    return MiniCandies(MiniCandiesConfig(image_size=32, categories=("waffle", "mint"), **counts))
+
+
+def test_written_files_read_back_as_the_same_samples(candies, tmp_path):
+    ticks = []
+    root = export_mvtec3d(candies, tmp_path / "a b" / "candies", lambda: ticks.append(1))
+    assert len(ticks) == len(candies.index) == 2 * (2 + 1 + 1 + 6)
+    assert not (root / "mint" / "train" / "good" / "gt").exists()
+    assert (root / "mint" / "test" / "good" / "gt" / "000.png").exists()
+
+    read = MVTec3D(root, candies.categories)
+    columns = ["sample_id", "category", "split", "defect", "label", "height", "width"]
+    assert read.index[columns].equals(candies.index[columns])
+    for sample_id in candies.index["sample_id"]:
+        ours, theirs = candies.load(sample_id), read.load(sample_id)
+        for name in ("rgb", "xyz", "mask"):
+            one, other = getattr(ours, name), getattr(theirs, name)
+            assert one.dtype == other.dtype
+            assert np.array_equal(one, other)
+
+
+def test_nothing_is_overwritten(candies, tmp_path):
+    (tmp_path / "keep.txt").write_text("mine")
+    with pytest.raises(DataError, match="empty or does not exist"):
+        export_mvtec3d(candies, tmp_path)
+    with pytest.raises(DataError, match="empty or does not exist"):
+        export_mvtec3d(candies, tmp_path / "keep.txt")
+    assert [path.name for path in tmp_path.iterdir()] == ["keep.txt"]
+
+
+def test_an_empty_folder_may_be_filled(candies, tmp_path):
+    root = tmp_path / "out"
+    root.mkdir()
+    export_mvtec3d(candies, root)
+    assert {path.name for path in root.iterdir()} == {"waffle", "mint"}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_interrupted_export_never_has_the_final_name(candies, tmp_path):
+    root = tmp_path / "out"
+    seen = []
+
+    def look_then_stop():
+        seen.extend(path.name for path in tmp_path.iterdir())
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export_mvtec3d(candies, root, look_then_stop)
+    assert len(seen) == 1
+    assert seen[0].startswith(".out-unfinished-")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_needs_depth_and_a_writable_place(candies, tmp_path):
+    @dataclass
+    class Flat:
+        name = "flat"
+        categories = ("a",)
+        modalities = ("rgb",)
+        index = candies.index
+
+        def load(self, sample_id):
+            raise NotImplementedError
+
+        def fingerprint(self, sample_id):
+            raise NotImplementedError
+
+    with pytest.raises(DataError, match="'flat' has no depth"):
+        export_mvtec3d(Flat(), tmp_path / "out")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot be written"):
+        export_mvtec3d(candies, tmp_path / "file" / "out")
