@@ -1,13 +1,14 @@
 """What notebook pages show besides curves: tables in the paper's units, samples to look at, provenance."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from pandas.io.formats.style import Styler
 
-from iumad.config import StudyConfig
+from iumad.config import RunConfig, StudyConfig
 from iumad.data import Dataset, open_dataset
 from iumad.data.minicandies import MiniCandies
 from iumad.data.prepare import prepare
@@ -19,6 +20,18 @@ from iumad.statistics import summarise
 from iumad.study import Workplace, score_samples
 
 GROUP = ["setting", "modality", "method", "metric"]
+
+
+def detail(study: StudyConfig) -> StudyConfig:
+    """The part of a grid that a page looks at closely: all methods, last setting, last modality."""
+    return study.select(settings=study.settings[-1:], modalities=study.modalities[-1:])
+
+
+def headline(study: StudyConfig) -> str:
+    """What a page shows, in one line: profile, data set, methods, settings, modalities, seeds."""
+    parts = (study.methods, study.settings, study.modalities)
+    grid = "; ".join(", ".join(part) for part in parts)
+    return f"profile {study.profile} on {study.data.name}: {grid}; {len(study.seeds)} seed(s)"
 
 
 def table_beside_paper(rows: pd.DataFrame, paper_dataset: str = "mvtec3d") -> pd.DataFrame:
@@ -138,21 +151,55 @@ def defect_strength(dataset: MiniCandies) -> pd.DataFrame:
 
 
 def provenance_table(study: StudyConfig, folder: str | Path) -> pd.DataFrame:
-    """Where each finished step of a study came from: run, commit, versions, machine, time, memory."""
+    """What each run of a study cost: finished steps, minutes and the largest memory of them, code."""
     records = []
     for run in study.runs():
-        workplace = Workplace(run, Path(folder), "cpu")
-        for step in range(len(workplace.steps)):
-            path = workplace.folder(step) / "provenance.json"
-            if path.exists():
-                what = (run.method, run.modality, run.setting, run.seed, step)
-                records.append((*what, run.run_id, *_told(read_provenance(path))))
-    columns = ["method", "modality", "setting", "seed", "step", "run", "code", "versions"]
-    return pd.DataFrame(records, columns=[*columns, "machine", "minutes", "memory (MB)"])
+        steps = _provenance(run, folder)
+        records.append(
+            {
+                "method": run.method,
+                "modality": run.modality,
+                "setting": run.setting,
+                "seed": run.seed,
+                "run": run.run_id,
+                "steps": len(steps),
+                "minutes": sum(step.duration_s for step in steps) / 60,
+                "memory (MB)": max((step.peak_memory_mb or 0 for step in steps), default=None),
+                "code": _distinct(_code(step) for step in steps),
+            }
+        )
+    return pd.DataFrame(records)
 
 
-def _told(record: Provenance) -> tuple[str, str, str, float, float | None]:
-    commit = (record.commit or "no checkout")[:10] + (" (modified)" if record.modified else "")
-    versions = f"python {record.python}, torch {record.packages['torch']}"
-    machine = f"{record.cpu}, {record.cores} cores, {record.device}"
-    return commit, versions, machine, round(record.duration_s / 60, 1), record.peak_memory_mb
+def environment_table(study: StudyConfig, folder: str | Path) -> pd.DataFrame:
+    """Machines and versions that a study's steps ran with; more than one value where they differ."""
+    steps = [step for run in study.runs() for step in _provenance(run, folder)]
+    facts = {
+        "machine": _distinct(f"{step.cpu}, {step.cores} cores" for step in steps),
+        "device": _distinct(step.device for step in steps),
+        "system": _distinct(step.system for step in steps),
+        "python": _distinct(step.python for step in steps),
+    }
+    for package in ("torch", "timm", "numpy"):
+        facts[package] = _distinct(step.packages[package] for step in steps)
+    return pd.DataFrame(facts.items(), columns=["what", "value"])
+
+
+def shown(table: pd.DataFrame, precision: int = 1) -> Styler:
+    """Dress a table for a page: no index, so many decimals, "-" where a value is missing."""
+    style = table.style.format(precision=precision, na_rep="-").hide(axis="index")
+    return style.set_table_attributes('class="dataframe"')
+
+
+def _provenance(run: RunConfig, folder: str | Path) -> list[Provenance]:
+    workplace = Workplace(run, Path(folder), "cpu")
+    paths = [workplace.folder(step) / "provenance.json" for step in range(len(workplace.steps))]
+    return [read_provenance(path) for path in paths if path.exists()]
+
+
+def _code(step: Provenance) -> str:
+    return (step.commit or "no checkout")[:10] + (" (modified)" if step.modified else "")
+
+
+def _distinct(values: Iterable[str]) -> str:
+    return "; ".join(dict.fromkeys(values))
