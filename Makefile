@@ -17,7 +17,7 @@ book: .venv/installed  ## build the published book from book/executed; trains no
 	.venv/bin/iumad book
 
 bench: .venv/installed  ## timings on this machine
-	.venv/bin/python -m benchmarks
+	for script in benchmarks/bench_*.py; do .venv/bin/python $$script; done
 
 clean:  ## remove what was built; results/ stays
 	rm -rf build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache

@@ -29,7 +29,9 @@ class BookError(IumadError):
     """A notebook failed, or the book could not be built."""
 
 
-def make_book(params: Path | None, out: Path, root: Path = Path()) -> Path:
+def make_book(
+    params: Path | None, out: Path, root: Path = Path(), results: Path | None = None
+) -> Path:
     """Build the book for a params file, or the published one.
 
     Parameters
@@ -40,6 +42,8 @@ def make_book(params: Path | None, out: Path, root: Path = Path()) -> Path:
         Folder to write to.
     root : Path
         The repository.
+    results : Path, optional
+        Folder of runs; default: the notebooks' own, ``results/`` of the repository.
 
     Returns
     -------
@@ -53,7 +57,7 @@ def make_book(params: Path | None, out: Path, root: Path = Path()) -> Path:
     if params is None:
         executed = sorted((root / "book" / "executed").glob("*.ipynb"))
     else:
-        executed = execute_notebooks(params, out, root)
+        executed = execute_notebooks(params, out, root, results)
     return build_book(executed, out, root)
 
 

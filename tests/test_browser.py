@@ -1,0 +1,93 @@
+"""Every page in a real browser: no request leaves the page, no script fails, nothing is wider than the window."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+WIDTHS = (1280, 400)  # a laptop, a telephone
+LOCAL = ("file:", "data:", "blob:")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    """Headless chromium of the system."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
+        pytest.skip("chromium is not installed (Debian: apt-get install chromium)")
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as driver:
+        # the sandbox of chromium does not start for root, which containers run as
+        instance = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield instance
+        instance.close()
+
+
+def pages(built_book: Path) -> list[Path]:
+    return sorted(p for p in built_book.rglob("*.html") if "_static" not in p.parts)
+
+
+@pytest.fixture(scope="module")
+def screenshots(repository) -> Path:
+    """Folder for pictures of all pages, to be looked at."""
+    folder = repository / "build" / "screenshots"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_pages_work_alone(browser, built_book, screenshots, width):
+    trouble = []
+    with browser.new_context(viewport={"width": width, "height": 900}) as context:
+        for path in pages(built_book):
+            name = str(path.relative_to(built_book).with_suffix("")).replace("/", "_")
+            page = context.new_page()
+            page.on(
+                "request",
+                lambda r, n=name: (
+                    trouble.append((n, r.url)) if not r.url.startswith(LOCAL) else None
+                ),
+            )
+            page.on(
+                "console",
+                lambda m, n=name: trouble.append((n, m.text)) if m.type == "error" else None,
+            )
+            page.on("pageerror", lambda e, n=name: trouble.append((n, str(e))))
+            page.goto(path.as_uri(), wait_until="load")
+            page.wait_for_timeout(300)  # scripts that start after loading
+            page.screenshot(path=screenshots / f"{name}_{width}.png", full_page=True)
+            wide = page.evaluate("document.documentElement.scrollWidth")
+            if wide > width:
+                trouble.append((name, f"{wide} pixels wide in a window of {width}"))
+            page.close()
+    assert trouble == []
+
+
+def test_formulas_are_typeset(browser, built_book):
+    page = browser.new_page()
+    page.goto((built_book / "method.html").as_uri())
+    page.wait_for_selector("mjx-container svg", timeout=20_000)
+    assert page.locator("mjx-container").count() > 10
+    assert page.locator("mjx-merror").count() == 0
+    page.close()
+
+
+def test_dark_mode_darkens(browser, built_book):
+    page = browser.new_page(color_scheme="dark")
+    page.goto((built_book / "intro.html").as_uri())
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    channels = [int(part) for part in ground.strip("rgba()").split(",")[:3]]
+    assert max(channels) < 60
+    page.close()
+
+
+def test_search_finds_a_word(browser, built_book):
+    page = browser.new_page()
+    page.goto((built_book / "search.html").as_uri() + "?q=bottleneck")
+    page.wait_for_selector("#search-results li", timeout=20_000)
+    assert page.locator("#search-results li a").count() >= 2
+    page.close()
