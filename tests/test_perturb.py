@@ -176,9 +176,9 @@ def test_errors_say_what_is_missing():
     for alpha in (-0.1, 1.1, float("nan")):
         with pytest.raises(ConfigError, match="alpha"):
             spurious(sample, donor, alpha)
-    with pytest.raises(DataError, match=r"other/train/good/007: the donor .* foreground"):
+    with pytest.raises(DataError, match=r"other/train/good/007: .* need a foreground"):
         spurious(sample, replace(donor, foreground=None), 0.5)
-    with pytest.raises(DataError, match=r"flat/train/good/000: the sample .* foreground"):
+    with pytest.raises(DataError, match=r"flat/train/good/000: .* need a foreground"):
         spurious(replace(sample, foreground=None), donor, 0.5)
     with pytest.raises(DataError, match="needs depth"):
         spurious(sample, replace(donor, xyz=None), 0.5)

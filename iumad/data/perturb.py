@@ -17,6 +17,8 @@ from iumad.data.plane import remove_plane
 from iumad.data.sample import Sample
 from iumad.errors import ConfigError, DataError
 
+MARGIN = 0.05
+
 
 def with_foreground(sample: Sample, rng: np.random.Generator) -> Sample:
     """Return the sample with its object's pixels, estimated from depth where they are not known.
@@ -37,7 +39,8 @@ def with_foreground(sample: Sample, rng: np.random.Generator) -> Sample:
 def spurious(sample: Sample, donor: Sample, alpha: float) -> Sample:
     """Blend the donor's background into the sample's: (1 - alpha) own + alpha the donor's.
 
-    The place of the donor's object is first covered with its background mirrored at the silhouette.
+    The donor's object and the shadow beside it are first covered with the background around them,
+    mirrored.
     In depth the points slide along their rays to the blended z; pixels that have no measurement in
     the sample or in the donor stay as they are. Choose donors only among data that the training
     step may see.
@@ -64,12 +67,7 @@ def spurious(sample: Sample, donor: Sample, alpha: float) -> Sample:
     """
     if not 0 <= alpha <= 1:
         raise ConfigError(f"alpha needs a value in [0, 1], got {alpha}")
-    for role, given in (("sample", sample), ("donor", donor)):
-        if given.foreground is None:
-            raise DataError(
-                f"{given.sample_id}: the {role} of a spurious background needs a foreground "
-                "(the generator knows it; with_foreground estimates it from depth)"
-            )
+    foreground, donor_foreground = _known_foreground(sample), _known_foreground(donor)
     if sample.rgb.shape != donor.rgb.shape:
         raise DataError(
             f"sample {sample.sample_id} and donor {donor.sample_id} need one size, "
@@ -77,11 +75,12 @@ def spurious(sample: Sample, donor: Sample, alpha: float) -> Sample:
         )
     if sample.xyz is not None and donor.xyz is None:
         raise DataError(f"donor {donor.sample_id} needs depth, as sample {sample.sample_id} has it")
-    if donor.foreground.all():
+    covered = _with_margin(donor_foreground)
+    if covered.all():
         raise DataError(f"donor {donor.sample_id} shows no background")
 
-    background = ~sample.foreground
-    source = tuple(_background_source(donor.foreground))
+    background = ~foreground
+    source = tuple(_background_source(covered))
     blended = (1 - alpha) * sample.rgb + alpha * donor.rgb[source]
     rgb = np.where(background[..., None], np.rint(blended), sample.rgb).astype(np.uint8)
     if sample.xyz is None or donor.xyz is None:
@@ -131,6 +130,22 @@ def redundant(sample: Sample, intensity: float, scale: int, rng: np.random.Gener
     spread = z[valid].std() if valid.any() else 0.0
     moved = z + np.where(valid, intensity * spread, 0) * _standard_noise(z.shape, scale, rng)
     return replace(sample, rgb=rgb, xyz=_slide(sample.xyz, moved))
+
+
+def _known_foreground(sample: Sample) -> Bool[np.ndarray, "h w"]:
+    if sample.foreground is None:
+        raise DataError(
+            f"{sample.sample_id}: sample and donor of a spurious background need a foreground "
+            "(the generator knows it; with_foreground estimates it from depth)"
+        )
+    return sample.foreground
+
+
+def _with_margin(foreground: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+    """The object and what is nearer to it than `MARGIN` of the image's longer side."""
+    if not foreground.any():
+        return foreground
+    return ndimage.distance_transform_edt(~foreground) <= MARGIN * max(foreground.shape)
 
 
 def _background_source(foreground: Bool[np.ndarray, "h w"]) -> Int[np.ndarray, "2 h w"]:
