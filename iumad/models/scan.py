@@ -19,6 +19,7 @@ Not included: complex A, a B or C that does not vary in time, returning the last
 
 import importlib.util
 from collections.abc import Callable
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -97,20 +98,24 @@ def selective_scan(
         return run(*wide, delta_softplus).to(u.dtype)
 
 
+@cache
+def _has_mamba_ssm() -> bool:
+    return importlib.util.find_spec("mamba_ssm") is not None
+
+
 def _choose(backend: str, u: Tensor) -> str:
     """Replace "auto" by a backend; raise if the one asked for cannot be used."""
-    on_cuda = u.device.type == "cuda"
-    installed = importlib.util.find_spec("mamba_ssm") is not None
+    device = u.device.type
     if backend == "auto":
-        if on_cuda and installed and u.dtype != torch.float64:
-            return "cuda"
-        return "cpu" if u.device.type == "cpu" and u.dtype != torch.float64 else "reference"
-    if backend == "cuda" and not installed:
+        if u.dtype == torch.float64 or (device == "cuda" and not _has_mamba_ssm()):
+            return "reference"
+        return device if device in ("cpu", "cuda") else "reference"
+    if backend == "cuda" and not _has_mamba_ssm():
         raise ConfigError(
             "scan backend 'cuda' needs the package mamba-ssm, which is not installed; "
             "install the extra iumad[cuda] on a CUDA machine or choose 'auto'"
         )
-    if backend in ("cpu", "cuda") and u.device.type != backend:
+    if backend in ("cpu", "cuda") and device != backend:
         raise ConfigError(f"scan backend {backend!r} needs tensors on {backend}, got {u.device}")
     return backend
 

@@ -64,10 +64,10 @@ def _forward(
 ) -> Tensor:
     from iumad.models import scan_kernels
 
-    inputs = _kernel_inputs(u, delta, A, B, C, D, delta_bias)
+    inputs = _arrays(u, delta, A, B, C, D, delta_bias)
     y = np.empty_like(inputs[0])
-    tasks = u.shape[0] * inputs[5].shape[0]
-    _run(scan_kernels.forward, tasks, *inputs, delta_softplus, y)
+    blocks = scan_kernels.number_of_blocks(u.shape[1], B.shape[1])
+    _run(scan_kernels.forward, u.shape[0] * blocks, *inputs, delta_softplus, y)
     return torch.from_numpy(y)
 
 
@@ -90,35 +90,24 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     from iumad.models import scan_kernels
 
-    inputs = _kernel_inputs(u, delta, A, B, C, D, delta_bias)
+    gy, *inputs = _arrays(grad, u, delta, A, B, C, D, delta_bias)
     batch, dim, length = u.shape
     groups, states = B.shape[1:3]
-    rows = inputs[5].shape[0]  # blocks of channels of all groups
-    lanes = scan_kernels.LANES
+    blocks = scan_kernels.number_of_blocks(dim, groups)
 
     def empty(*shape: int) -> np.ndarray:
-        return np.empty(shape, inputs[0].dtype)
+        return np.empty(shape, gy.dtype)
 
     gu, gdelta = empty(batch, dim, length), empty(batch, dim, length)
-    gA = empty(batch, rows, states, lanes)
-    gB, gC = (empty(batch, rows, states, length) for _ in range(2))
-    gD, gbias = (empty(batch, rows, lanes) for _ in range(2))
-    flat = [x.reshape(-1, lanes) for x in (gA, gD, gbias)]
-    outputs = (gu, gdelta, flat[0], gB, gC, *flat[1:])
-    gy = grad.detach().contiguous().numpy()
-    _run(scan_kernels.backward, batch * rows, *inputs, delta_softplus, gy, *outputs)
+    gA, gD, gbias = empty(batch, dim, states), empty(batch, dim), empty(batch, dim)
+    gB, gC = (empty(batch, blocks, states, length) for _ in range(2))
+    outputs = (gu, gdelta, gA, gB, gC, gD, gbias)
+    _run(scan_kernels.backward, batch * blocks, *inputs, delta_softplus, gy, *outputs)
 
     # numpy adds in an order that does not depend on threads
-    per_group = (batch, groups, rows // groups, states, length)
-    gradients = (
-        gu,
-        gdelta,
-        _from_lanes(gA.sum(axis=0), groups, dim),
-        gB.reshape(per_group).sum(axis=2),
-        gC.reshape(per_group).sum(axis=2),
-        _from_lanes(gD.sum(axis=0), groups, dim),
-        _from_lanes(gbias.sum(axis=0), groups, dim),
-    )
+    gB, gC = (x.reshape(batch, groups, -1, states, length).sum(axis=2) for x in (gB, gC))
+    gA, gD, gbias = (x.sum(axis=0) for x in (gA, gD, gbias))
+    gradients = (gu, gdelta, gA, gB, gC, gD, gbias)
     return tuple(torch.from_numpy(x) for x in gradients)  # type: ignore[return-value]
 
 
@@ -143,7 +132,7 @@ torch.library.register_autograd(
 )
 
 
-def _refuse(ctx, *grads):  # noqa: ARG001
+def _refuse(ctx, *grads):
     raise NotImplementedError(
         "scan backend 'cpu' has no second derivatives; use backend='reference' for them"
     )
@@ -152,44 +141,8 @@ def _refuse(ctx, *grads):  # noqa: ARG001
 torch.library.register_autograd("iumad::selective_scan_backward", _refuse)
 
 
-def _kernel_inputs(
-    u: Float[Tensor, "batch dim length"],
-    delta: Float[Tensor, "batch dim length"],
-    A: Float[Tensor, "dim state"],
-    B: Float[Tensor, "batch group state length"],
-    C: Float[Tensor, "batch group state length"],
-    D: Float[Tensor, " dim"],
-    delta_bias: Float[Tensor, " dim"],
-) -> list[np.ndarray]:
-    """Arrays as `scan_kernels` wants them: contiguous, per-channel numbers in lanes."""
-    from iumad.models.scan_kernels import LANES, LOG2_E
-
-    groups = B.shape[1]
-    rates = _to_lanes((A * LOG2_E).detach().numpy(), groups, LANES).reshape(-1, LANES)
-    vectors = (_to_lanes(x.detach().numpy(), groups, LANES) for x in (D, delta_bias))
-    u_, delta_, B_, C_ = (x.detach().contiguous().numpy() for x in (u, delta, B, C))
-    return [u_, delta_, rates, B_, C_, *vectors]
-
-
-def _to_lanes(
-    x: Float[np.ndarray, "dim *rest"], groups: int, lanes: int
-) -> Float[np.ndarray, "block *rest lanes"]:
-    """Split dim into blocks of `lanes` channels, padded with zeros per group, and put them last."""
-    per_group = x.shape[0] // groups
-    blocks = -(-per_group // lanes)
-    padded = np.zeros((groups, blocks * lanes, *x.shape[1:]), x.dtype)
-    padded[:, :per_group] = x.reshape(groups, per_group, *x.shape[1:])
-    blocked = padded.reshape(groups * blocks, lanes, *x.shape[1:])
-    return np.ascontiguousarray(np.moveaxis(blocked, 1, -1))
-
-
-def _from_lanes(
-    x: Float[np.ndarray, "block *rest lanes"], groups: int, dim: int
-) -> Float[np.ndarray, "dim *rest"]:
-    """Undo `_to_lanes`."""
-    rest = x.shape[1:-1]
-    padded = np.moveaxis(x, -1, 1).reshape(groups, -1, *rest)
-    return np.ascontiguousarray(padded[:, : dim // groups].reshape(dim, *rest))
+def _arrays(*tensors: Tensor) -> list[np.ndarray]:
+    return [x.detach().contiguous().numpy() for x in tensors]
 
 
 @lru_cache(maxsize=1)

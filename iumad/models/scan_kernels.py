@@ -6,11 +6,9 @@ what has to be summed over tasks is returned per task, so the results do not dep
 threads. The backward kernel computes the states again; the scan keeps none, and one task's states
 stay in the processor's cache.
 
-Arrays (all contiguous, of one dtype; b batch, d dim, l length, g group, k block, n state)::
+Arrays (all contiguous, of one dtype; b batch, d dim, l length, g group, n state)::
 
-    u, delta, y          b × d × l
-    A                    (g k n) × LANES, times log2 e         bias, D   (g k) × LANES
-    B, C                 b × g × n × l
+    u, delta, y   b × d × l        A   d × n        D, bias   d        B, C   b × g × n × l
 """
 
 from typing import Any, no_type_check
@@ -27,11 +25,12 @@ from iumad.models.scan_lanes import (
     put,
     row,
     total,
+    transpose,
     where_negative,
 )
 
 # a change of scan_lanes.py must change this file, or numba would run the old code from its cache
-LANES_SHA256 = "ef98fc2a5880da680f3524b528084f2044c09136e136f09fd656135c85cb6f79"
+LANES_SHA256 = "4a2cebec5a758fcd04f552307812e0685d48635f9610b57c7ee5894f3dc3376d"
 LOG2_E = float(np.log2(np.e))
 LN_2 = float(np.log(2))
 
@@ -49,8 +48,13 @@ def _kernel(function: Any) -> Any:
 @no_type_check
 def _gather(source, b, d, rows, out):
     """Put channels d to d + rows of sample b into the lanes of `out`, length × LANES."""
+    dim, length = source.shape[1:]
+    whole = length // LANES * LANES if rows == LANES else 0
+    start = (b * dim + d) * length
+    for t in range(0, whole, LANES):
+        transpose(source, start + t, length, out, t * LANES, LANES)
     for k in range(LANES):
-        for t in range(source.shape[2]):
+        for t in range(whole, length):
             out[t, k] = source[b, d + k, t] if k < rows else 0
 
 
@@ -58,19 +62,42 @@ def _gather(source, b, d, rows, out):
 @no_type_check
 def _scatter(lanes, out, b, d, rows):
     """Undo `_gather`."""
+    dim, length = out.shape[1:]
+    whole = length // LANES * LANES if rows == LANES else 0
+    start = (b * dim + d) * length
+    for t in range(0, whole, LANES):
+        transpose(lanes, t * LANES, LANES, out, start + t, length)
     for k in range(rows):
-        for t in range(out.shape[2]):
+        for t in range(whole, length):
             out[b, d + k, t] = lanes[t, k]
 
 
 @_kernel
 @no_type_check
-def _locate(task, groups, blocks, dim):
-    """Return sample, group, first channel, number of channels and row of D of a task."""
+def _gather_weights(A, D, bias, d, rows, out):
+    """Put A · log2 e, D and bias of channels d to d + rows into `out`, (state + 2) × LANES."""
+    states = A.shape[1]
+    for k in range(LANES):
+        for n in range(states):
+            out[n, k] = A[d + k, n] * LOG2_E if k < rows else 0
+        out[states, k] = D[d + k] if k < rows else 0
+        out[states + 1, k] = bias[d + k] if k < rows else 0
+
+
+def number_of_blocks(dim: int, groups: int) -> int:
+    """Blocks of channels of one sample; a block holds channels of one group only."""
+    return groups * -(-(dim // groups) // LANES)
+
+
+@_kernel
+@no_type_check
+def _locate(task, groups, dim):
+    """Return sample, group, block of all groups, first channel and number of channels."""
+    per_group = dim // groups
+    blocks = -(-per_group // LANES)
     b, block = divmod(task, groups * blocks)
     g, k = divmod(block, blocks)
-    per_group = dim // groups
-    return b, g, g * per_group + k * LANES, min(LANES, per_group - k * LANES), block
+    return b, g, block, g * per_group + k * LANES, min(LANES, per_group - k * LANES)
 
 
 @_kernel
@@ -100,21 +127,24 @@ def forward(u, delta, A, B, C, D, bias, softplus, y, start, stop):
     """Run tasks `start` to `stop` of the scan and write their part of `y`."""
     dim, length = u.shape[1:]
     groups, states = B.shape[1:3]
+    weights = np.empty((states + 2, LANES), u.dtype)
     work = np.empty((3, length, LANES), u.dtype)
     step, x, out = work[0], work[1], work[2]
     for task in range(start, stop):
-        b, g, d, rows, block = _locate(task, groups, D.shape[0] // groups, dim)
+        b, g, _, d, rows = _locate(task, groups, dim)
+        _gather_weights(A, D, bias, d, rows, weights)
         _gather(delta, b, d, rows, step)
         _gather(u, b, d, rows, x)
         if softplus:
-            _softplus(step, out, row(bias, block))
+            _softplus(step, out, row(weights, states + 1))
         else:
-            _add(step, out, row(bias, block))
+            _add(step, out, row(weights, states + 1))
+        skip = row(weights, states)
         for t in range(length):
-            put(out, t, row(D, block) * row(x, t))
+            put(out, t, skip * row(x, t))
             put(x, t, row(step, t) * row(x, t))
         for n in range(states):
-            rate = row(A, block * states + n)
+            rate = row(weights, n)
             h = fill(work, 0.0)
             for t in range(length):
                 h = exp2(rate * row(step, t)) * h + B[b, g, n, t] * row(x, t)
@@ -129,33 +159,35 @@ def backward(
 ):
     """Write the gradients of tasks `start` to `stop`, given `gy`, the gradient of y.
 
-    gA (b g k n) × LANES and gD, gbias (b g k) × LANES are to be summed over b; gB, gC
-    b × (g k) × n × l over k.
+    gA b × d × n and gD, gbias b × d are to be summed over b; gB, gC b × blocks × n × l over the
+    blocks of each group.
     """
     dim, length = u.shape[1:]
     groups, states = B.shape[1:3]
-    blocks = D.shape[0] // groups
+    weights = np.empty((states + 2, LANES), u.dtype)
+    summed = np.empty((states + 2, LANES), u.dtype)
     work = np.empty((9, length, LANES), u.dtype)
     step, slope, value, x = work[0], work[1], work[2], work[3]
     gout, gx, gstep = work[4], work[5], work[6]
     decay, before = work[7], work[8]
     for task in range(start, stop):
-        b, g, d, rows, block = _locate(task, groups, blocks, dim)
+        b, g, block, d, rows = _locate(task, groups, dim)
+        _gather_weights(A, D, bias, d, rows, weights)
         _gather(delta, b, d, rows, step)
         _gather(u, b, d, rows, value)
         _gather(gy, b, d, rows, gout)
         if softplus:
-            _softplus(step, slope, row(bias, block))
+            _softplus(step, slope, row(weights, states + 1))
         else:
-            _add(step, slope, row(bias, block))
-        skip = row(D, block)
+            _add(step, slope, row(weights, states + 1))
+        skip = row(weights, states)
         zero = fill(work, 0.0)
         for t in range(length):
             put(x, t, row(step, t) * row(value, t))
             put(gx, t, zero)
             put(gstep, t, zero)
         for n in range(states):
-            rate = row(A, block * states + n)
+            rate = row(weights, n)
             h = zero
             for t in range(length):
                 a = exp2(rate * row(step, t))
@@ -173,7 +205,7 @@ def backward(
                 gexponent = gh * row(before, t)
                 put(gstep, t, gexponent * rate + row(gstep, t))
                 grate = gexponent * row(step, t) + grate
-            put(gA, (b * D.shape[0] + block) * states + n, grate)
+            put(summed, n, grate)
         gskip, gshift = zero, zero
         for t in range(length):
             gskip = row(gout, t) * row(value, t) + gskip
@@ -182,7 +214,12 @@ def backward(
             gshift = gshift + change
             put(gstep, t, change)
             put(gx, t, row(gx, t) * row(step, t) + skip * row(gout, t))
-        put(gD, b * D.shape[0] + block, gskip)
-        put(gbias, b * D.shape[0] + block, gshift)
+        put(summed, states, gskip)
+        put(summed, states + 1, gshift)
+        for k in range(rows):
+            for n in range(states):
+                gA[b, d + k, n] = summed[n, k]
+            gD[b, d + k] = summed[states, k]
+            gbias[b, d + k] = summed[states + 1, k]
         _scatter(gx, gu, b, d, rows)
         _scatter(gstep, gdelta, b, d, rows)
