@@ -35,15 +35,30 @@ def nearest(word: str, names: Iterable[str]) -> str:
 def _explain(section: type[BaseModel], item: Any) -> str:
     key = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        return f"unknown key {key!r}{nearest(str(item['loc'][-1]), _field_names(section))}"
+        names = _field_names(section, item["loc"][:-1])
+        known = f"; known here: {', '.join(names)}"
+        return f"unknown key {key!r}{nearest(str(item['loc'][-1]), names) or known}"
     message = item["msg"].removeprefix("Value error, ")
     given = "" if item["type"] == "value_error" else f" (given: {item['input']!r})"
     return f"{key}: {message}{given}" if key else message + given
 
 
-def _field_names(kind: Any) -> set[str]:
-    """Names of all fields below a type: of a model, its sections, and the members of unions."""
+def _field_names(section: type[BaseModel], place: Iterable[Any]) -> list[str]:
+    """Valid keys at a place in a section: keys of fields and of mappings, and tags of unions, lead there."""
+    models = {section}
+    for part in place:
+        fields = [model.model_fields[part] for model in models if part in model.model_fields]
+        tagged = {
+            model
+            for model in models
+            if any(part in get_args(field.annotation) for field in model.model_fields.values())
+        }
+        models = set().union(*(_models(field.annotation) for field in fields)) or tagged or models
+    return sorted(set().union(*(model.model_fields for model in models)))
+
+
+def _models(kind: Any) -> set[type[BaseModel]]:
+    """The sections in a type: itself, the values of a mapping, the members of a union."""
     if isinstance(kind, type) and issubclass(kind, BaseModel):
-        fields = kind.model_fields
-        return set(fields).union(*(_field_names(field.annotation) for field in fields.values()))
-    return set().union(*(_field_names(part) for part in get_args(kind)))
+        return {kind}
+    return set().union(*(_models(part) for part in get_args(kind)))
