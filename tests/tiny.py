@@ -1,0 +1,86 @@
+"""The smallest study that trains: three MiniCandies categories of 32 pixels and random backbone weights."""
+
+import numpy as np
+import torch
+
+from iumad.config import RunConfig, StudyConfig
+from iumad.models.detector import ReconstructionDetector
+from iumad.store import Batch
+
+CATEGORIES = ("chocolate", "pretzel", "madeleine")
+CHANNELS, GRID, SIZE = 6, 4, 32  # of the batches and detectors below, which need no backbone
+MODEL = {"dim": 16, "heads": 2, "layers": 2, "d_state": 4}
+
+
+def params(**changes) -> dict:
+    """Content of a params file; each keyword replaces or, for a section, changes a top-level key."""
+    content = {
+        "profile": "tiny",
+        "data": {
+            "name": "minicandies",
+            "categories": list(CATEGORIES),
+            "image_size": SIZE,
+            "n_train": 3,
+            "n_validation": 1,
+            "n_test_good": 1,
+            "n_test_defect": 2,
+        },
+        "features": {"weights": "random", "grid": GRID, "levels": [1, 2]},
+        "model": MODEL,
+        "training": {"epochs": 2, "batch_size": 2},
+        "increment": {"epochs": 2},
+        "evaluation": {"pool": 4},
+        "methods": {"ib-iumad": {}},
+        "settings": ["2-1"],
+    }
+    for key, value in changes.items():
+        old = content.get(key)
+        content[key] = old | value if isinstance(old, dict) and key != "methods" else value
+    return content
+
+
+def study(**changes) -> StudyConfig:
+    """The study of `params`."""
+    return StudyConfig.model_validate(params(**changes))
+
+
+def run(method: str = "ib-iumad", modality: str = "rgb+depth", **changes) -> RunConfig:
+    """The one run of a study with this method and modality."""
+    (only,) = study(methods={method: {}}, modalities=[modality], **changes).runs()
+    return only
+
+
+def batch(modality: str = "rgb+depth", size: int = 3, seed: int = 0) -> Batch:
+    """Random features and images of `size` samples; sample i is of category i modulo 3."""
+    generator = torch.Generator().manual_seed(seed)
+    modalities = modality.split("+")
+    return Batch(
+        {m: torch.randn(size, CHANNELS, GRID, GRID, generator=generator) for m in modalities},
+        {m: torch.rand(size, 3, SIZE, SIZE, generator=generator) for m in modalities},
+        torch.arange(size) % len(CATEGORIES),
+    )
+
+
+def detector(
+    method: str = "ib-iumad", modality: str = "rgb+depth", seed: int = 0, **model
+) -> ReconstructionDetector:
+    """A new detector for batches as `batch` makes them, in evaluation mode."""
+    config = run(method, modality, model=model)
+    torch.manual_seed(seed)
+    made = ReconstructionDetector(
+        config.model, config.modalities, CHANNELS, GRID, SIZE, len(CATEGORIES)
+    )
+    return made.eval()
+
+
+def same_tensors(first: dict, second: dict) -> bool:
+    """Whether two state dicts hold the same keys and, bit for bit, the same tensors."""
+    return first.keys() == second.keys() and all(
+        torch.equal(value, second[key]) if isinstance(value, torch.Tensor) else value == second[key]
+        for key, value in first.items()
+    )
+
+
+def image(seed: int = 0, size: int = SIZE) -> np.ndarray:
+    """A random uint8 image."""
+    return np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
