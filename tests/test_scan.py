@@ -370,7 +370,8 @@ def test_unknown_backend_lists_the_known_ones():
 @pytest.mark.parametrize(
     ("name", "shape", "message"),
     [
-        ("u", (2, 4), r"u needs shape \(batch, dim, length\).*got u \(2, 4\)"),
+        ("u", (2, 4), r"u needs shape \(batch, dim, length ≥ 1\).*got u \(2, 4\)"),
+        ("u", (2, 4, 0), r"length ≥ 1.*got u \(2, 4, 0\)"),
         ("A", (5, 3), r"A \(dim, state\), got u \(2, 4, 6\) and A \(5, 3\)"),
         ("delta", (2, 4, 5), r"delta needs shape \(2, 4, 6\), got \(2, 4, 5\)"),
         ("z", (1, 4, 6), r"z needs shape \(2, 4, 6\), got \(1, 4, 6\)"),

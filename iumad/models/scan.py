@@ -131,9 +131,9 @@ def _check(
     for name, x in {"u": u, **like_u, "A": A, **maps, **vectors}.items():
         if x is not None and not x.is_floating_point():
             raise TypeError(f"{name} needs a real floating dtype, got {x.dtype}")
-    if u.ndim != 3 or A.ndim != 2 or A.shape[0] != u.shape[1]:
+    if u.ndim != 3 or u.shape[2] == 0 or A.ndim != 2 or A.shape[0] != u.shape[1]:
         raise ValueError(
-            "u needs shape (batch, dim, length) and A (dim, state), "
+            "u needs shape (batch, dim, length ≥ 1) and A (dim, state), "
             f"got u {tuple(u.shape)} and A {tuple(A.shape)}"
         )
     batch, dim, length = u.shape

@@ -25,12 +25,11 @@ from iumad.models.scan_lanes import (
     put,
     row,
     total,
-    transpose,
     where_negative,
 )
 
 # a change of scan_lanes.py must change this file, or numba would run the old code from its cache
-LANES_SHA256 = "4a2cebec5a758fcd04f552307812e0685d48635f9610b57c7ee5894f3dc3376d"
+LANES_SHA256 = "ef98fc2a5880da680f3524b528084f2044c09136e136f09fd656135c85cb6f79"
 LOG2_E = float(np.log2(np.e))
 LN_2 = float(np.log(2))
 
@@ -48,13 +47,8 @@ def _kernel(function: Any) -> Any:
 @no_type_check
 def _gather(source, b, d, rows, out):
     """Put channels d to d + rows of sample b into the lanes of `out`, length × LANES."""
-    dim, length = source.shape[1:]
-    whole = length // LANES * LANES if rows == LANES else 0
-    start = (b * dim + d) * length
-    for t in range(0, whole, LANES):
-        transpose(source, start + t, length, out, t * LANES, LANES)
     for k in range(LANES):
-        for t in range(whole, length):
+        for t in range(source.shape[2]):
             out[t, k] = source[b, d + k, t] if k < rows else 0
 
 
@@ -62,13 +56,8 @@ def _gather(source, b, d, rows, out):
 @no_type_check
 def _scatter(lanes, out, b, d, rows):
     """Undo `_gather`."""
-    dim, length = out.shape[1:]
-    whole = length // LANES * LANES if rows == LANES else 0
-    start = (b * dim + d) * length
-    for t in range(0, whole, LANES):
-        transpose(lanes, t * LANES, LANES, out, start + t, length)
     for k in range(rows):
-        for t in range(whole, length):
+        for t in range(out.shape[2]):
             out[b, d + k, t] = lanes[t, k]
 
 

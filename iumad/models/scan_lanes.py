@@ -83,14 +83,10 @@ _define_operator(operator.mul, "fmul")
 _define_operator(operator.truediv, "fdiv")
 
 
-def _pointer(context: Any, builder: Any, kind: Any, array: Any, start: Any) -> Any:
+def _pointer(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
+    start = builder.mul(index, ir.Constant(index.type, LANES))
     place = builder.gep(make_array(kind)(context, builder, array).data, [start])
     return builder.bitcast(place, Lanes(kind.dtype).vector.as_pointer())
-
-
-def _row_pointer(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
-    start = builder.mul(index, ir.Constant(index.type, LANES))
-    return _pointer(context, builder, kind, array, start)
 
 
 @intrinsic
@@ -98,7 +94,7 @@ def row(typing: Any, array: Any, index: Any) -> Any:  # noqa: ARG001
     """Read row `index` of a contiguous array of shape (rows, LANES)."""
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        pointer = _row_pointer(context, builder, sig.args[0], *args)
+        pointer = _pointer(context, builder, sig.args[0], *args)
         return builder.load(pointer, align=array.dtype.bitwidth // 8)
 
     return Lanes(array.dtype)(array, types.intp), lower
@@ -109,44 +105,10 @@ def put(typing: Any, array: Any, index: Any, value: Any) -> Any:  # noqa: ARG001
     """Write `value` to row `index` of a contiguous array of shape (rows, LANES)."""
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> None:
-        pointer = _row_pointer(context, builder, sig.args[0], *args[:2])
+        pointer = _pointer(context, builder, sig.args[0], *args[:2])
         builder.store(args[2], pointer, align=array.dtype.bitwidth // 8)
 
     return types.void(array, types.intp, value), lower
-
-
-@intrinsic
-def transpose(typing: Any, a: Any, start: Any, step: Any, out: Any, begin: Any, pace: Any) -> Any:  # noqa: ARG001
-    """Transpose a square of LANES × LANES numbers.
-
-    Its rows begin `step` numbers apart at number `start` of the contiguous array `a`, and go to
-    `out` likewise.
-    """
-
-    def lower(context: Any, builder: Any, sig: Any, args: Any) -> None:
-        def pointer(which: int, i: int) -> Any:
-            array, first, stride = args[which : which + 3]
-            place = builder.add(first, builder.mul(stride, ir.Constant(stride.type, i)))
-            return _pointer(context, builder, sig.args[which], array, place)
-
-        align = {"align": a.dtype.bitwidth // 8}
-        rows = [builder.load(pointer(0, i), **align) for i in range(LANES)]
-        index = ir.VectorType(ir.IntType(32), LANES)
-        halves = [
-            ir.Constant(index, [half + i // 2 + LANES * (i % 2) for i in range(LANES)])
-            for half in (0, LANES // 2)
-        ]
-        # Interleaving row i with row i + 8 turns the bits of a number's place (row, lane) by one;
-        # after log2(LANES) turns, row and lane have changed places.
-        for _ in range(LANES.bit_length() - 1):
-            rows = [
-                builder.shuffle_vector(rows[i // 2], rows[i // 2 + LANES // 2], halves[i % 2])
-                for i in range(LANES)
-            ]
-        for i, value in enumerate(rows):
-            builder.store(value, pointer(3, i), **align)
-
-    return types.void(a, *(types.intp,) * 2, out, *(types.intp,) * 2), lower
 
 
 @intrinsic
