@@ -16,7 +16,11 @@ def problems(path: Path) -> list[str]:
     content = path.read_bytes()
     if len(content) > LIMIT:
         found.append(f"{path}: {len(content)} bytes, at most {LIMIT}")
-    if path.suffix in TEXT and content and (not content.endswith(b"\n") or content.endswith(b"\n\n")):
+    if (
+        path.suffix in TEXT
+        and content
+        and (not content.endswith(b"\n") or content.endswith(b"\n\n"))
+    ):
         found.append(f"{path}: needs exactly one newline at its end")
 
     try:

@@ -187,7 +187,8 @@ def environment_table(study: StudyConfig, folder: str | Path) -> pd.DataFrame:
 
 def shown(table: pd.DataFrame, precision: int = 1) -> Styler:
     """Dress a table for a page: no index, so many decimals, "-" where a value is missing."""
-    style = table.style.format(precision=precision, na_rep="-").hide(axis="index")
+    floats = table.select_dtypes("float").round(precision) + 0.0  # so that -0.0 becomes 0.0
+    style = table.assign(**floats).style.format(precision=precision, na_rep="-").hide(axis="index")
     return style.set_table_attributes('class="dataframe"')
 
 

@@ -182,10 +182,13 @@ def test_pages_are_small(built_book):
 @pytest.mark.slow
 def test_a_warning_fails_the_build(built_book, repository, tmp_path):
     root = tmp_path / "repository"
-    shutil.copytree(repository / "book", root / "book", ignore=shutil.ignore_patterns("_vendor"))
+    (root / "book" / "_vendor").mkdir(parents=True)
+    shutil.copytree(repository / "book" / "_theme", root / "book" / "_theme")
+    for name in ("logo.svg", "favicon.svg", "references.bib"):
+        shutil.copy(repository / "book" / name, root / "book")
     shutil.copy(repository / "_config.yml", root)
-    (root / "book" / "_vendor").mkdir()
-    (root / "book" / "data.md").write_text("# Data\n\n[](nowhere.md)\n")
+    (root / "book" / "_toc.yml").write_text("format: jb-book\nroot: intro\n")
+    (root / "book" / "intro.md").write_text("# Title\n\n[](nowhere.md)\n")
     executed = sorted((built_book.parent / "executed").glob("*.ipynb"))
     with pytest.raises(BookError, match="nowhere"):
         build_book(executed, tmp_path / "out", root)
