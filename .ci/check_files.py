@@ -35,4 +35,4 @@ def problems(path: Path) -> list[str]:
 
 if __name__ == "__main__":
     report = [line for name in sys.argv[1:] for line in problems(Path(name))]
-    sys.exit("\n".join(report))
+    sys.exit("\n".join(report) or None)
