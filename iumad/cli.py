@@ -11,8 +11,8 @@ import yaml
 from rich.console import Console
 
 from iumad.cli_data import data_app
-from iumad.cli_output import console, escaped, print_summary, print_table
-from iumad.cli_study import cache_app, study_app
+from iumad.cli_output import console, escaped, print_table
+from iumad.cli_study import cache_app, run_and_print, study_app
 from iumad.config import RunConfig, StudyConfig, load_params
 from iumad.errors import ConfigError, IumadError
 
@@ -65,11 +65,8 @@ def run(
     change: Set = None,
 ) -> None:
     """Train and evaluate the runs of a params file, or a part of them; finished ones are loaded."""
-    from iumad import study
-
     chosen = _select(load_params(params, assignments=change or []), method, modality, setting, seed)
-    rows = study.run_study(chosen, results, device)
-    print_summary(rows)
+    run_and_print(chosen, results, device)
 
 
 @app.command()

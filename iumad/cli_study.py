@@ -1,12 +1,14 @@
 """`iumad study` and `iumad cache`: whole grids of runs, and the cache of features."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from iumad.cli_output import console, print_summary, print_table
-from iumad.config import load_params
+from iumad.config import StudyConfig, load_params
+from iumad.errors import ConfigError
 
 study_app = typer.Typer(no_args_is_help=True, help="Grids of runs described by a params file.")
 cache_app = typer.Typer(
@@ -18,6 +20,16 @@ Results = Annotated[Path, typer.Option(help="results folder")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 
 
+def run_and_print(config: StudyConfig, results: Path, device: str) -> None:
+    """Run a study, alone or as one of the processes that torchrun started; one of them prints."""
+    from iumad import distributed, study
+
+    with distributed.process_group(device):
+        rows = study.run_study(config, results, device)
+        if distributed.is_first():
+            print_summary(rows)
+
+
 @study_app.command("run")
 def study_run(
     params: Params,
@@ -26,13 +38,14 @@ def study_run(
     jobs: Annotated[int, typer.Option("-j", "--jobs", min=1, help="runs at the same time")] = 1,
 ) -> None:
     """Run the whole grid; what is finished is skipped, what was interrupted goes on."""
-    from iumad import study
     from iumad.grid import run_parallel
 
     config = load_params(params)
     if jobs > 1:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ConfigError("--jobs and torchrun cannot be combined: use one of them")
         run_parallel(config, results, device, jobs)
-    print_summary(study.run_study(config, results, device))
+    run_and_print(config, results, device)
 
 
 @study_app.command("plan")

@@ -5,8 +5,6 @@ combination of method, modality, setting and seed is one `RunConfig`. Two runs w
 experiment: the profile's name and the method's label are not part of it.
 """
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -27,16 +25,16 @@ from iumad.config_sections import (
     TrainingConfig,
 )
 from iumad.errors import ConfigError
+from iumad.identity import stable_hash, without_neutral
 from iumad.validation import build, nearest
 
 Modality = Literal["rgb", "depth", "rgb+depth"]
 
+_ADDITION = {"fusion": "addition", "bottleneck": False}
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "ib-iumad": {},
-    "uniad": {"model": {"condition": "none", "fusion": "addition", "bottleneck": False}},
-    "iuf": {
-        "model": {"condition": "vit", "fusion": "addition", "bottleneck": False},
-    },
+    "uniad": {"model": {"condition": "none"} | _ADDITION},
+    "iuf": {"model": {"condition": "vit", "lambda_compression": 10.0} | _ADDITION},
     "memory-bank": {"model": {"kind": "memory-bank"}},
 }
 """What each method changes in the defaults, which are IB-IUMAD's."""
@@ -76,19 +74,25 @@ class RunConfig(Section):
     @property
     def run_id(self) -> str:
         """Twelve hex digits: the hash of everything but the profile and the method's label."""
-        return stable_hash(self.model_dump(mode="json", exclude={"profile", "method"}))
+        return stable_hash(
+            without_neutral(self.model_dump(mode="json", exclude={"profile", "method"}))
+        )
 
     def step_key(self, steps: Iterable[tuple[str, ...]]) -> str:
         """Key of the model after `steps`: runs that agree up to there share it.
 
         The base step (one element) does not depend on how increments are trained, so all strategies and all
-        settings with the same base categories start from one base model.
+        settings with the same base categories start from one base model. With `grow_logits` a model does not
+        depend on categories that come later either, so a run goes on from one that knew fewer.
         """
         trained = [list(step) for step in steps]
         exclude = {"profile", "method", "setting", "evaluation"}
         if len(trained) == 1:
             exclude.add("increment")
-        return stable_hash([self.model_dump(mode="json", exclude=exclude), trained])
+        content = without_neutral(self.model_dump(mode="json", exclude=exclude))
+        if isinstance(self.model, ReconstructionConfig) and self.model.grow_logits:
+            del content["data"]["categories"]
+        return stable_hash([content, trained])
 
 
 class StudyConfig(Section):
@@ -240,9 +244,3 @@ def notebook_params(namespace: Mapping[str, Any]) -> StudyConfig:
     if "profile" in given:
         return build(StudyConfig, given, f"parameters of profile {given['profile']!r}")
     return load_params(namespace["params_file"], overrides=given)
-
-
-def stable_hash(content: Any) -> str:
-    """Twelve hex digits of the SHA-256 of the content's canonical JSON."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -140,6 +140,12 @@ class ReconstructionConfig(Section):
     lambda_depth: NonNegative = Field(1.0, description="lambda 2 of Eq. 10")
     lambda_fusion: NonNegative = Field(1.0, description="lambda 3 of Eq. 10")
     lambda_ib: NonNegative = Field(1.0, description="lambda 4 of Eq. 10")
+    lambda_compression: NonNegative = Field(
+        0.0, description="weight of IUF's semantic compression, base step only; IUF: 10"
+    )
+    grow_logits: bool = Field(
+        False, description="logits of the categories met so far, more at every step; else of all"
+    )
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "ReconstructionConfig":
@@ -179,6 +185,10 @@ class TrainingConfig(Section):
     )
     clip: PositiveFloat = Field(1.0, description="norm to which gradients are clipped; IUF: 0.1")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: autocast")
+    accumulation: PositiveInt = Field(
+        1, description="batches whose gradients are averaged for one update"
+    )
+    compile: bool = Field(False, description="torch.compile of the networks; needs a compiler")
 
 
 class IncrementConfig(Section):

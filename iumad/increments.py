@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from iumad.config_sections import IncrementConfig
+from iumad.growth import with_rows
 from iumad.models.detector import ReconstructionDetector
 from iumad.models.reconstruction import FeedForward
 from iumad.store import FeatureStore
@@ -57,7 +58,10 @@ def remember(
             }
         case _:
             return {}
-    return {key: value + earlier[key] if key in earlier else value for key, value in now.items()}
+    return {
+        key: value + with_rows(earlier[key], len(value)) if key in earlier else value
+        for key, value in now.items()
+    }
 
 
 def projections(memory: Memory) -> dict[str, Float[Tensor, "d d"]]:
@@ -110,7 +114,9 @@ class Guard:
         if self.config.strategy != "ewc" or not self.memory:
             return None
         terms = [
-            (self.memory[name].to(p.device) * (p - self._old[name]).square()).sum()
+            (
+                with_rows(self.memory[name], len(p)).to(p.device) * (p - self._old[name]).square()
+            ).sum()
             for name, p in self._parameters.items()
             if name in self.memory
         ]

@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,18 +33,23 @@ class Batch:
     features : modality -> float32, b x C x g x g
     images : modality -> float32 in [0, 1], b x 3 x size x size
     category : int64, b; index in the data set's order of categories
+    first, total : where the first sample stands in a batch that several processes share, and the size of that
+        batch; None: this is the whole batch
     """
 
     features: dict[str, Float[Tensor, "b c g g"]]
     images: dict[str, Float[Tensor, "b 3 size size"]]
     category: Int[Tensor, " b"]
+    first: int = 0
+    total: int | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
-        return Batch(
-            {k: v.to(device, non_blocking=True) for k, v in self.features.items()},
-            {k: v.to(device, non_blocking=True) for k, v in self.images.items()},
-            self.category.to(device, non_blocking=True),
+        return replace(
+            self,
+            features={k: v.to(device, non_blocking=True) for k, v in self.features.items()},
+            images={k: v.to(device, non_blocking=True) for k, v in self.images.items()},
+            category=self.category.to(device, non_blocking=True),
         )
 
     def __len__(self) -> int:

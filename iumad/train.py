@@ -8,19 +8,27 @@ interrupted.
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from iumad import distributed
+from iumad.calibrate import fit_residual_scales, fit_statistics
 from iumad.checkpoint import load_checkpoint, save_checkpoint
 from iumad.config import RunConfig
 from iumad.errors import IumadError
 from iumad.increments import Guard, Memory
 from iumad.models.detector import ReconstructionDetector
+from iumad.optimisation import (
+    StepPlan,
+    autocast,
+    compile_networks,
+    make_optimizer,
+    make_scheduler,
+)
 from iumad.store import FeatureStore
 
 LogRow = dict[str, Any]  # epoch, term, value
@@ -28,23 +36,6 @@ LogRow = dict[str, Any]  # epoch, term, value
 
 class TrainingError(IumadError):
     """The loss became NaN or infinite."""
-
-
-@dataclass(frozen=True)
-class StepPlan:
-    """How one step is trained: the base step by `training`, later ones by `increment` where it differs."""
-
-    step: int
-    epochs: int
-    lr: float
-    optimizer: str
-
-    @classmethod
-    def of(cls, run: RunConfig, step: int) -> "StepPlan":
-        """The plan of step `step` (0 is the base) of a run."""
-        if step == 0:
-            return cls(step, run.training.epochs, run.training.lr, "adamw")
-        return cls(step, run.increment.epochs, run.increment.lr, run.increment.optimizer)
 
 
 def fit_step(
@@ -82,14 +73,15 @@ def fit_step(
     CheckpointError
         `partial` cannot be read or belongs to another run.
     """
-    plan, device = StepPlan.of(run, step), next(detector.parameters()).device
+    plan, training = StepPlan.of(run, step), run.training
+    device = next(detector.parameters()).device
     if step == 0:
         fit_statistics(detector, store, sample_ids)
     guard = Guard(detector, run.increment, memory)
     samples = [*sample_ids, *guard.replayed]
-    batches_per_epoch = -(-len(samples) // run.training.batch_size)
-    optimizer = _optimizer(detector, plan, run.training.weight_decay)
-    scheduler = _scheduler(optimizer, run.training.schedule, plan, batches_per_epoch)
+    per_update = training.batch_size * training.accumulation
+    optimizer = make_optimizer(detector, plan, training.weight_decay)
+    scheduler = make_scheduler(optimizer, training.schedule, plan, -(-len(samples) // per_update))
     key = {
         "run": run.run_id,
         "step": step,
@@ -97,7 +89,7 @@ def fit_step(
     }
     log: list[LogRow] = []
     first_epoch = 0
-    if partial.exists():
+    if distributed.agree(partial.exists()):
         saved = load_checkpoint(partial, key)
         detector.load_state_dict(saved["detector"])
         optimizer.load_state_dict(saved["optimizer"])
@@ -105,6 +97,9 @@ def fit_step(
         first_epoch, log = saved["epoch"], saved["log"]
         if advance:
             advance(first_epoch * len(samples))
+    if training.compile:
+        compile_networks(detector)
+    network = distributed.data_parallel(detector, detector.every_parameter)
     last_save = time.monotonic()
     detector.train()
     for epoch in range(first_epoch, plan.epochs):
@@ -112,33 +107,39 @@ def fit_step(
         torch.manual_seed(seed)
         generator = torch.Generator(device).manual_seed(seed)
         order = [samples[i] for i in torch.randperm(len(samples))]
+        if not distributed.is_first():
+            torch.manual_seed(epoch_seed(run.seed, step, epoch, distributed.rank()))  # of dropout
         sums: dict[str, float] = {}
-        for start in range(0, len(order), run.training.batch_size):
-            ids = order[start : start + run.training.batch_size]
+        for group in _parts(order, per_update):
             guard.pull()
-            with _autocast(device, run.training.precision):
-                terms = detector.losses(store.batch(ids).to(device), generator)
-            penalty = guard.penalty()
-            if penalty is not None:
-                terms["ewc"] = penalty
-            loss = torch.stack(list(terms.values())).sum()
-            if not torch.isfinite(loss):
-                values = ", ".join(f"{name} {float(value):.3g}" for name, value in terms.items())
-                raise TrainingError(
-                    f"step {step}, epoch {epoch}: loss is {float(loss)} ({values}) for samples {ids}"
-                )
-            loss.backward()
-            nn.utils.clip_grad_norm_(detector.parameters(), run.training.clip)
+            batches = _parts(group, training.batch_size)
+            for i, batch_ids in enumerate(batches):
+                share = distributed.share(batch_ids)
+                batch = replace(store.batch(share.ids), first=share.first, total=share.total)
+                weight = share.weight * len(batch_ids)
+                with distributed.local_gradients(network, last=i == len(batches) - 1):
+                    with autocast(device, training.precision):
+                        terms = network(batch.to(device), generator, step == 0)
+                    penalty = guard.penalty()
+                    if penalty is not None:
+                        terms["ewc"] = penalty
+                    loss = torch.stack(list(terms.values())).sum()
+                    if not torch.isfinite(loss):
+                        raise TrainingError(_not_finite(step, epoch, loss, terms, share.ids))
+                    (loss * (weight / len(group))).backward()
+                for name, value in terms.items():
+                    sums[name] = sums.get(name, 0.0) + float(value.detach()) * weight / len(order)
+                if advance:
+                    advance(len(batch_ids))
+            nn.utils.clip_grad_norm_(detector.parameters(), training.clip)
             with guard.projected():
                 optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
-            for name, value in terms.items():
-                sums[name] = sums.get(name, 0.0) + float(value.detach()) * len(ids) / len(order)
-            if advance:
-                advance(len(ids))
-        log += [{"epoch": epoch, "term": name, "value": value} for name, value in sums.items()]
-        if time.monotonic() - last_save >= save_seconds and epoch + 1 < plan.epochs:
+        means = distributed.average(sums)
+        log += [{"epoch": epoch, "term": name, "value": value} for name, value in means.items()]
+        late = time.monotonic() - last_save >= save_seconds and epoch + 1 < plan.epochs
+        if late and distributed.is_first():
             state = {
                 "key": key,
                 "detector": detector.state_dict(),
@@ -151,76 +152,23 @@ def fit_step(
             last_save = time.monotonic()
     detector.eval()
     fit_residual_scales(detector, store, sample_ids)
-    partial.unlink(missing_ok=True)
+    if distributed.is_first():
+        partial.unlink(missing_ok=True)
     return log
 
 
-@torch.no_grad()
-def fit_statistics(
-    detector: ReconstructionDetector, store: FeatureStore, sample_ids: Sequence[str]
-) -> None:
-    """Mean and standard deviation of every feature channel over the base step's training data."""
-    if not detector.config.standardise:
-        return
-    for modality in detector.modalities:
-        total = total_square = torch.zeros(())
-        count = 0
-        for start in range(0, len(sample_ids), 16):
-            features = store.batch(sample_ids[start : start + 16]).features[modality].double()
-            count += features[:, 0].numel()
-            total = total + features.sum(dim=(0, 2, 3))
-            total_square = total_square + features.square().sum(dim=(0, 2, 3))
-        mean = total / count
-        std = (total_square / count - mean.square()).clamp_min(1e-12).sqrt()
-        getattr(detector, f"mean_{modality}").copy_(mean)
-        getattr(detector, f"std_{modality}").copy_(std)
+def epoch_seed(seed: int, step: int, epoch: int, rank: int = 0) -> int:
+    """One 63-bit seed per run seed, step, epoch, and process but the first."""
+    text = f"{seed}:{step}:{epoch}" + (f":{rank}" if rank else "")
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-@torch.no_grad()
-def fit_residual_scales(
-    detector: ReconstructionDetector, store: FeatureStore, sample_ids: Sequence[str]
-) -> None:
-    """Mean residual per target over the step's training data: the unit in which targets' maps are added."""
-    if len(detector.targets) == 1:
-        return
-    device = next(detector.parameters()).device
-    sums = dict.fromkeys(detector.targets, 0.0)
-    for start in range(0, len(sample_ids), 16):
-        ids = sample_ids[start : start + 16]
-        for modality, residual in detector.residual_maps(store.batch(ids).to(device)).items():
-            sums[modality] += float(residual.mean()) * len(ids) / len(sample_ids)
-    for modality, value in sums.items():
-        getattr(detector, f"residual_{modality}").fill_(value)
+def _parts(ids: Sequence[str], size: int) -> list[Sequence[str]]:
+    return [ids[start : start + size] for start in range(0, len(ids), size)]
 
 
-def epoch_seed(seed: int, step: int, epoch: int) -> int:
-    """One 63-bit seed per run seed, step and epoch."""
-    digest = hashlib.sha256(f"{seed}:{step}:{epoch}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
-def _optimizer(detector: nn.Module, plan: StepPlan, weight_decay: float) -> torch.optim.Optimizer:
-    if plan.optimizer == "sgd":
-        return torch.optim.SGD(detector.parameters(), lr=plan.lr)
-    return torch.optim.AdamW(detector.parameters(), lr=plan.lr, weight_decay=weight_decay)
-
-
-def _scheduler(
-    optimizer: torch.optim.Optimizer, schedule: str, plan: StepPlan, batches: int
-) -> torch.optim.lr_scheduler.LRScheduler:
-    total = plan.epochs * batches
-    match schedule:
-        case "one-cycle":
-            return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=plan.lr, total_steps=total)
-        case "step":
-            return torch.optim.lr_scheduler.StepLR(optimizer, step_size=max(1, round(0.8 * total)))
-        case _:
-            return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-
-
-def _autocast(device: torch.device, precision: str) -> Any:
-    return (
-        torch.autocast(device.type, dtype=torch.bfloat16)
-        if precision == "bfloat16"
-        else nullcontext()
-    )
+def _not_finite(
+    step: int, epoch: int, loss: torch.Tensor, terms: dict[str, torch.Tensor], ids: Sequence[str]
+) -> str:
+    values = ", ".join(f"{name} {float(value):.3g}" for name, value in terms.items())
+    return f"step {step}, epoch {epoch}: loss is {float(loss)} ({values}) for samples {list(ids)}"

@@ -8,7 +8,8 @@ one goes on from its last saved epoch. A lock per step keeps two processes from 
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,31 +18,23 @@ import torch
 from filelock import FileLock
 from tqdm import tqdm
 
-from iumad import increments, results, train
+from iumad import distributed, increments, results, train
 from iumad.checkpoint import load_checkpoint, save_checkpoint
-from iumad.config import RunConfig, stable_hash
+from iumad.config import RunConfig
 from iumad.config_sections import MemoryBankConfig
 from iumad.data import open_dataset
+from iumad.devices import device_name, pick_device
 from iumad.evaluate import Detector, evaluate
+from iumad.growth import load_grown
+from iumad.identity import stable_hash
 from iumad.models.detector import ReconstructionDetector
 from iumad.models.memory_bank import MemoryBank
+from iumad.optimisation import StepPlan
 from iumad.provenance import record_provenance, write_provenance
 from iumad.scenario import parse_setting
 from iumad.store import FeatureStore
 
 CHECKPOINT = "checkpoint.pt"
-
-
-def pick_device(device: str) -> torch.device:
-    """'auto' is CUDA where there is a device, else CPU."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
-
-
-def device_name(device: torch.device) -> str:
-    """'cpu' or the accelerator's name."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 class Workplace:
@@ -53,7 +46,7 @@ class Workplace:
     folder : Path
         Results folder.
     device : str
-        See `pick_device`.
+        See `iumad.devices.pick_device`.
     """
 
     def __init__(self, run: RunConfig, folder: Path, device: str) -> None:
@@ -77,28 +70,30 @@ class Workplace:
         """Metrics of all categories seen after a step, from file or made now."""
         evaluation = stable_hash(self.run.evaluation.model_dump(mode="json"))
         path = self.folder(step) / f"rows-{evaluation}.csv"
-        if not path.exists():
+        if not distributed.agree(path.exists()):
             detector = self.trained(step, label)
-            seen = [category for categories in self.steps[: step + 1] for category in categories]
-            n_test = len(self._ids(seen, "test"))
-            with tqdm(
-                total=n_test, desc=f"{label}{self._name} step {step} test", unit="img"
-            ) as bar:
-                self.store.fill(self._ids(seen, "test"))
-                rows = evaluate(detector, self.store, seen, self.run.evaluation, bar.update)
-            results.write_table(rows, path)
+            seen = self._seen(step)
+            ids = self._ids(seen, "test")
+            with _bar(len(ids), f"{label}{self._name} step {step} test") as bar:
+                self._fill(ids)
+                if distributed.is_first():
+                    rows = evaluate(detector, self.store, seen, self.run.evaluation, bar.update)
+                    results.write_table(rows, path)
+            distributed.wait()
         return read_rows(path)
 
     def trained(self, step: int, label: str) -> Detector:
         """The model after a step, loaded or trained (the steps before it too)."""
-        if (self.folder(step) / CHECKPOINT).exists():
+        checkpoint = self.folder(step) / CHECKPOINT
+        if distributed.agree(checkpoint.exists()):
             return self.detector(step)
         previous = self.trained(step - 1, label) if step else None
-        folder = self.folder(step)
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / "lock"):
-            if not (folder / CHECKPOINT).exists():
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(checkpoint.with_name("lock")) if distributed.is_first() else nullcontext()
+        with lock:
+            if not distributed.agree(checkpoint.exists()):
                 self._train(step, previous, label)
+                distributed.wait()
         return self.detector(step)
 
     def detector(self, step: int) -> Detector:
@@ -112,11 +107,11 @@ class Workplace:
         folder, started, clock = self.folder(step), datetime.now(UTC), time.monotonic()
         ids = self._ids(self.steps[step], "train")
         title = f"{label}{self._name} step {step} "
-        with tqdm(total=len(ids), desc=title + "features", unit="img") as bar:
-            self.store.fill(ids, bar.update)
+        with _bar(len(ids), title + "features") as bar:
+            self._fill(ids, bar.update)
         detector = self._new_detector(step).to(self.device)
         if previous is not None:
-            detector.load_state_dict(previous.state_dict())
+            load_grown(detector, previous.state_dict())
         log: list[train.LogRow] = []
         if isinstance(detector, MemoryBank):
             generator = torch.Generator().manual_seed(self.run.seed)
@@ -125,18 +120,13 @@ class Workplace:
                 detector.fit(number, self.store.batch(self._ids([category], "train")), generator)
         else:
             memory = self._memory(step - 1) if step else {}
-            total = train.StepPlan.of(self.run, step).epochs * len(ids)
-            with tqdm(total=total, desc=title + "training", unit="img") as bar:
+            partial, epochs = folder / "partial.pt", StepPlan.of(self.run, step).epochs
+            with _bar(epochs * len(ids), title + "training") as bar:
                 log = train.fit_step(
-                    detector,
-                    self.store,
-                    ids,
-                    self.run,
-                    step,
-                    memory,
-                    folder / "partial.pt",
-                    bar.update,
+                    detector, self.store, ids, self.run, step, memory, partial, bar.update
                 )
+        if not distributed.is_first():
+            return
         results.write_table(
             pd.DataFrame(log, columns=["epoch", "term", "value"]), folder / "log.csv"
         )
@@ -160,14 +150,17 @@ class Workplace:
             / f"memory-{stable_hash([config.model_dump(mode='json'), self.run.seed])}.pt"
         )
         key = self._key(step)
-        if not path.exists():
+        if not distributed.agree(path.exists()):
             detector = self.detector(step)
-            if isinstance(detector, MemoryBank):
-                return {}
+            assert isinstance(detector, ReconstructionDetector)
             earlier = self._memory(step - 1) if step else {}
             ids = self._ids(self.steps[step], "train")
-            memory = increments.remember(detector, self.store, ids, config, earlier, self.run.seed)
-            save_checkpoint(path, {"key": key, "memory": memory})
+            if distributed.is_first():
+                memory = increments.remember(
+                    detector, self.store, ids, config, earlier, self.run.seed
+                )
+                save_checkpoint(path, {"key": key, "memory": memory})
+            distributed.wait()
         return load_checkpoint(path, key)["memory"]
 
     def _new_detector(self, step: int) -> Detector:
@@ -181,8 +174,16 @@ class Workplace:
             self.store.backbone.channels,
             self.run.features.grid,
             data.image_size,
-            len(self.dataset.categories),
+            len(self._seen(step) if model.grow_logits else self.dataset.categories),
         )
+
+    def _fill(self, ids: Sequence[str], advance: Callable[[int], object] | None = None) -> None:
+        """Compute missing inputs; several processes share the work."""
+        self.store.fill(ids[distributed.rank() :: distributed.world_size()], advance)
+        distributed.wait()
+
+    def _seen(self, step: int) -> list[str]:
+        return [category for categories in self.steps[: step + 1] for category in categories]
 
     def _ids(self, categories: Sequence[str], split: str) -> list[str]:
         index = self.dataset.index
@@ -195,6 +196,12 @@ class Workplace:
     @property
     def _name(self) -> str:
         return f"{self.run.method} {self.run.modality} {self.run.setting} seed {self.run.seed}"
+
+
+def _bar(total: int, title: str) -> tqdm:
+    if distributed.is_first():
+        return tqdm(total=total, desc=title, unit="img")
+    return tqdm(disable=True)
 
 
 def read_rows(path: Path) -> pd.DataFrame:

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from iumad.config_sections import ReconstructionConfig
 from iumad.errors import ConfigError
+from iumad.models.compression import SemanticCompression
 from iumad.models.condition import ConditionNetwork
 from iumad.models.fusion import InformationBottleneck, fusion_operator, kl_categorical
 from iumad.models.reconstruction import ReconstructionNetwork, jitter
@@ -34,12 +35,14 @@ class Output:
     reconstruction : target modality -> b x n x C, in units of `ReconstructionDetector.standardised`
     logits : modality -> b x categories, of the condition networks (Eq. 3); empty without condition
     fused_logits, filtered_logits : b x categories, of the bottleneck's heads (Eq. 8); None without bottleneck
+    rows : means over tokens of all decoder outputs but the last, of all modalities (for IUF's compression)
     """
 
     reconstruction: dict[str, Float[Tensor, "b n c"]]
     logits: dict[str, Float[Tensor, "b y"]]
     fused_logits: Float[Tensor, "b y"] | None
     filtered_logits: Float[Tensor, "b y"] | None
+    rows: Float[Tensor, "levels b d"]
 
 
 class ReconstructionDetector(nn.Module):
@@ -97,6 +100,8 @@ class ReconstructionDetector(nn.Module):
             if config.bottleneck
             else None
         )
+        levels = n_streams * (config.layers - 1)
+        self.compression = SemanticCompression(dim, levels) if config.lambda_compression else None
         self.project_out = nn.ModuleDict(
             {modality: nn.Linear(dim, channels) for modality in self.targets}
         )
@@ -104,6 +109,11 @@ class ReconstructionDetector(nn.Module):
             self.register_buffer(f"mean_{modality}", torch.zeros(channels))
             self.register_buffer(f"std_{modality}", torch.ones(channels))
             self.register_buffer(f"residual_{modality}", torch.ones(()))
+
+    @property
+    def every_parameter(self) -> bool:
+        """Whether the loss reaches all parameters; the KL alone trains only one of its two heads."""
+        return self.bottleneck is None or self.config.heads_cross_entropy
 
     def _network(self) -> ReconstructionNetwork:
         config = self.config
@@ -137,13 +147,12 @@ class ReconstructionDetector(nn.Module):
 
     def forward(self, batch: Batch, generator: torch.Generator | None = None) -> Output:
         """Reconstruct; in training mode the input features are jittered with noise from `generator`."""
-        middle, last, logits = [], [], {}
+        middle, last, rows, logits = [], [], [], {}
         for i, modality in enumerate(self.modalities):
             tokens = self.standardised(batch, modality)
             if self.training:
-                tokens = jitter(
-                    tokens, self.config.jitter_scale, self.config.jitter_probability, generator
-                )
+                scale, probability = self.config.jitter_scale, self.config.jitter_probability
+                tokens = jitter(tokens, scale, probability, generator, batch.first, batch.total)
             maps = None
             if modality in self.conditions:
                 maps, logits[modality] = self.conditions[modality](batch.images[modality])
@@ -153,6 +162,7 @@ class ReconstructionDetector(nn.Module):
             outputs = self.networks[modality](project(tokens), maps)
             middle.append(outputs[len(outputs) // 2 - 1])
             last.append(outputs[-1])
+            rows += [output.mean(dim=1) for output in outputs[:-1]]
         fused = self.fusion(middle, last)
         fused_logits = filtered_logits = None
         if self.bottleneck is not None:
@@ -160,16 +170,17 @@ class ReconstructionDetector(nn.Module):
         reconstruction = {
             modality: project(fused) for modality, project in self.project_out.items()
         }
-        return Output(reconstruction, logits, fused_logits, filtered_logits)
+        return Output(reconstruction, logits, fused_logits, filtered_logits, torch.stack(rows))
 
     def losses(
-        self, batch: Batch, generator: torch.Generator | None = None
+        self, batch: Batch, generator: torch.Generator | None = None, base: bool = False
     ) -> dict[str, Float[Tensor, ""]]:
         """The weighted terms of Eq. 10; their sum is the loss.
 
         `fusion` is the mean squared error over tokens and channels (Eq. 9 divides by W x H only, so that its
         weight grows with C; departure), `ib` the KL of Eq. 8, mean over the batch, first distribution detached,
-        `ib_heads` the cross-entropy of both heads (not in Eq. 10; without it constant heads minimise the KL).
+        `ib_heads` the cross-entropy of both heads (not in Eq. 10; without it constant heads minimise the
+        KL), and in the base step (`base`) `compression` is IUF's.
         """
         config, output = self.config, self(batch, generator)
         weights = {"rgb": config.lambda_rgb, "depth": config.lambda_depth}
@@ -191,6 +202,9 @@ class ReconstructionDetector(nn.Module):
                 terms["ib_heads"] = torch.stack(
                     [functional.cross_entropy(x, batch.category) for x in heads]
                 ).sum()
+        if base and self.compression is not None:
+            compression = self.compression(output.rows, batch.first, batch.total)
+            terms["compression"] = config.lambda_compression * compression
         return terms
 
     @torch.no_grad()

@@ -182,15 +182,17 @@ def jitter(
     scale: float,
     probability: float,
     generator: torch.Generator | None = None,
+    first: int = 0,
+    total: int | None = None,
 ) -> Float[Tensor, "b n c"]:
     """Feature jitter: t + s (|t| / C) eps with eps ~ N(0, 1), for the whole batch with the given probability.
 
     |t| is the channel norm of a token and C its number of channels (UniAD, section 3; here per forward call).
+    A share of a batch, which begins at sample `first` of `total`, gets the noise that it would get there.
     """
     if torch.rand((), generator=generator, device=features.device) >= probability:
         return features
     norm = features.norm(dim=-1, keepdim=True) / features.shape[-1]
-    noise = torch.randn(
-        features.shape, generator=generator, dtype=features.dtype, device=features.device
-    )
-    return features + scale * norm * noise
+    shape = (total or len(features), *features.shape[1:])
+    noise = torch.randn(shape, generator=generator, dtype=features.dtype, device=features.device)
+    return features + scale * norm * noise[first : first + len(features)]

@@ -1,0 +1,54 @@
+"""A model that meets new categories: its logits grow, everything else is taken over.
+
+A detector's parameters whose first axis counts categories are the last linear layers of its classifiers and of
+the bottleneck's heads. Old categories keep their rows, new ones begin as in a new model.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from iumad.errors import CheckpointError
+
+
+def load_grown(model: nn.Module, state: Mapping[str, Any]) -> None:
+    """Load the state of a model with as many or fewer categories; rows of new categories stay as they are.
+
+    Parameters
+    ----------
+    model : newly made, with all logits that it shall have
+    state : of a model that differs in nothing but the number of logits
+
+    Raises
+    ------
+    CheckpointError
+        A tensor is missing or unknown, has more rows than the model's, or differs in another axis.
+    """
+    own = model.state_dict()
+    if own.keys() != state.keys():
+        differing = sorted(own.keys() ^ state.keys())
+        raise CheckpointError(
+            f"checkpoint of another model: only one of the two has {differing[0]}"
+        )
+    grown = {}
+    for name, old in state.items():
+        new = own[name]
+        if isinstance(old, Tensor) and old.shape != new.shape:
+            if old.ndim == 0 or old.shape[1:] != new.shape[1:] or len(old) > len(new):
+                raise CheckpointError(
+                    f"{name}: needs at most {tuple(new.shape)} with only the first axis smaller, "
+                    f"the checkpoint has {tuple(old.shape)}"
+                )
+            old = torch.cat([old.to(new), new[len(old) :]])
+        grown[name] = old
+    model.load_state_dict(grown)
+
+
+def with_rows(x: Float[Tensor, "old *rest"], rows: int) -> Float[Tensor, "new *rest"]:
+    """`x` with zeros below, so that it has `rows` rows: what is remembered of categories not met yet."""
+    if x.ndim == 0 or len(x) == rows:
+        return x
+    return torch.cat([x, x.new_zeros(rows - len(x), *x.shape[1:])])
