@@ -3,7 +3,8 @@
     python benchmarks/bench_scan.py [--lengths 49 196] [--threads 1 2] [--repeats 15]
 
 Candidates take turns within each repeat, so that other load on the machine hits all of them, and
-the ratios of the medians say more than the milliseconds. Slow candidates get fewer repeats.
+the ratios of the medians say more than the milliseconds. Slow candidates get fewer repeats. "CPU ms"
+is processor time, summed over threads; beside other load it is the fairer measure on one thread.
 """
 
 import argparse
@@ -121,23 +122,24 @@ def copy_of_the_traffic(inputs: Inputs, grad: Tensor | None) -> Callable[[], obj
     return lambda: target.copy_(source)
 
 
-def measure(jobs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median milliseconds of each job, the jobs taking turns."""
-    times: dict[str, list[float]] = {name: [] for name in jobs}
-    for name, job in jobs.items():  # warm up, and see how long it takes
-        start = time.perf_counter()
-        job()
-        times[name].append(time.perf_counter() - start)
-    turns = {
-        name: max(2, min(repeats, int(SECONDS_PER_CANDIDATE / t[0]))) for name, t in times.items()
-    }
+def measure(jobs: dict[str, Callable[[], object]], repeats: int) -> dict[str, tuple[float, float]]:
+    """Median milliseconds of each job, by the clock and of processor time; the jobs take turns."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in jobs}
+
+    def once(name: str) -> None:
+        clock, processor = time.perf_counter(), time.process_time()
+        jobs[name]()
+        times[name].append((time.perf_counter() - clock, time.process_time() - processor))
+
     for turn in range(repeats):
-        for name, job in jobs.items():
-            if turn < turns[name]:
-                start = time.perf_counter()
-                job()
-                times[name].append(time.perf_counter() - start)
-    return {name: 1e3 * statistics.median(t[1:]) for name, t in times.items()}
+        for name in jobs:
+            # the first turn warms up
+            if turn < 2 or sum(t[0] for t in times[name]) < SECONDS_PER_CANDIDATE:
+                once(name)
+    return {
+        name: (1e3 * statistics.median(c for c, _ in t), 1e3 * statistics.median(p for _, p in t))
+        for name, t in ((name, t[1:]) for name, t in times.items())
+    }
 
 
 def worst_error(got: list[Tensor], want: list[Tensor]) -> float:
@@ -163,12 +165,14 @@ def compare(length: int, backward: bool, repeats: int) -> None:
         jobs[name] = lambda scan=scan: run(scan, inputs, grad)
     jobs["copy of the least traffic"] = copy_of_the_traffic(inputs, grad)
 
-    milliseconds = measure(jobs, repeats)
-    best = min(PLAIN_LOOPS, key=lambda name: milliseconds[name])
-    print(f"   {'candidate':34}{'ms':>9}{'speed-up':>10}{'error':>10}")
-    for name, value in milliseconds.items():
+    measured = measure(jobs, repeats)
+    best = min(PLAIN_LOOPS, key=lambda name: measured[name][0])
+    print(f"   {'candidate':34}{'ms':>9}{'CPU ms':>9}{'speed-up':>10}{'(CPU)':>8}{'error':>10}")
+    for name, (clock, processor) in measured.items():
+        speed_up, of_processor = measured[best][0] / clock, measured[best][1] / processor
         error = f"{errors[name]:10.1e}" if name in errors else ""
-        print(f"   {name:34}{value:9.2f}{milliseconds[best] / value:10.2f}{error}")
+        numbers = f"{clock:9.2f}{processor:9.2f}{speed_up:10.2f}{of_processor:8.2f}"
+        print(f"   {name:34}{numbers}{error}", flush=True)
     print(f"   speed-up over the best plain loop: {best}\n")
 
 
