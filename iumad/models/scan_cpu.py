@@ -172,4 +172,5 @@ def _run(kernel: Callable[..., None], tasks: int, *arrays: np.ndarray | bool) ->
     helping = [pool.submit(work) for _ in range(threads - 1)]
     work()
     for helper in helping:
-        helper.result()
+        if not helper.cancel():  # one that has not begun yet has nothing left to do
+            helper.result()
