@@ -155,8 +155,9 @@ class FeatureStore:
         missing = [i for i, entry in enumerate(entries) if entry is None]
         if missing:
             images = _to_tensor([arrays[i] for i in missing]).to(self.device)
-            for i, feature in zip(missing, self.backbone(images).cpu().numpy(), strict=True):
-                entries[i] = entry = {"feature": feature}
+            for i, image in zip(missing, images, strict=True):
+                # one at a time: in a batch, the last bits would depend on what else is in it
+                entries[i] = entry = {"feature": self.backbone(image[None])[0].cpu().numpy()}
                 _write(paths[i], entry)
         return torch.from_numpy(
             np.stack([entry["feature"] for entry in entries if entry is not None])
@@ -215,11 +216,11 @@ def _to_tensor(arrays: Sequence[np.ndarray]) -> Float[Tensor, "b 3 h w"]:
 def _read(path: Path) -> dict[str, np.ndarray] | None:
     """The entry, or None where there is none or it cannot be read (it is then made again)."""
     try:
-        with np.load(path, allow_pickle=False) as entry:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as entry:
             return dict(entry)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, EOFError, KeyError):
+    except Exception:  # numpy and zipfile raise many kinds for damaged files
         path.unlink(missing_ok=True)
         return None
 
