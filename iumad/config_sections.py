@@ -84,7 +84,7 @@ class FeaturesConfig(Section):
         "pretrained", description="random is for tests only"
     )
     levels: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        (0, 1, 2, 3), description="timm out_indices"
+        (0, 1, 2, 3), min_length=1, description="timm out_indices"
     )
     grid: PositiveInt = Field(16, description="g: all levels are resized to g x g")
 
