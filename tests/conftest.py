@@ -1,9 +1,14 @@
 """Shared fixtures: the hypothesis profile and the optional folder of real images."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: threads only wait on tiny tensors
+
 import pytest
+import tiny
+import yaml
 from hypothesis import HealthCheck, settings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -33,6 +38,27 @@ def real_data() -> Path:
     if not (folder / "real_rgbd").is_dir():
         pytest.skip(f"real images not found in {folder}; set IUMAD_REAL_DATA to their folder")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def feature_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Cache folder of this session: no test reads or fills the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IUMAD_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tiny.Finished:
+    """A very small study that has been run: its params file, results folder and rows."""
+    from iumad.study import run_study
+
+    folder = tmp_path_factory.mktemp("finished")
+    study = tiny.study(**tiny.FINISHED)
+    params = folder / "tiny.yaml"
+    params.write_text(yaml.safe_dump(tiny.params(**tiny.FINISHED)))
+    return tiny.Finished(params, study, folder / "results", run_study(study, folder / "results"))
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,10 @@
 """The smallest study that trains: three MiniCandies categories of 32 pixels and random backbone weights."""
 
+from dataclasses import dataclass
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import torch
 
 from iumad.config import RunConfig, StudyConfig
@@ -10,6 +14,17 @@ from iumad.store import Batch
 CATEGORIES = ("chocolate", "pretzel", "madeleine")
 CHANNELS, GRID, SIZE = 6, 4, 32  # of the batches and detectors below, which need no backbone
 MODEL = {"dim": 16, "heads": 2, "layers": 2, "d_state": 4}
+FINISHED = {"methods": {"iuf": {}, "ib-iumad": {}, "memory-bank": {}}}
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A study that has been run (fixture `finished`); its files are not to be changed."""
+
+    params: Path
+    study: StudyConfig
+    results: Path
+    rows: pd.DataFrame
 
 
 def params(**changes) -> dict:

@@ -1,0 +1,271 @@
+import os
+import shutil
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+import trees
+from PIL import Image
+
+from iumad import store as store_module
+from iumad.config import RunConfig
+from iumad.data import open_dataset
+from iumad.data.prepare import Prepared, prepare
+from iumad.data.sample import Sample
+from iumad.errors import DataError
+from iumad.store import Batch, FeatureStore, cache_size, clear_cache, default_cache, prune_cache
+
+
+def make_store(folder: Path | None, modality: str = "rgb+depth", **changes) -> FeatureStore:
+    run = tiny.run("iuf", modality, **changes)
+    return FeatureStore(open_dataset(run.data), run, folder)
+
+
+def ids_of(store: FeatureStore, n: int = 4) -> list[str]:
+    return store.dataset.index["sample_id"].tolist()[: 5 * n : 5]
+
+
+def same(first: Batch, second: Batch) -> bool:
+    return (
+        tiny.same_tensors(first.features, second.features)
+        and tiny.same_tensors(first.images, second.images)
+        and torch.equal(first.category, second.category)
+    )
+
+
+def entries(cache: Path) -> list[Path]:
+    return sorted(cache.rglob("*.npz"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_backbone():
+    """All stores of this module share their backbones, which take long to make."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store_module, "Backbone", cache(store_module.Backbone))
+        yield
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory) -> tuple[FeatureStore, Batch]:
+    """A store with four samples in its cache, and their batch as first computed."""
+    store = make_store(tmp_path_factory.mktemp("filled"))
+    return store, store.batch(ids_of(store))
+
+
+def test_a_batch_holds_the_samples_in_order(filled):
+    store, batch = filled
+    assert batch.features.keys() == batch.images.keys() == {"rgb", "depth"}
+    assert batch.features["rgb"].shape == (4, store.backbone.channels, tiny.GRID, tiny.GRID)
+    assert len(batch) == 4
+    categories = [store.dataset.categories.index(i.split("/")[0]) for i in ids_of(store)]
+    assert batch.category.tolist() == categories
+    for i, sample_id in enumerate(ids_of(store)):
+        sample = store.dataset.load(sample_id)
+        image = torch.from_numpy(sample.rgb).permute(2, 0, 1) / 255
+        assert torch.equal(batch.images["rgb"][i], image)
+        assert torch.equal(batch.features["rgb"][i], store.backbone(image[None])[0])
+        depth = batch.images["depth"][i]
+        assert torch.equal(depth[0], depth[1])  # z in three equal channels
+        assert 0 <= depth.min() < depth.max() <= 1
+        assert torch.equal(batch.features["depth"][i], store.backbone(depth[None])[0])
+
+
+def test_a_hit_equals_the_computation_bit_for_bit(filled, monkeypatch):
+    store, batch = filled
+    again = make_store(store.cache)
+    monkeypatch.setattr(again.dataset, "load", lambda _id: pytest.fail("was in the cache"))
+    monkeypatch.setattr(again.backbone, "forward", lambda _x: pytest.fail("was in the cache"))
+    assert same(again.batch(ids_of(store)), batch)
+    assert same(again.batch(ids_of(store)[::-1]), reversed_batch(batch))
+
+
+def reversed_batch(batch: Batch) -> Batch:
+    return Batch(
+        {key: value.flip(0) for key, value in batch.features.items()},
+        {key: value.flip(0) for key, value in batch.images.items()},
+        batch.category.flip(0),
+    )
+
+
+def test_another_cache_gets_the_same_entries_in_whatever_order(filled, tmp_path):
+    store, _ = filled
+    other = make_store(tmp_path)
+    first, *rest = reversed(ids_of(store))
+    other.batch([first])
+    other.batch(rest)
+    ours, theirs = entries(store.cache), entries(tmp_path)
+    assert [p.relative_to(store.cache) for p in ours] == [p.relative_to(tmp_path) for p in theirs]
+    assert all(a.read_bytes() == b.read_bytes() for a, b in zip(ours, theirs, strict=True))
+
+
+def test_one_modality_is_read_from_the_entries_of_two(filled):
+    store, batch = filled
+    size = cache_size(store.cache)
+    depth = make_store(store.cache, "depth").batch(ids_of(store))
+    assert depth.features.keys() == {"depth"}
+    assert torch.equal(depth.features["depth"], batch.features["depth"])
+    assert cache_size(store.cache) == size
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.95])
+def test_a_truncated_entry_is_made_again(filled, tmp_path, share):
+    store, batch = filled
+    cache = Path(shutil.copytree(store.cache, tmp_path / "cache"))
+    for path in entries(cache):
+        content = path.read_bytes()
+        path.write_bytes(content[: int(share * len(content))])
+    again = make_store(cache)
+    assert same(again.batch(ids_of(store)), batch)
+    for ours, theirs in zip(entries(cache), entries(store.cache), strict=True):
+        assert ours.read_bytes() == theirs.read_bytes()
+
+
+@pytest.mark.parametrize("content", [b"not an archive", b"PK\x03\x04" + bytes(60)])
+def test_a_damaged_entry_is_made_again(filled, tmp_path, content):
+    store, batch = filled
+    cache = Path(shutil.copytree(store.cache, tmp_path / "cache"))
+    for path in entries(cache):
+        path.write_bytes(content)
+    assert same(make_store(cache).batch(ids_of(store)), batch)
+
+
+def test_flipped_bits_do_not_pass(filled, tmp_path):
+    store, batch = filled
+    cache = Path(shutil.copytree(store.cache, tmp_path / "cache"))
+    for path in entries(cache):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 0xFF
+        path.write_bytes(bytes(content))
+    assert same(make_store(cache).batch(ids_of(store)), batch)
+
+
+def test_filling_reports_progress_and_leaves_nothing_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "CHUNK", 3)
+    store = make_store(tmp_path)
+    done: list[int] = []
+    store.fill(ids_of(store), done.append)
+    assert done == [3, 1]
+    assert cache_size(tmp_path)["prepared"][0] == 4
+    monkeypatch.setattr(store.backbone, "forward", lambda _x: pytest.fail("was filled"))
+    store.batch(ids_of(store))
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_masks_are_those_of_the_samples(tmp_path):
+    store = make_store(tmp_path)
+    index = store.dataset.index
+    ids = index[index["split"] == "test"]["sample_id"].tolist()[:3]
+    masks = store.masks(ids)
+    assert masks.shape == (3, tiny.SIZE, tiny.SIZE)
+    for mask, sample_id in zip(masks, ids, strict=True):
+        assert np.array_equal(mask, store.dataset.load(sample_id).mask)
+
+
+# --- files that change --------------------------------------------------------------------------
+
+
+def folder_run(root: Path, modality: str = "rgb+depth", **data) -> RunConfig:
+    content = tiny.run("iuf", modality).model_dump(mode="json")
+    content["data"] = {"name": "mvtec3d", "root": str(root), "image_size": 32} | data
+    return RunConfig.model_validate(content)
+
+
+def test_a_changed_image_is_seen(tmp_path):
+    root = trees.small_mvtec3d(tmp_path / "data")
+    run = folder_run(root)
+    store = FeatureStore(open_dataset(run.data), run, tmp_path / "cache")
+    sample_id = store.dataset.index["sample_id"].iloc[0]
+    before = store.batch([sample_id])
+    path = root / store.dataset.index["rgb"].iloc[0]
+    trees.write_png(path, 255 - np.array(Image.open(path)))
+    os.utime(path, ns=(1, 1))  # even when a copy keeps an old time
+    store = FeatureStore(open_dataset(run.data), run, tmp_path / "cache")
+    after = store.batch([sample_id])
+    assert not torch.equal(before.images["rgb"], after.images["rgb"])
+    assert not torch.equal(before.features["rgb"], after.features["rgb"])
+    assert torch.equal(before.features["depth"], after.features["depth"])
+
+
+@pytest.mark.parametrize(
+    "change", [{"image_size": 40}, {"depth_encoding": "xyz255"}, {"depth_scaling": (0.1, 0.9)}]
+)
+def test_preparation_is_part_of_the_key(tmp_path, change):
+    root = trees.small_mvtec3d(tmp_path / "data")
+    batches = []
+    for changes in ({}, change, {}):
+        run = folder_run(root, **changes)
+        store = FeatureStore(open_dataset(run.data), run, tmp_path / "cache")
+        batches.append(store.batch([store.dataset.index["sample_id"].iloc[0]]))
+    first, changed, again = (batch.images["depth"] for batch in batches)
+    assert first.shape != changed.shape or not torch.equal(first, changed)
+    assert torch.equal(first, again)
+
+
+def test_depth_of_a_data_set_without_depth():
+    sample = Sample(
+        "a/0", "a", "test", "good", tiny.image(), None, np.zeros((32, 32), bool), None, None
+    )
+    with pytest.raises(DataError, match="a/0: modality 'depth' is asked for"):
+        prepare(sample, tiny.run().data)
+    assert prepare(sample, tiny.run().data, ["rgb"]).depth is None
+
+
+def test_samples_are_brought_to_the_image_size():
+    data = tiny.run().data
+    mask = np.zeros((64, 48), dtype=bool)
+    mask[:32, :24] = True
+    xyz = np.full((64, 48, 3), 0.5, dtype=np.float32)
+    xyz[..., 2] += np.linspace(0, 0.1, 64, dtype=np.float32)[:, None]
+    rgb = np.full((64, 48, 3), (10, 20, 30), dtype=np.uint8)
+    made = prepare(Sample("a/0", "a", "test", "hole", rgb, xyz, mask, None, None), data)
+    assert made.rgb is not None
+    assert made.depth is not None
+    assert np.array_equal(made.rgb, np.full((32, 32, 3), (10, 20, 30)))
+    assert np.array_equal(made.mask, np.pad(np.ones((16, 16), bool), ((0, 16), (0, 16))))
+    assert made.depth.shape == (32, 32, 3)
+    assert np.all(np.diff(made.depth[:, 0, 0]) > 0)
+
+
+def test_samples_from_anywhere_can_be_assembled(filled):
+    store, batch = filled
+    prepared = [store.prepared(sample_id) for sample_id in ids_of(store)]
+    assert isinstance(prepared[0], Prepared)
+    assert same(store.assemble(prepared, batch.category.tolist()), batch)
+    assert same(batch.to(torch.device("cpu")), batch)
+
+
+# --- the cache folder ---------------------------------------------------------------------------
+
+
+def test_the_environment_names_the_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("IUMAD_CACHE", str(tmp_path))
+    assert default_cache() == tmp_path
+    assert make_store(None).cache == tmp_path
+    monkeypatch.delenv("IUMAD_CACHE")
+    assert default_cache().name == "iumad"
+
+
+def test_pruning_keeps_what_was_read_last(tmp_path):
+    for age, name in enumerate("abcd"):
+        path = tmp_path / ("prepared" if age % 2 else "features") / name / f"{name}.npz"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(bytes(100))
+        os.utime(path, (1000 - age, 1000 - age))  # d is the oldest
+    assert cache_size(tmp_path) == {"prepared": (2, 200), "features": (2, 200)}
+    assert prune_cache(tmp_path, 1000) == 0
+    assert prune_cache(tmp_path, 250) == 200
+    assert {path.stem for path in entries(tmp_path)} == {"a", "b"}
+    assert prune_cache(tmp_path, 0) == 200
+    assert entries(tmp_path) == []
+    assert prune_cache(tmp_path / "nowhere", 0) == 0
+
+
+def test_clearing_removes_entries_only(tmp_path, filled):
+    cache = Path(shutil.copytree(filled[0].cache, tmp_path / "cache"))
+    (cache / "mine.txt").write_text("stays")
+    clear_cache(cache)
+    assert [p.name for p in cache.iterdir()] == ["mine.txt"]
+    clear_cache(cache)
