@@ -62,32 +62,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tiny.Finished:
 
 
 @pytest.fixture(scope="session")
-def built_book(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the book's pages, from notebooks that ran a very small study here."""
+def built_book(tmp_path_factory: pytest.TempPathFactory, finished: tiny.Finished) -> Path:
+    """Folder of the book's pages, from notebooks that show the study of `finished`."""
     from iumad.book import make_book
 
     folder = tmp_path_factory.mktemp("book")
-    params = folder / "tiny.yaml"
-    params.write_text(TINY_STUDY)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("IUMAD_CACHE", str(folder / "cache"))
-        page = make_book(params, folder, REPOSITORY, folder / "results")
-    return page.parent
-
-
-TINY_STUDY = """
-data:
-  name: minicandies
-  categories: [cookie, donut, gummy]
-  image_size: 64
-  n_train: 6
-  n_validation: 1
-  n_test_good: 4
-  n_test_defect: 6
-features: {grid: 8}
-model: {dim: 32, heads: 4}
-training: {epochs: 2}
-increment: {epochs: 1}
-evaluation: {pool: 8}
-settings: ["2-1"]
-"""
+    return make_book(finished.params, folder, REPOSITORY, finished.results).parent
