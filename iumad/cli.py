@@ -11,6 +11,7 @@ import yaml
 from rich.console import Console
 
 from iumad.cli_data import data_app
+from iumad.cli_model import show_model
 from iumad.cli_output import console, escaped, print_table
 from iumad.cli_study import cache_app, run_and_print, study_app
 from iumad.config import RunConfig, StudyConfig, load_params
@@ -24,6 +25,7 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(study_app, name="study")
 app.add_typer(cache_app, name="cache")
+app.command("model")(show_model)
 
 Params = Annotated[Path, typer.Argument(help="params file (YAML); keys: `iumad params`")]
 Results = Annotated[Path, typer.Option(help="results folder")]

@@ -143,7 +143,7 @@ def data_parallel(detector: nn.Module, every_parameter: bool) -> nn.Module:
     if next(detector.parameters()).device.type == "cuda":
         detector = nn.SyncBatchNorm.convert_sync_batchnorm(detector)
     return DistributedDataParallel(
-        _Losses(detector), broadcast_buffers=False, find_unused_parameters=not every_parameter
+        _Losses(detector), forward_sync_buffers=False, find_unused_parameters=not every_parameter
     )
 
 

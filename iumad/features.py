@@ -14,6 +14,7 @@ from typing import Any
 import timm
 import torch
 from jaxtyping import Float
+from timm.models.efficientnet import EfficientNetFeatures
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -66,6 +67,9 @@ class Backbone(nn.Module):
             ) from error
         weights = classifier.state_dict()
         extractor.load_state_dict({key: weights[key] for key in extractor.state_dict()})
+        if isinstance(extractor, EfficientNetFeatures):  # computes all stages, asked for or not
+            last = extractor.feature_info.get_dicts()[-1]["stage"]
+            extractor.blocks = extractor.blocks[:last]
         self.levels = extractor.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.grid = config.grid
         self.channels: int = sum(extractor.feature_info.channels())

@@ -1,0 +1,127 @@
+"""The parts of a run's model with their parameters, operations and memory, counted on a forward pass.
+
+A multiplication and an addition are two operations. Counted are matrix products, convolutions and attention (by
+torch's counter and the formulas below) and the scan; not counted is what works element by element: norms,
+activations, softmax, dropout, interpolation.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from iumad.config import RunConfig
+from iumad.config_sections import ReconstructionConfig
+from iumad.errors import ConfigError
+from iumad.features import Backbone
+from iumad.models.detector import ReconstructionDetector
+from iumad.store import Batch
+
+BY_MODALITY = ("project_in", "networks", "conditions", "project_out")  # a child for each
+
+
+def model_card(run: RunConfig, n_categories: int) -> pd.DataFrame:
+    """One row for each part of a run's model; the last is the sum.
+
+    The model is made with random weights, so no weights and no data need to be at hand.
+
+    Parameters
+    ----------
+    run : RunConfig
+    n_categories : int
+        Logits.
+
+    Returns
+    -------
+    DataFrame
+        part, parameters (the sum counts the backbone once), trained (of those), gflops (10^9 operations of a
+        forward pass for one image of all modalities).
+
+    Raises
+    ------
+    ConfigError
+        The run's model has no network.
+    """
+    if not isinstance(run.model, ReconstructionConfig):
+        raise ConfigError(f"method {run.method!r}: a {run.model.kind} has no parts to count")
+    backbone = Backbone(run.features.model_copy(update={"weights": "random"}))
+    shape = (run.model, run.modalities, backbone.channels, run.features.grid, run.data.image_size)
+    detector = ReconstructionDetector(*shape, n_categories).eval()
+    images = torch.rand(1, 3, run.data.image_size, run.data.image_size)
+    with _counter() as counter:
+        features = [backbone(images) for _ in run.modalities]
+    counts = {"backbone": _total(counter, "Global")}
+    batch = Batch(
+        dict(zip(run.modalities, features, strict=True)),
+        dict.fromkeys(run.modalities, images),
+        torch.zeros(1, dtype=torch.long),
+    )
+    with _counter() as counter, torch.no_grad():
+        detector(batch)
+    parts: dict[str, nn.Module] = {"backbone": backbone}
+    for name, child in detector.named_children():
+        inner = child.named_children() if name in BY_MODALITY else [("", child)]
+        parts |= {f"{name}.{key}".rstrip("."): module for key, module in inner}
+    rows = [
+        _row(name, part, counts.get(name, _total(counter, f"ReconstructionDetector.{name}")))
+        for name, part in parts.items()
+    ]
+    table = pd.DataFrame(rows)
+    table = table[table["parameters"] > 0]
+    total = table.drop(columns="part").sum().to_dict()
+    return pd.concat([table, pd.DataFrame([{"part": "all", **total}])], ignore_index=True).astype(
+        {"parameters": int, "trained": int}
+    )
+
+
+def scan_operations(batch: int, dim: int, length: int, state: int) -> int:
+    """Operations of a selective scan.
+
+    Per position and channel the product Delta u and the skip D u with its sum (3); per state Delta A, its
+    exponential, (Delta u) B, decay times state plus input, and the product with C with its sum (7).
+    """
+    return batch * dim * length * (7 * state + 3)
+
+
+def attention_operations(
+    query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...]
+) -> int:
+    """Operations of q k^T and of its product with v; shapes are batch, head, token, width."""
+    batch, heads, tokens, width = query
+    return 2 * batch * heads * tokens * key[2] * (width + value[3])
+
+
+def _counter() -> FlopCounterMode:
+    """torch's counter, with what it does not know: the scan, and the attention kernel of the CPU."""
+    mapping: dict[Any, Callable[..., int]] = {
+        torch.ops.iumad.selective_scan: _count_scan,
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _count_attention,
+    }
+    return FlopCounterMode(display=False, depth=8, custom_mapping=mapping)
+
+
+def _count_scan(u: tuple[int, ...], _delta: Any, decay: tuple[int, ...], *_: Any, **__: Any) -> int:
+    return scan_operations(*u, decay[1])
+
+
+def _count_attention(
+    query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...], *_: Any, **__: Any
+) -> int:
+    return attention_operations(query, key, value)
+
+
+def _total(counter: FlopCounterMode, name: str) -> int:
+    return sum(counter.get_flop_counts().get(name, {}).values())
+
+
+def _row(name: str, part: nn.Module, operations: int) -> dict[str, Any]:
+    parameters = list(part.parameters())
+    return {
+        "part": name,
+        "parameters": sum(p.numel() for p in parameters),
+        "trained": sum(p.numel() for p in parameters if p.requires_grad),
+        "gflops": operations / 1e9,
+    }
