@@ -5,7 +5,7 @@ ones. The category of a test image is given, as it is for any per-category model
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -89,7 +89,7 @@ class MemoryBank(nn.Module):
 
 def greedy_coreset(
     patches: Float[Tensor, "m c"], keep: int, generator: torch.Generator
-) -> Float[Tensor, " keep"] | Tensor:
+) -> Int[Tensor, " keep"]:
     """Indices of `keep` patches chosen by farthest-point selection on a random projection to 128 dimensions."""
     if patches.shape[1] > 128:
         patches = (

@@ -11,6 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from iumad.errors import ConfigError
+
 
 class Attention(nn.Module):
     """Multi-head attention with a fused kernel; dropout on the attention weights."""
@@ -168,12 +170,22 @@ class ReconstructionNetwork(nn.Module):
 
 
 def hide_neighbours(grid: int, window: int) -> Float[Tensor, "n n"]:
-    """Scores to add so that no token reads the `window` x `window` tokens around itself: -inf there, else 0."""
+    """Scores to add so that no token reads the `window` x `window` tokens around itself: -inf there, else 0.
+
+    Raises
+    ------
+    ConfigError
+        Around some token the window covers the whole grid, so that nothing is left to read.
+    """
     row, column = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
     row, column = row.flatten(), column.flatten()
     near = ((row[:, None] - row).abs() <= window // 2) & (
         (column[:, None] - column).abs() <= window // 2
     )
+    if near.all(dim=1).any():
+        raise ConfigError(
+            f"neighbour_mask {window} hides every token of a grid of {grid}; at most {grid - 1} fits"
+        )
     return torch.zeros(grid**2, grid**2).masked_fill(near, float("-inf"))
 
 
