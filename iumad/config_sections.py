@@ -133,8 +133,9 @@ class ReconstructionConfig(Section):
     depth_target: bool = Field(
         False, description="reconstruct depth features too and add their map; not in the paper"
     )
-    heads_cross_entropy: bool = Field(
-        True, description="train the two heads of the KL with labels; not in Eq. 10"
+    heads_cross_entropy: Literal["none", "heads", "features"] = Field(
+        "heads",
+        description="what labels train besides Eq. 10: nothing, the two heads of the KL, or also their features",
     )
     lambda_rgb: NonNegative = Field(1.0, description="lambda 1 of Eq. 10")
     lambda_depth: NonNegative = Field(1.0, description="lambda 2 of Eq. 10")

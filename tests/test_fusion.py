@@ -159,7 +159,7 @@ def test_kl_is_zero_for_equal_distributions_only(p, q):
 
 # --- which loss term trains what ----------------------------------------------------------------
 
-ALL = {"fusion", "ib", "ib_heads"}
+ALL = {"fusion", "ib"}  # labels train the heads alone
 REACHED = {  # part of ib-iumad on rgb+depth -> the terms whose gradient it receives
     "project_in.0": ALL,
     "project_in.1": ALL,
@@ -212,6 +212,11 @@ def test_which_term_reaches_which_part():
     assert reached == REACHED
 
 
+def test_labels_reach_the_features_only_when_asked():
+    detector = tiny.detector(heads_cross_entropy="features").train()
+    assert gradients(detector, "ib_heads")["bottleneck.expand.weight"]
+
+
 def test_without_detach_reconstruction_trains_the_condition_networks():
     detector = tiny.detector(detach_condition=False).train()
     for term in ALL:
@@ -246,7 +251,7 @@ def test_every_parameter_of_every_ablation_is_in_the_graph(fusion, condition):
 
 
 def test_without_their_cross_entropy_one_head_is_not_trained():
-    detector = tiny.detector(heads_cross_entropy=False).train()
+    detector = tiny.detector(heads_cross_entropy="none").train()
     torch.stack(list(detector.losses(tiny.batch()).values())).sum().backward()
     untouched = {name for name, p in detector.named_parameters() if p.grad is None}
     assert untouched == {"bottleneck.head_fused.weight", "bottleneck.head_fused.bias"}

@@ -35,6 +35,7 @@ class Output:
     reconstruction : target modality -> b x n x C, in units of `ReconstructionDetector.standardised`
     logits : modality -> b x categories, of the condition networks (Eq. 3); empty without condition
     fused_logits, filtered_logits : b x categories, of the bottleneck's heads (Eq. 8); None without bottleneck
+    head_logits : the same two, through which no gradient reaches the features
     rows : means over tokens of all decoder outputs but the last, of all modalities (for IUF's compression)
     """
 
@@ -42,6 +43,7 @@ class Output:
     logits: dict[str, Float[Tensor, "b y"]]
     fused_logits: Float[Tensor, "b y"] | None
     filtered_logits: Float[Tensor, "b y"] | None
+    head_logits: tuple[Float[Tensor, "b y"], Float[Tensor, "b y"]] | None
     rows: Float[Tensor, "levels b d"]
 
 
@@ -113,7 +115,7 @@ class ReconstructionDetector(nn.Module):
     @property
     def every_parameter(self) -> bool:
         """Whether the loss reaches all parameters; the KL alone trains only one of its two heads."""
-        return self.bottleneck is None or self.config.heads_cross_entropy
+        return self.bottleneck is None or self.config.heads_cross_entropy != "none"
 
     def _network(self) -> ReconstructionNetwork:
         config = self.config
@@ -164,13 +166,17 @@ class ReconstructionDetector(nn.Module):
             last.append(outputs[-1])
             rows += [output.mean(dim=1) for output in outputs[:-1]]
         fused = self.fusion(middle, last)
-        fused_logits = filtered_logits = None
+        fused_logits = filtered_logits = head_logits = None
         if self.bottleneck is not None:
-            fused, fused_logits, filtered_logits = self.bottleneck(fused)
+            filtered, fused_logits, filtered_logits = self.bottleneck(fused)
+            head_logits = self.bottleneck.logits(fused.detach(), filtered.detach())
+            fused = filtered
         reconstruction = {
             modality: project(fused) for modality, project in self.project_out.items()
         }
-        return Output(reconstruction, logits, fused_logits, filtered_logits, torch.stack(rows))
+        return Output(
+            reconstruction, logits, fused_logits, filtered_logits, head_logits, torch.stack(rows)
+        )
 
     def losses(
         self, batch: Batch, generator: torch.Generator | None = None, base: bool = False
@@ -180,7 +186,8 @@ class ReconstructionDetector(nn.Module):
         `fusion` is the mean squared error over tokens and channels (Eq. 9 divides by W x H only, so that its
         weight grows with C; departure), `ib` the KL of Eq. 8, mean over the batch, first distribution detached,
         `ib_heads` the cross-entropy of both heads (not in Eq. 10; without it constant heads minimise the
-        KL), and in the base step (`base`) `compression` is IUF's.
+        KL; with "heads" it trains them alone: let through to the features it turns these into labels and the
+        reconstruction stands still), and in the base step (`base`) `compression` is IUF's.
         """
         config, output = self.config, self(batch, generator)
         weights = {"rgb": config.lambda_rgb, "depth": config.lambda_depth}
@@ -197,8 +204,10 @@ class ReconstructionDetector(nn.Module):
         if output.fused_logits is not None and output.filtered_logits is not None:
             kl = kl_categorical(output.fused_logits.detach(), output.filtered_logits).mean()
             terms["ib"] = config.lambda_ib * kl
-            if config.heads_cross_entropy:
-                heads = (output.fused_logits, output.filtered_logits)
+            if config.heads_cross_entropy != "none":
+                features_too = config.heads_cross_entropy == "features"
+                both = (output.fused_logits, output.filtered_logits)
+                heads = both if features_too or output.head_logits is None else output.head_logits
                 terms["ib_heads"] = torch.stack(
                     [functional.cross_entropy(x, batch.category) for x in heads]
                 ).sum()

@@ -124,11 +124,13 @@ class InformationBottleneck(nn.Module):
         filtered = self.expand(self.compress(fused))
         if self.residual:
             filtered = fused + filtered
-        return (
-            filtered,
-            self.head_fused(fused.mean(dim=1)),
-            self.head_filtered(filtered.mean(dim=1)),
-        )
+        return filtered, *self.logits(fused, filtered)
+
+    def logits(
+        self, fused: Float[Tensor, "b n d"], filtered: Float[Tensor, "b n d"]
+    ) -> tuple[Float[Tensor, "b y"], Float[Tensor, "b y"]]:
+        """Logits of Y given F_fu and given F_fu^g by the two heads."""
+        return self.head_fused(fused.mean(dim=1)), self.head_filtered(filtered.mean(dim=1))
 
 
 def kl_categorical(
