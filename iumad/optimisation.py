@@ -44,7 +44,12 @@ def make_scheduler(
     total = plan.epochs * updates
     match schedule:
         case "one-cycle":
-            return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=plan.lr, total_steps=total)
+            return torch.optim.lr_scheduler.OneCycleLR(
+                optimizer,
+                max_lr=plan.lr,
+                total_steps=total,
+                cycle_momentum=plan.optimizer == "adamw",  # SGD is to stay without momentum
+            )
         case "step":
             return torch.optim.lr_scheduler.StepLR(optimizer, step_size=max(1, round(0.8 * total)))
         case _:

@@ -83,7 +83,7 @@ def fit_step(
     optimizer = make_optimizer(detector, plan, training.weight_decay)
     scheduler = make_scheduler(optimizer, training.schedule, plan, -(-len(samples) // per_update))
     key = {
-        "run": run.run_id,
+        "run": run.step_key([()] * (step + 1)),  # runs that share the step may finish each other's
         "step": step,
         "samples": hashlib.sha256("\n".join(samples).encode()).hexdigest(),
     }
@@ -170,5 +170,5 @@ def _parts(ids: Sequence[str], size: int) -> list[Sequence[str]]:
 def _not_finite(
     step: int, epoch: int, loss: torch.Tensor, terms: dict[str, torch.Tensor], ids: Sequence[str]
 ) -> str:
-    values = ", ".join(f"{name} {float(value):.3g}" for name, value in terms.items())
-    return f"step {step}, epoch {epoch}: loss is {float(loss)} ({values}) for samples {list(ids)}"
+    values = ", ".join(f"{name} {value.item():.3g}" for name, value in terms.items())
+    return f"step {step}, epoch {epoch}: loss is {loss.item()} ({values}) for samples {list(ids)}"
