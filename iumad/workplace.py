@@ -121,7 +121,8 @@ class Workplace:
         else:
             memory = self._memory(step - 1) if step else {}
             partial, epochs = folder / "partial.pt", StepPlan.of(self.run, step).epochs
-            with _bar(epochs * len(ids), title + "training") as bar:
+            total = epochs * (len(ids) + len(memory.get("replay", [])))
+            with _bar(total, title + "training") as bar:
                 log = train.fit_step(
                     detector, self.store, ids, self.run, step, memory, partial, bar.update
                 )
