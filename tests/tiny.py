@@ -8,8 +8,9 @@ import pandas as pd
 import torch
 
 from iumad.config import RunConfig, StudyConfig
+from iumad.data import open_dataset
 from iumad.models.detector import ReconstructionDetector
-from iumad.store import Batch
+from iumad.store import Batch, FeatureStore
 
 CATEGORIES = ("chocolate", "pretzel", "madeleine")
 CHANNELS, GRID, SIZE = 6, 4, 32  # of the batches and detectors below, which need no backbone
@@ -86,6 +87,26 @@ def detector(
         config.model, config.modalities, CHANNELS, GRID, SIZE, len(CATEGORIES)
     )
     return made.eval()
+
+
+def open_store(config: RunConfig) -> FeatureStore:
+    """Cached inputs of a run, in the cache of the test session."""
+    return FeatureStore(open_dataset(config.data), config)
+
+
+def train_ids(store: FeatureStore, *categories: str) -> list[str]:
+    """Training samples of these categories."""
+    index = store.dataset.index
+    chosen = index[index["category"].isin(categories) & (index["split"] == "train")]
+    return chosen["sample_id"].tolist()
+
+
+def trainable(store: FeatureStore, config: RunConfig, seed: int = 0) -> ReconstructionDetector:
+    """A new detector for batches of a store."""
+    torch.manual_seed(seed)
+    return ReconstructionDetector(
+        config.model, config.modalities, store.backbone.channels, GRID, SIZE, len(CATEGORIES)
+    )
 
 
 def same_tensors(first: dict, second: dict) -> bool:
