@@ -95,7 +95,7 @@ def attention_operations(
 
 
 def _counter() -> FlopCounterMode:
-    """torch's counter, with what it does not know: the scan, and the attention kernel of the CPU."""
+    """Torch's counter, with what it does not know: the scan, and the attention kernel of the CPU."""
     mapping: dict[Any, Callable[..., int]] = {
         torch.ops.iumad.selective_scan: _count_scan,
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _count_attention,
@@ -104,7 +104,8 @@ def _counter() -> FlopCounterMode:
 
 
 def _count_scan(u: tuple[int, ...], _delta: Any, decay: tuple[int, ...], *_: Any, **__: Any) -> int:
-    return scan_operations(*u, decay[1])
+    batch, dim, length = u
+    return scan_operations(batch, dim, length, decay[1])
 
 
 def _count_attention(
