@@ -36,7 +36,8 @@ def load_checkpoint(path: Path, key: dict[str, Any]) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for damaged files
-        raise CheckpointError(f"{path}: cannot be read as a checkpoint: {error}") from error
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"{path}: cannot be read as a checkpoint: {reason}") from error
     if not isinstance(state, dict) or state.get("key") != key:
         found = state.get("key") if isinstance(state, dict) else type(state).__name__
         raise CheckpointError(

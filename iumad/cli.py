@@ -48,7 +48,7 @@ def main() -> None:
     """Entry point of the console script."""
     try:
         app()
-    except IumadError as error:
+    except (IumadError, OSError) as error:  # of the system: no space, no permission, not a folder
         Console(stderr=True, soft_wrap=True).print(
             f"[red]error:[/] {escaped(str(error))}", highlight=False
         )

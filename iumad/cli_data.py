@@ -9,6 +9,7 @@ from tqdm import tqdm
 from iumad.cli_output import console, print_table
 from iumad.config_sections import MiniCandiesConfig
 from iumad.errors import DataError
+from iumad.validation import build
 
 data_app = typer.Typer(
     no_args_is_help=True, help="Data sets: export, check, show, set up one's own."
@@ -32,14 +33,15 @@ def export(
     from iumad.data.export import export_mvtec3d
     from iumad.data.minicandies import MiniCandies
 
-    config = MiniCandiesConfig(
-        image_size=image_size,
-        n_train=n_train,
-        n_test_good=n_test_good,
-        n_test_defect=n_test_defect,
-        difficulty=difficulty,
-        seed=seed,
-    )
+    options = {
+        "image_size": image_size,
+        "n_train": n_train,
+        "n_test_good": n_test_good,
+        "n_test_defect": n_test_defect,
+        "difficulty": difficulty,
+        "seed": seed,
+    }
+    config = build(MiniCandiesConfig, options, "data export")
     dataset = MiniCandies(config)
     with tqdm(total=len(dataset.index), desc="export", unit="img") as bar:
         export_mvtec3d(dataset, root, bar.update)

@@ -171,13 +171,13 @@ class StudyConfig(Section):
         for key, values in wanted.items():
             if key not in ("methods", "modalities", "settings", "seeds"):
                 raise ConfigError(f"select: no such part of the grid: {key!r}")
-            have = getattr(self, key)
+            have, values = getattr(self, key), list(values)
             missing = [value for value in values if value not in have]
             if missing:
                 raise ConfigError(
                     f"select: {key} {missing} not in profile {self.profile!r}: {list(have)}"
                 )
-            chosen = [value for value in have if value in list(values)]
+            chosen = [value for value in have if value in values]
             update[key] = {v: have[v] for v in chosen} if key == "methods" else tuple(chosen)
         return self.model_copy(update=update)
 
@@ -205,7 +205,8 @@ def load_params(
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read as a params file: {error}") from error
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path}: cannot be read as a params file: {reason}") from error
     if not isinstance(content, dict):
         raise ConfigError(
             f"{path}: a params file is a mapping of keys to values, got {type(content).__name__}"
@@ -226,7 +227,8 @@ def _assigned(content: dict[str, Any], assignment: str) -> dict[str, Any]:
         try:
             return content | {head: yaml.safe_load(value)}
         except yaml.YAMLError as error:
-            raise ConfigError(f"--set {assignment}: the value is not YAML: {error}") from error
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"--set {assignment}: the value is not YAML: {reason}") from error
     inner = content.get(head) or {}
     if not isinstance(inner, dict):
         raise ConfigError(f"--set {assignment}: {head} is a value, not a section")
