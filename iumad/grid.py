@@ -46,7 +46,7 @@ def plan(study: StudyConfig, folder: Path) -> tuple[pd.DataFrame, float | None]:
     table = pd.DataFrame([_plan_row(run, steps, keys, times) for run, steps, keys in rows])
     left = [_expected(what, times) for what in missing.values()]
     known = [seconds for seconds in left if seconds is not None]
-    return table, sum(known) if len(known) == len(left) else None
+    return table, float(sum(known)) if len(known) == len(left) else None
 
 
 def run_parallel(study: StudyConfig, folder: Path, device: str, jobs: int) -> None:

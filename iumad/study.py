@@ -63,8 +63,9 @@ def training_log(study: StudyConfig, folder: str | Path = RESULTS) -> pd.DataFra
         workplace = Workplace(run, Path(folder), "cpu")
         for step in range(len(workplace.steps)):
             path = workplace.folder(step) / "log.csv"
-            if path.exists():
-                tables.append(_with_run_columns(read_rows(path).assign(step=step), run))
+            log = read_rows(path) if path.exists() else pd.DataFrame()
+            if not log.empty:  # methods without epochs have none
+                tables.append(_with_run_columns(log.assign(step=step), run))
     columns = list(results.LOG_SCHEMA.columns)
     return (
         pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)

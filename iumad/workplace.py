@@ -107,9 +107,9 @@ class Workplace:
         folder, started, clock = self.folder(step), datetime.now(UTC), time.monotonic()
         ids = self._ids(self.steps[step], "train")
         title = f"{label}{self._name} step {step} "
+        detector = self._new_detector(step).to(self.device)  # first: a wrong size shows here
         with _bar(len(ids), title + "features") as bar:
             self._fill(ids, bar.update)
-        detector = self._new_detector(step).to(self.device)
         if previous is not None:
             load_grown(detector, previous.state_dict())
         log: list[train.LogRow] = []
