@@ -57,7 +57,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tiny.Finished:
     folder = tmp_path_factory.mktemp("finished")
     study = tiny.study(**tiny.FINISHED)
     params = folder / "tiny.yaml"
-    params.write_text(yaml.safe_dump(tiny.params(**tiny.FINISHED)))
+    params.write_text(yaml.safe_dump(tiny.params(**tiny.FINISHED), sort_keys=False))
     return tiny.Finished(params, study, folder / "results", run_study(study, folder / "results"))
 
 

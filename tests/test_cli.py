@@ -1,0 +1,316 @@
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+import torch
+import trees
+import typer.main
+import yaml
+from typer.testing import CliRunner
+
+from iumad import cli, cli_output
+from iumad.config import StudyConfig
+from iumad.data import open_dataset
+from iumad.store import default_cache
+from iumad.workplace import CHECKPOINT, Workplace
+
+
+@pytest.fixture
+def iumad(monkeypatch, capsys, tmp_path):
+    """The console script in an empty folder: arguments -> exit code, output, errors."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["iumad", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        out, err = capsys.readouterr()
+        return left.value.code or 0, out, err
+
+    return call
+
+
+@pytest.fixture
+def files(tmp_path, finished) -> dict[str, Path]:
+    """Inputs for `predict`: good ones and broken ones."""
+    dataset = open_dataset(finished.study.data)
+    sample = dataset.load(dataset.index["sample_id"].iloc[-1])
+    folder = tmp_path / "in"
+    image = trees.write_png(folder / "image.png", sample.rgb)
+    truncated = folder / "truncated.png"
+    truncated.write_bytes(image.read_bytes()[: image.stat().st_size // 2])
+    results = Path(shutil.copytree(finished.results, tmp_path / "damaged"))
+    for method, content in (("iuf", b"damage"), ("ib-iumad", None)):
+        (run,) = finished.study.select(methods=[method]).runs()
+        path = Workplace(run, results, "cpu").folder(1) / CHECKPOINT
+        if content is None:  # the model of another step
+            shutil.copy(Workplace(run, results, "cpu").folder(0) / CHECKPOINT, path)
+        else:
+            path.write_bytes(content)
+    return {
+        "image": image,
+        "cloud": trees.write_xyz(folder / "cloud.tiff", sample.xyz),
+        "small": trees.write_xyz(folder / "small.tiff", np.ones((8, 8, 3), dtype=np.float32)),
+        "truncated": truncated,
+        "damaged": results,
+    }
+
+
+def everything(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.name != "lock"}
+
+
+# --- what it does -------------------------------------------------------------------------------
+
+
+def commands() -> list[tuple[str, ...]]:
+    found: list[tuple[str, ...]] = [()]
+
+    def walk(command, path) -> None:
+        for name, each in getattr(command, "commands", {}).items():
+            found.append((*path, name))
+            walk(each, (*path, name))
+
+    walk(typer.main.get_command(cli.app), ())
+    return found
+
+
+@pytest.mark.parametrize("path", commands(), ids=" ".join)
+def test_every_command_has_help(path):
+    done = CliRunner().invoke(cli.app, [*path, "--help"], env={"COLUMNS": "200"})
+    assert done.exit_code == 0
+    assert "Usage:" in done.output
+    command = typer.main.get_command(cli.app)
+    for name in path:
+        command = command.commands[name]
+    assert command.help
+    for parameter in command.params:
+        if parameter.name not in ("help", "results", "install_completion", "show_completion"):
+            assert getattr(parameter, "help", None), f"{path}: {parameter.name}"
+
+
+def test_all_commands_are_there():
+    names = {" ".join(path) for path in commands()}
+    assert names >= {
+        *("run", "evaluate", "predict", "params", "book", "study run", "study plan"),
+        *("data export", "data check", "data show", "data new", "cache info", "cache prune"),
+    }
+
+
+def test_run_loads_what_is_finished(iumad, finished):
+    code, out, _ = iumad("run", finished.params, "--results", finished.results)
+    assert code == 0
+    for text in ("ib-iumad", "iuf", "memory-bank", "rgb+depth", "2-1", "i_auroc", "aupro"):
+        assert text in out
+
+
+def test_study_run_and_plan(iumad, finished):
+    code, out, _ = iumad("study", "run", finished.params, "--results", finished.results)
+    assert code == 0
+    assert "i_auroc" in out
+    code, out, _ = iumad("study", "plan", finished.params, "--results", finished.results)
+    assert code == 0
+    assert "3 runs, 3 finished; time left: 0.00 h" in out
+    code, out, _ = iumad("study", "plan", finished.params)
+    assert "3 runs, 0 finished; time left: unknown" in out
+
+
+def test_evaluate_prints_and_writes_the_rows(iumad, finished, tmp_path):
+    arguments = ("--results", finished.results, "--method", "iuf", "--csv", "rows.csv")
+    code, out, _ = iumad("evaluate", finished.params, *arguments)
+    assert code == 0
+    for category in tiny.CATEGORIES:
+        assert category in out
+    rows = pd.read_csv(tmp_path / "rows.csv")
+    assert len(rows) == 15
+    assert f"{len(rows)} rows written to rows.csv" in out
+
+
+def test_predict_prints_the_score_and_writes_the_map(iumad, finished, files, tmp_path):
+    code, out, _ = iumad(
+        *("predict", files["image"], files["cloud"], "--params", finished.params),
+        *("--results", finished.results, "--out", "maps"),
+    )
+    assert code == 0
+    anomaly_map = np.load(tmp_path / "maps" / "image_map.npy")
+    assert anomaly_map.shape == (tiny.SIZE, tiny.SIZE)
+    score = float(out.split()[1])
+    assert anomaly_map.mean() < score <= round(float(anomaly_map.max()), 4)
+    assert (tmp_path / "maps" / "image_map.png").exists()
+
+
+def test_params_prints_all_keys_and_checks_files(iumad, finished):
+    code, out, _ = iumad("params")
+    assert code == 0
+    run = StudyConfig().runs()[0].model_dump(mode="json")
+    assert yaml.safe_load(out) == run
+    for arguments in ((finished.params,), ("--check", finished.params)):
+        code, out, _ = iumad("params", *arguments)
+        assert code == 0
+        assert "valid, 3 runs" in out
+        for each in finished.study.runs():
+            assert each.run_id in out
+
+
+@pytest.mark.usefixtures("finished")
+def test_the_cache_is_shown_and_pruned(iumad, monkeypatch, tmp_path):
+    code, out, _ = iumad("cache", "info")
+    assert code == 0
+    assert str(default_cache()) in out
+    shutil.copytree(default_cache(), tmp_path / "cache")
+    monkeypatch.setenv("IUMAD_CACHE", str(tmp_path / "cache"))
+    code, out, _ = iumad("cache", "prune", "--max-gb", "0")
+    assert code == 0
+    assert out.startswith("freed ")
+    code, out, _ = iumad("cache", "info")
+    assert out.count(" 0 entries") == 2
+
+
+# --- what a user can get wrong ------------------------------------------------------------------
+
+
+def check_refusal(result: tuple[int, str, str], parts: list[str]) -> None:
+    code, _, err = result
+    message = [line for line in err.splitlines() if "it/s" not in line and "img/s" not in line]
+    assert code == 2
+    assert len(message) == 1, err
+    assert message[0].startswith("error: ")
+    assert "Traceback" not in err
+    for part in parts:
+        assert part in message[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        (None, ["params.yaml: cannot be read"]),
+        ("training: {epoch: 3}", ["params.yaml", "'training.epoch', did you mean 'epochs'?"]),
+        ("training: [1", ["params.yaml: cannot be read as a params file"]),
+        ("just text", ["mapping of keys to values, got str"]),
+        ("methods: {iuuf: {}}", ["'iuuf'", "did you mean 'iuf'?"]),
+        ("features: {grid: -1}", ["features.grid", "given: -1"]),
+        ("data: {name: mvtec3d, root: nowhere/data}", ["nowhere/data"]),
+        ("data: {name: minicandies, categories: [cooky]}", ["'cooky'", "'cookie'"]),
+        ("settings: ['6-3']", ["setting 6-3 does not fit 10 categories"]),
+        ("settings: [six-one]", ["setting must look like"]),
+        ("model: {neighbour_mask: 31}", ["neighbour_mask 31 hides every token"]),
+        ("features: {backbone: vgg99}", ["timm has no model 'vgg99'"]),
+    ],
+    ids=lambda value: "" if isinstance(value, list) else value,
+)
+def test_params_files_that_cannot_be_run(iumad, tmp_path, content, parts):
+    path = tmp_path / "params.yaml"
+    if content is not None:
+        path.write_text(content)
+    before = everything(tmp_path)
+    check_refusal(iumad("run", "params.yaml"), parts)
+    made = everything(tmp_path) - before
+    assert not [path for path in made if path.is_file()]
+
+
+@pytest.mark.parametrize("command", [("run",), ("evaluate",), ("study", "run"), ("study", "plan")])
+def test_every_command_refuses_a_missing_params_file(iumad, command):
+    check_refusal(iumad(*command, "nowhere.yaml"), ["nowhere.yaml: cannot be read"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["nowhere.png", "{cloud}"], ["nowhere.png"]),
+        (["{truncated}", "{cloud}"], ["truncated.png"]),
+        (["{image}"], ["image.png", "needs a depth file as the second argument"]),
+        (["{image}", "nowhere.tiff"], ["nowhere.tiff"]),
+        (["{image}", "{small}"], ["small.tiff", "8", "32"]),
+        (["{image}", "{cloud}", "--category", "cooky"], ["unknown category 'cooky'", "chocolate"]),
+        (["{image}", "{cloud}", "--method", "memory-bank"], ["needs --category"]),
+        (["{image}", "{cloud}", "--method", "uniad"], ["'uniad'", "not in profile 'tiny'"]),
+        (["{image}", "{cloud}", "--seed", "3"], ["seeds [3] not in profile 'tiny'"]),
+        (["{image}", "{cloud}", "--results", "nowhere"], ["nowhere: ib-iumad", "is not trained"]),
+        (["{image}", "{cloud}", "--results", "{damaged}"], ["checkpoint of another configuration"]),
+        (
+            ["{image}", "{cloud}", "--results", "{damaged}", "--method", "iuf"],
+            ["checkpoint.pt: cannot be read as a checkpoint"],
+        ),
+        (["{image}", "{cloud}", "--device", "gpu"], ["device must be", "'gpu'"]),
+        (["{image}", "{cloud}", "--set", "training.epoch=3"], ["did you mean 'epochs'?"]),
+        (["{image}", "{cloud}", "--set", "training"], ["--set training: needs KEY=VALUE"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else value,
+)
+def test_predictions_that_cannot_be_made(iumad, finished, files, tmp_path, arguments, parts):
+    before = everything(tmp_path)
+    given = [text.format(**files) for text in arguments]
+    defaults = ["--params", finished.params]
+    if "--results" not in given:
+        defaults += ["--results", finished.results]
+    check_refusal(iumad("predict", *given, *defaults), parts)
+    assert everything(tmp_path) == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without CUDA")
+@pytest.mark.parametrize("command", ["run", "predict"])
+def test_cuda_where_there_is_none(iumad, finished, files, command):
+    arguments = (
+        (finished.params,)
+        if command == "run"
+        else (files["image"], files["cloud"], "--params", finished.params)
+    )
+    result = iumad(command, *arguments, "--device", "cuda", "--results", finished.results)
+    check_refusal(result, ["cuda", "this machine has only: cpu"])
+
+
+def test_evaluating_what_is_not_trained(iumad, finished):
+    check_refusal(
+        iumad("evaluate", finished.params),
+        ["not trained yet: iuf rgb+depth 2-1 seed 0", "iumad run"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["data", "check", "nowhere"], ["nowhere"]),
+        (["data", "show", "nowhere"], ["nowhere"]),
+        (["data", "new", "out", "--mapping", "nowhere.yaml"], ["nowhere.yaml"]),
+        (["data", "export", "out", "--image-size", "33"], ["image_size", "given: 33"]),
+        (["data", "export", "out", "--n-train", "0"], ["n_train", "given: 0"]),
+        (["params", "--check", "nowhere.yaml"], ["nowhere.yaml: cannot be read"]),
+    ],
+    ids=" ".join,
+)
+def test_other_commands(iumad, tmp_path, arguments, parts):
+    check_refusal(iumad(*arguments), parts)
+    assert not everything(tmp_path)
+
+
+def test_a_results_folder_that_is_a_file(iumad, finished, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    check_refusal(iumad("run", finished.params, "--results", "file", "--method", "iuf"), ["file"])
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_results_folder_that_may_not_be_written(iumad, finished, tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    check_refusal(iumad("run", finished.params, "--results", "locked/results"), ["locked"])
+
+
+@pytest.mark.parametrize(
+    "arguments", [["run"], ["run", "a.yaml", "--sed", "1"], ["predit"], ["run", "a", "--seed", "x"]]
+)
+def test_usage_errors_have_the_same_exit_code(iumad, arguments):
+    code, _, err = iumad(*arguments)
+    assert code == 2
+    assert "Traceback" not in err
+
+
+def test_square_brackets_are_not_markup(iumad, tmp_path):
+    (tmp_path / "[bold] a.yaml").write_text("training: {epoch: 1}")
+    check_refusal(iumad("run", "[bold] a.yaml"), ["[bold] a.yaml"])
+    assert cli_output.escaped("a[b]") == r"a\[b]"
