@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from iumad.errors import CheckpointError
@@ -47,7 +46,7 @@ def load_grown(model: nn.Module, state: Mapping[str, Any]) -> None:
     model.load_state_dict(grown)
 
 
-def with_rows(x: Float[Tensor, "old *rest"], rows: int) -> Float[Tensor, "new *rest"]:
+def with_rows(x: Tensor, rows: int) -> Tensor:
     """`x` with zeros below, so that it has `rows` rows: what is remembered of categories not met yet."""
     if x.ndim == 0 or len(x) == rows:
         return x

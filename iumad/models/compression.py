@@ -46,12 +46,13 @@ class SemanticCompression(nn.Module):
         from `first` on, of `total`: the other rows count without gradient, and the gradient is scaled so that
         the shares' weighted mean is the whole one.
         """
-        own, total = rows.float(), total or rows.shape[1]
+        own, total = rows.to(self.rows.dtype), total or rows.shape[1]
         whole = whole_batch(own.detach(), first, total)
         others = torch.cat([whole[:, :first], whole[:, first + own.shape[1] :]], dim=1)
         own = own.detach() + (own - own.detach()) * (total / own.shape[1])
         matrices = torch.cat([own, others, self.rows[:, : int(self.filled)]], dim=1)
-        loss = torch.stack([small_singular_values(matrix) for matrix in matrices]).mean()
+        with torch.autocast(rows.device.type, enabled=False):
+            loss = torch.stack([small_singular_values(matrix) for matrix in matrices]).mean()
         if self.training:
             self.remember(whole)
         return loss

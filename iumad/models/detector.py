@@ -193,7 +193,7 @@ class ReconstructionDetector(nn.Module):
         weights = {"rgb": config.lambda_rgb, "depth": config.lambda_depth}
         terms = {
             f"category_{modality}": weights[modality]
-            * functional.cross_entropy(logits, batch.category)
+            * functional.cross_entropy(_wide(logits), batch.category)
             for modality, logits in output.logits.items()
         }
         errors = [
@@ -202,14 +202,14 @@ class ReconstructionDetector(nn.Module):
         ]
         terms["fusion"] = config.lambda_fusion * torch.stack(errors).mean()
         if output.fused_logits is not None and output.filtered_logits is not None:
-            kl = kl_categorical(output.fused_logits.detach(), output.filtered_logits).mean()
-            terms["ib"] = config.lambda_ib * kl
+            p, q = _wide(output.fused_logits.detach()), _wide(output.filtered_logits)
+            terms["ib"] = config.lambda_ib * kl_categorical(p, q).mean()
             if config.heads_cross_entropy != "none":
                 features_too = config.heads_cross_entropy == "features"
                 both = (output.fused_logits, output.filtered_logits)
                 heads = both if features_too or output.head_logits is None else output.head_logits
                 terms["ib_heads"] = torch.stack(
-                    [functional.cross_entropy(x, batch.category) for x in heads]
+                    [functional.cross_entropy(_wide(x), batch.category) for x in heads]
                 ).sum()
         if base and self.compression is not None:
             compression = self.compression(output.rows, batch.first, batch.total)
@@ -240,3 +240,8 @@ class ReconstructionDetector(nn.Module):
         return functional.interpolate(
             token_map[:, None], size, mode="bilinear", align_corners=True
         )[:, 0]
+
+
+def _wide(logits: Float[Tensor, "b y"]) -> Float[Tensor, "b y"]:
+    """Logits of autocast in at least float32, in which softmax is exact enough."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -1,0 +1,111 @@
+"""Gradient accumulation, mixed precision and compilation."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import tiny
+import torch
+
+from iumad import optimisation, train
+from iumad.data import open_dataset
+from iumad.models.detector import ReconstructionDetector
+from iumad.store import FeatureStore
+from iumad.train import fit_step
+
+
+@pytest.fixture
+def fitted(tmp_path):
+    """Train the base step of a run; returns its detector and its log."""
+
+    def fit(run):
+        dataset = open_dataset(run.data)
+        store = FeatureStore(dataset, run, tmp_path / "cache")
+        index = dataset.index
+        ids = index.loc[index["split"] == "train", "sample_id"].tolist()[:6]
+        torch.manual_seed(0)
+        detector = ReconstructionDetector(
+            run.model, run.modalities, store.backbone.channels, tiny.GRID, tiny.SIZE, 3
+        )
+        log = fit_step(detector, store, ids, run, 0, {}, tmp_path / "partial.pt")
+        return detector, log
+
+    return fit
+
+
+def test_two_small_batches_are_one_large_one(fitted):
+    """Without batch norm and jitter the averaged gradient is the same up to rounding."""
+    model = tiny.MODEL | {"jitter_probability": 0.0}
+    constant = {"epochs": 2, "schedule": "constant"}
+    once, _ = fitted(tiny.run("uniad", model=model, training=constant | {"batch_size": 4}))
+    twice, _ = fitted(
+        tiny.run("uniad", model=model, training=constant | {"batch_size": 2, "accumulation": 2})
+    )
+    for (name, p), q in zip(once.named_parameters(), twice.parameters(), strict=True):
+        if not name.endswith("key.bias"):  # its true gradient is zero; AdamW scales rounding up
+            torch.testing.assert_close(p, q, rtol=1e-3, atol=2e-4, msg=name)
+
+
+def test_accumulation_counts_updates(fitted, monkeypatch):
+    updates = []
+    monkeypatch.setattr(
+        train,
+        "make_scheduler",
+        lambda *arguments: updates.append(arguments[-1]) or optimisation.make_scheduler(*arguments),
+    )
+    fitted(tiny.run("uniad", training={"epochs": 1, "batch_size": 2, "accumulation": 2}))
+    assert updates == [2]  # six samples: updates of four and of two
+
+
+@pytest.mark.parametrize("method", ["ib-iumad", "iuf", "uniad"])
+def test_bfloat16_trains_like_float32(method):
+    """Autocast also with the compiled scan and a neighbour mask: losses within bfloat16's two to three digits."""
+    losses = []
+    for precision in ("float32", "bfloat16"):
+        detector = tiny.detector(method, neighbour_mask=3).train()
+        torch.manual_seed(0)
+        generator = torch.Generator().manual_seed(0)
+        with optimisation.autocast(torch.device("cpu"), precision):
+            terms = detector.losses(tiny.batch(), generator, True)
+        torch.stack(list(terms.values())).sum().backward()
+        for name, p in detector.named_parameters():
+            assert torch.isfinite(p.grad).all(), (name, precision, p.grad)
+        assert {name: term.dtype for name, term in terms.items()} == dict.fromkeys(
+            terms, torch.float32
+        )
+        losses.append({name: float(term.detach()) for name, term in terms.items()})
+    assert losses[1] == pytest.approx(losses[0], rel=0.03, abs=0.01)
+
+
+COMPILED = """
+import functools, tiny, torch
+from torch import nn
+from iumad import optimisation
+
+optimisation.require_compiler = lambda device: None
+nn.Module.compile = functools.partialmethod(nn.Module.compile, backend="eager")
+
+
+def losses(detector):
+    torch.manual_seed(0)
+    return detector.losses(tiny.batch(), torch.Generator().manual_seed(0), True)
+
+
+for method in ("ib-iumad", "iuf"):
+    plain, compiled = tiny.detector(method).train(), tiny.detector(method).train()
+    optimisation.compile_networks(compiled)
+    first, second = (losses(each) for each in (plain, compiled))
+    for name, term in first.items():
+        torch.testing.assert_close(second[name], term, rtol=1e-5, atol=1e-6)
+    assert plain.state_dict().keys() == compiled.state_dict().keys()
+"""
+
+
+def test_compiled_networks_compute_the_same(repository):
+    """Traced by torch.compile, but not turned into machine code, which takes minutes.
+
+    In a process of its own: functions whose shapes are checked at run time cannot be traced.
+    """
+    environment = os.environ | {"PYTHONPATH": f"{repository}{os.pathsep}{repository / 'tests'}"}
+    subprocess.run([sys.executable, "-c", COMPILED], env=environment, check=True)
