@@ -8,6 +8,8 @@ weights, levels, grid, preprocessing and image bytes. A changed image changes bo
 
 import hashlib
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +94,17 @@ class Backbone(nn.Module):
             functional.interpolate(x, size, mode="bilinear", align_corners=True) for x in levels
         ]
         return torch.cat(resized, dim=1).contiguous()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute with one thread: the last bits of a convolution depend on their number."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def imagenet_classifier(backbone: str, weights: str = "pretrained") -> tuple[Any, str]:

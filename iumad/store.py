@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,12 +17,12 @@ from torch import Tensor
 
 from iumad.config import RunConfig
 from iumad.config_sections import EyecandiesConfig, FolderConfig, MiniCandiesConfig
+from iumad.data.parallel import in_order
 from iumad.data.prepare import Prepared, prepare
 from iumad.data.sample import Dataset
-from iumad.features import Backbone
+from iumad.features import Backbone, one_thread
 
 PREPARE_VERSION = "1"  # part of the key of prepared entries: raise when preparation changes
-CHUNK = 16  # images in one pass through the backbone
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,9 @@ class FeatureStore:
     def fill(
         self, sample_ids: Sequence[str], advance: Callable[[int], object] | None = None
     ) -> None:
-        """Compute what the cache lacks, a few images at a time, so that memory stays bounded.
+        """Compute what the cache lacks, sample by sample in as many threads as torch may use.
+
+        Memory stays bounded. After an interruption, what is in the cache is not computed again.
 
         Parameters
         ----------
@@ -107,13 +110,11 @@ class FeatureStore:
         advance : callable, optional
             Called with the number of samples just finished (a progress bar).
         """
-        for start in range(0, len(sample_ids), CHUNK):
-            chunk = sample_ids[start : start + CHUNK]
-            prepared = [self.prepared(sample_id) for sample_id in chunk]
-            for modality in self.modalities:
-                self._features([getattr(each, modality) for each in prepared])
-            if advance:
-                advance(len(chunk))
+        workers = torch.get_num_threads()
+        with one_thread(), closing(in_order(self._complete, sample_ids, workers)) as finished:
+            for _ in finished:
+                if advance:
+                    advance(1)
 
     def batch(self, sample_ids: Sequence[str]) -> Batch:
         """Inputs of these samples, in order; computed first where the cache lacks them."""
@@ -148,6 +149,11 @@ class FeatureStore:
             return made
         return Prepared(entry["rgb"], entry.get("depth"), entry["mask"])
 
+    def _complete(self, sample_id: str) -> None:
+        prepared = self.prepared(sample_id)
+        for modality in self.modalities:
+            self._features([getattr(prepared, modality)])
+
     def _features(self, arrays: Sequence[np.ndarray]) -> Float[Tensor, "b c g g"]:
         keys = [_digest(self.backbone.key, array) for array in arrays]
         paths = [self._path("features", key, ".npz") for key in keys]
@@ -155,10 +161,11 @@ class FeatureStore:
         missing = [i for i, entry in enumerate(entries) if entry is None]
         if missing:
             images = _to_tensor([arrays[i] for i in missing]).to(self.device)
-            for i, image in zip(missing, images, strict=True):
-                # one at a time: in a batch, the last bits would depend on what else is in it
-                entries[i] = entry = {"feature": self.backbone(image[None])[0].cpu().numpy()}
-                _write(paths[i], entry)
+            with one_thread():
+                for i, image in zip(missing, images, strict=True):
+                    # one at a time: in a batch, the last bits would depend on what else is in it
+                    entries[i] = entry = {"feature": self.backbone(image[None])[0].cpu().numpy()}
+                    _write(paths[i], entry)
         return torch.from_numpy(
             np.stack([entry["feature"] for entry in entries if entry is not None])
         )

@@ -143,15 +143,85 @@ def test_flipped_bits_do_not_pass(filled, tmp_path):
 
 
 def test_filling_reports_progress_and_leaves_nothing_to_do(tmp_path, monkeypatch):
-    monkeypatch.setattr(store_module, "CHUNK", 3)
     store = make_store(tmp_path)
     done: list[int] = []
     store.fill(ids_of(store), done.append)
-    assert done == [3, 1]
+    assert done == [1, 1, 1, 1]
     assert cache_size(tmp_path)["prepared"][0] == 4
     monkeypatch.setattr(store.backbone, "forward", lambda _x: pytest.fail("was filled"))
     store.batch(ids_of(store))
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.fixture
+def three_threads():
+    """What torch may use in a test; elsewhere it is one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_filling_with_several_threads_gives_the_entries_of_one(filled, tmp_path):
+    store, batch = filled
+    ahead = make_store(tmp_path)
+    ahead.fill(ids_of(store))
+    assert torch.get_num_threads() == 3
+    ours, theirs = entries(store.cache), entries(tmp_path)
+    assert [p.relative_to(store.cache) for p in ours] == [p.relative_to(tmp_path) for p in theirs]
+    assert all(a.read_bytes() == b.read_bytes() for a, b in zip(ours, theirs, strict=True))
+    assert same(ahead.batch(ids_of(store)), batch)
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_a_large_image_has_the_same_features_with_any_number_of_threads(tmp_path):
+    store = make_store(tmp_path / "one", features={"levels": [1, 2, 3]})
+    array = tiny.image(size=128)  # at this size, torch does divide a convolution among threads
+    threaded = store._features([array])
+    torch.set_num_threads(1)
+    again = make_store(tmp_path / "other", features={"levels": [1, 2, 3]})
+    assert torch.equal(again._features([array]), threaded)
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, DataError])
+def test_interrupted_filling_goes_on_where_it_stopped(tmp_path, monkeypatch, interruption):
+    store = make_store(tmp_path)
+    ids = store.dataset.index["sample_id"].tolist()[:12]
+    done: list[int] = []
+
+    def stop(_n: int) -> None:
+        done.append(1)
+        if len(done) == 2:
+            raise interruption("stop")
+
+    with pytest.raises(interruption):
+        store.fill(ids, stop)
+    kept = cache_size(tmp_path)
+    assert 2 <= kept["prepared"][0] <= 5  # the two finished ones, and what was begun with them
+    assert kept["features"][0] == 2 * kept["prepared"][0]  # two modalities
+    assert not list(tmp_path.rglob("*.tmp"))
+
+    again = make_store(tmp_path)
+    loaded: list[str] = []
+    load, backbone = again.dataset.load, again.backbone.forward
+    monkeypatch.setattr(again.dataset, "load", lambda i: loaded.append(i) or load(i))
+    computed: list[int] = []
+    monkeypatch.setattr(again.backbone, "forward", lambda x: computed.append(1) or backbone(x))
+    again.fill(ids)
+    assert len(loaded) == len(set(loaded)) == 12 - kept["prepared"][0]
+    assert not set(ids[:2]) & set(loaded)
+    assert len(computed) == 2 * 12 - kept["features"][0]
+
+
+def test_filling_names_the_file_that_cannot_be_read(tmp_path):
+    root = trees.small_mvtec3d(tmp_path / "data")
+    run = folder_run(root)
+    store = FeatureStore(open_dataset(run.data), run, tmp_path / "cache")
+    damaged = root / "bolt" / "train" / "good" / "rgb" / "001.png"
+    damaged.write_bytes(damaged.read_bytes()[:-60])
+    with pytest.raises(DataError, match=r"bolt.train.good.rgb.001\.png"):
+        store.fill(store.dataset.index["sample_id"].tolist())
 
 
 def test_masks_are_those_of_the_samples(tmp_path):
