@@ -30,11 +30,11 @@ from iumad.validation import build, nearest
 
 Modality = Literal["rgb", "depth", "rgb+depth"]
 
-_ADDITION = {"fusion": "addition", "bottleneck": False}
+_UNIAD = {"fusion": "addition", "bottleneck": False, "channel_reduction": "mean"}
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "ib-iumad": {},
-    "uniad": {"model": {"condition": "none"} | _ADDITION},
-    "iuf": {"model": {"condition": "vit", "lambda_compression": 10.0} | _ADDITION},
+    "uniad": {"model": {"condition": "none"} | _UNIAD},
+    "iuf": {"model": {"condition": "vit", "lambda_compression": 10.0} | _UNIAD},
     "memory-bank": {"model": {"kind": "memory-bank"}},
 }
 """What each method changes in the defaults, which are IB-IUMAD's."""

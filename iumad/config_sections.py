@@ -31,7 +31,8 @@ class _AnyData(Section):
     )
     depth_scaling: Literal["sample"] | tuple[float, float] = Field(
         "sample",
-        description="range of z in metres mapped to [0, 1]: of each sample, or fixed (low, high)",
+        description="range of z in metres mapped to [0, 1]: of each sample, or (low, high) for all; "
+        "`iumad data range` prints that of the training images",
     )
 
 
@@ -51,7 +52,9 @@ class FolderConfig(_AnyData):
     """A folder on disk: MVTec 3D-AD's layout, MVTec AD's layout, or an index written by `iumad data new`."""
 
     name: Literal["mvtec3d", "mvtec", "folder"]
-    root: Path = Field(description="folder that holds one folder per category, or the index file")
+    root: Path = Field(
+        description="folder that holds one folder per category, or the index of `iumad data new`"
+    )
     remove_plane: bool = Field(
         False, description="take the background plane out of the point cloud"
     )
@@ -140,6 +143,9 @@ class ReconstructionConfig(Section):
     lambda_rgb: NonNegative = Field(1.0, description="lambda 1 of Eq. 10")
     lambda_depth: NonNegative = Field(1.0, description="lambda 2 of Eq. 10")
     lambda_fusion: NonNegative = Field(1.0, description="lambda 3 of Eq. 10")
+    channel_reduction: Literal["sum", "mean"] = Field(
+        "sum", description="of the squared error in Eq. 9 over channels; IUF and UniAD take the mean"
+    )
     lambda_ib: NonNegative = Field(1.0, description="lambda 4 of Eq. 10")
     lambda_compression: NonNegative = Field(
         0.0, description="weight of IUF's semantic compression, base step only; IUF: 10"

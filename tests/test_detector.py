@@ -92,7 +92,7 @@ def test_loss_terms_by_their_formulas():
         expected = -(log_p[0, labels[0]] + log_p[1, labels[1]] + log_p[2, labels[2]]) / 3
         torch.testing.assert_close(terms[f"category_{modality}"], expected)
     error = output.reconstruction["rgb"] - detector.standardised(batch, "rgb")
-    torch.testing.assert_close(terms["fusion"], error.square().sum() / error.numel())
+    torch.testing.assert_close(terms["fusion"], error.square().sum() / error[..., 0].numel())
     p, q = output.fused_logits.softmax(-1), output.filtered_logits.softmax(-1)
     torch.testing.assert_close(terms["ib"], (p * (p / q).log()).sum() / 3)
     heads = functional.cross_entropy(output.fused_logits, labels) + functional.cross_entropy(

@@ -183,11 +183,11 @@ class ReconstructionDetector(nn.Module):
     ) -> dict[str, Float[Tensor, ""]]:
         """The weighted terms of Eq. 10; their sum is the loss.
 
-        `fusion` is the mean squared error over tokens and channels (Eq. 9 divides by W x H only, so that its
-        weight grows with C; departure), `ib` the KL of Eq. 8, mean over the batch, first distribution detached,
-        `ib_heads` the cross-entropy of both heads (not in Eq. 10; without it constant heads minimise the
-        KL; with "heads" it trains them alone: let through to the features it turns these into labels and the
-        reconstruction stands still), and in the base step (`base`) `compression` is IUF's.
+        `fusion` is Eq. 9: squared error summed over channels, mean over tokens and batch. (As the mean over
+        channels it weighs C times less, and the label terms decide alone what the shared layers learn.)
+        `ib` is the KL of Eq. 8, mean over the batch, first distribution detached. `ib_heads` is the
+        cross-entropy of both heads: not in Eq. 10, but without it constant heads minimise the KL; with "heads"
+        it trains them alone. In the base step (`base`) `compression` is IUF's.
         """
         config, output = self.config, self(batch, generator)
         weights = {"rgb": config.lambda_rgb, "depth": config.lambda_depth}
@@ -197,9 +197,11 @@ class ReconstructionDetector(nn.Module):
             for modality, logits in output.logits.items()
         }
         errors = [
-            functional.mse_loss(reconstruction, self.standardised(batch, modality))
+            (reconstruction - self.standardised(batch, modality)).square().mean(dim=(0, 1))
             for modality, reconstruction in output.reconstruction.items()
         ]
+        summed = config.channel_reduction == "sum"
+        errors = [error.sum() if summed else error.mean() for error in errors]
         terms["fusion"] = config.lambda_fusion * torch.stack(errors).mean()
         if output.fused_logits is not None and output.filtered_logits is not None:
             p, q = _wide(output.fused_logits.detach()), _wide(output.filtered_logits)
