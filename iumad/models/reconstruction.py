@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from iumad.errors import ConfigError
+from iumad.models.dropout import Dropout, attention_with_dropout
 
 
 class Attention(nn.Module):
@@ -32,8 +33,10 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "b n d"]:
         """Scaled dot-product attention; `mask` is added to the scores (-inf hides a token)."""
         q, k, v = (self._split(x) for x in (self.query(query), self.key(key), self.value(value)))
-        dropout = self.dropout if self.training else 0.0
-        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        if self.training and self.dropout:
+            mixed = attention_with_dropout(q, k, v, mask, self.dropout)
+        else:
+            mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
     def _split(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b heads n e"]:
@@ -45,7 +48,7 @@ class FeedForward(nn.Sequential):
 
     def __init__(self, dim: int, dropout: float) -> None:
         super().__init__(
-            nn.Linear(dim, 4 * dim), nn.ReLU(), nn.Dropout(dropout), nn.Linear(4 * dim, dim)
+            nn.Linear(dim, 4 * dim), nn.ReLU(), Dropout(dropout), nn.Linear(4 * dim, dim)
         )
 
 
@@ -57,7 +60,7 @@ class EncoderLayer(nn.Module):
         self.attention = Attention(dim, heads, dropout)
         self.ffn = FeedForward(dim, dropout)
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(2))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self,
@@ -83,7 +86,7 @@ class DecoderLayer(nn.Module):
         self.read_previous = Attention(dim, heads, dropout)
         self.ffn = FeedForward(dim, dropout)
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(3))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self,
