@@ -77,7 +77,7 @@ def test_the_depth_target_is_reconstructed_too():
     output = detector(batch)
     assert set(output.reconstruction) == {"rgb", "depth"}
     errors = [
-        (output.reconstruction[m] - detector.standardised(batch, m)).square().mean()
+        (output.reconstruction[m] - detector.standardised(batch, m)).square().sum(dim=-1).mean()
         for m in ("rgb", "depth")
     ]
     torch.testing.assert_close(detector.losses(batch)["fusion"], (errors[0] + errors[1]) / 2)
