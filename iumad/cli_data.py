@@ -1,5 +1,6 @@
 """`iumad data`: export the embedded data set, check, show and set up data sets on disk."""
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -7,14 +8,16 @@ import typer
 from tqdm import tqdm
 
 from iumad.cli_output import console, print_table
+from iumad.config import load_params
 from iumad.config_sections import MiniCandiesConfig
 from iumad.errors import DataError
+from iumad.scenario import parse_setting
 from iumad.validation import build
 
 data_app = typer.Typer(
     no_args_is_help=True, help="Data sets: export, check, show, set up one's own."
 )
-Root = Annotated[Path, typer.Argument(help="folder of the data set, or its index file")]
+Root = Annotated[Path, typer.Argument(help="folder of the data set, in any known layout")]
 
 
 @data_app.command()
@@ -69,6 +72,33 @@ def check(root: Root) -> None:
     console.print("no errors")
 
 
+@data_app.command("range")
+def depth_range(
+    params: Annotated[Path, typer.Argument(help="params file; its data and settings sections")],
+) -> None:
+    """Print one depth range for all images, from the training images of the base step.
+
+    It is meant for `data.depth_scaling`. Where settings differ in their base step, the categories
+    count that all of them begin with, so that no increment has a say.
+    """
+    from iumad.data import open_dataset
+    from iumad.data.depth import training_range
+
+    config = load_params(params)
+    dataset = open_dataset(config.data)
+    if "depth" not in dataset.modalities:
+        raise DataError(f"{params}: data set {dataset.name!r} has no depth, so it has no range")
+    bases = [parse_setting(setting, dataset.categories)[0] for setting in config.settings]
+    categories = min(bases, key=len)
+    index = dataset.index
+    chosen = index[index["category"].isin(categories) & (index["split"] == "train")]
+    ids = tqdm(chosen["sample_id"], desc="range", unit="img")
+    low, high = training_range(cloud for i in ids if (cloud := dataset.load(i).xyz) is not None)
+    low, high = math.floor(low * 1e4) / 1e4, math.ceil(high * 1e4) / 1e4
+    console.print(f"# {len(chosen)} training images of {', '.join(categories)}", highlight=False)
+    console.print(f"data:\n  depth_scaling: [{low}, {high}]  # metres", markup=False)
+
+
 @data_app.command()
 def show(
     root: Annotated[
@@ -97,9 +127,13 @@ def new(
     ] = None,
 ) -> None:
     """Set up one's own captures as a data set, from a mapping file or by answering questions."""
-    from iumad.data.mapping import Mapping, new_dataset, read_mapping, validated
+    from iumad.data.mapping import Mapping, new_dataset, read_mapping, require_no_index, validated
 
-    described = read_mapping(mapping) if mapping else validated(Path("answers"), _ask(), Mapping)
+    if mapping is None:
+        require_no_index(root)  # before any question
+        described = validated(Path("answers"), _ask(), Mapping)
+    else:
+        described = read_mapping(mapping)
     path = new_dataset(described, root)
     console.print(
         f"index written to {path}; look at it with `iumad data check {root}`", highlight=False
@@ -108,6 +142,7 @@ def new(
 
 def _ask() -> dict:
     """A mapping from questions on the terminal."""
+    console.print("Folders may be absolute or relative to the data set's folder.")
     depth_scale = typer.prompt("metres per unit of the depth files", default=0.001, type=float)
     categories: dict[str, dict] = {}
     while name := typer.prompt("category (empty: done)", default="", show_default=False):

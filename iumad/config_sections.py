@@ -144,7 +144,8 @@ class ReconstructionConfig(Section):
     lambda_depth: NonNegative = Field(1.0, description="lambda 2 of Eq. 10")
     lambda_fusion: NonNegative = Field(1.0, description="lambda 3 of Eq. 10")
     channel_reduction: Literal["sum", "mean"] = Field(
-        "sum", description="of the squared error in Eq. 9 over channels; IUF and UniAD take the mean"
+        "sum",
+        description="of the squared error in Eq. 9 over channels; IUF and UniAD take the mean",
     )
     lambda_ib: NonNegative = Field(1.0, description="lambda 4 of Eq. 10")
     lambda_compression: NonNegative = Field(

@@ -83,7 +83,8 @@ def scaling_range(
 def training_range(clouds: Iterable[Float32[np.ndarray, "h w 3"]]) -> tuple[float, float]:
     """Return one range (low, high) that covers the robust range of every given point cloud.
 
-    Meant for the good training samples of one category; clouds are read one at a time.
+    Meant for the training samples of the base step (`iumad data range`); clouds are read one at a
+    time.
 
     Raises
     ------
