@@ -131,11 +131,7 @@ def new_dataset(mapping: Mapping, root: Path) -> Path:
     DataError
         A folder is missing or empty, files do not pair up, or an index exists already.
     """
-    settings = require_folder(root) / SETTINGS_FILE
-    for path in (settings, root / SAMPLES_FILE):
-        if path.exists():
-            raise DataError(f"{path}: exists already; move it away to write a new index")
-
+    require_no_index(root)
     rows: list[dict[str, str]] = []
     for category, folders in mapping.categories.items():
         good = _captures(root, category, GOOD, folders.good)
@@ -149,9 +145,22 @@ def new_dataset(mapping: Mapping, root: Path) -> Path:
 
     camera = mapping.model_dump(mode="json", include=set(Camera.model_fields))
     table = pd.DataFrame(rows, columns=list(COLUMNS))
-    table.to_csv(root / SAMPLES_FILE, index=False)
-    settings.write_text(yaml.safe_dump({"version": VERSION} | camera, sort_keys=False))
+    samples, settings = root / SAMPLES_FILE, root / SETTINGS_FILE
+    try:
+        table.to_csv(samples, index=False)
+        settings.write_text(yaml.safe_dump({"version": VERSION} | camera, sort_keys=False))
+    except BaseException:  # no space, Ctrl-C: leave both files or none
+        for path in (samples, settings):
+            path.unlink(missing_ok=True)
+        raise
     return settings
+
+
+def require_no_index(root: Path) -> None:
+    """Raise DataError unless the root is a folder without an index."""
+    for path in (require_folder(root) / SETTINGS_FILE, root / SAMPLES_FILE):
+        if path.exists():
+            raise DataError(f"{path}: exists already; move it away to write a new index")
 
 
 def _captures(root: Path, category: str, defect: str, folders: GoodFolders) -> list[dict[str, str]]:

@@ -1,0 +1,220 @@
+"""`iumad data`: questions and answers, depth ranges, damaged data sets; nothing half-written."""
+
+import io
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import trees
+import yaml
+from test_corruption import DAMAGES, damage
+
+from iumad import cli
+from iumad.config import load_params
+from iumad.data import open_dataset
+from iumad.data.check import check_dataset
+from iumad.data.depth import training_range
+from iumad.data.mapping import SAMPLES_FILE, SETTINGS_FILE
+from iumad.data.minicandies import MiniCandies
+from iumad.data.own import OwnDataset
+
+
+@pytest.fixture
+def iumad(monkeypatch, capsys, tmp_path):
+    """The console script in an empty folder: arguments and typed lines -> exit code, output, errors."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object, typed: list[str] | None = None) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in typed or [])))
+        monkeypatch.setattr(sys, "argv", ["iumad", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return left.value.code or 0, out, err
+
+    return call
+
+
+def captures(root: Path) -> Path:
+    """Ten good captures with depth in millimetres, two scratched ones with masks."""
+    depth = (trees.xyz_array()[..., 2] * 1000).astype(np.uint16)
+    for kind, number in (("good", 10), ("scratch", 2)):
+        for stem in map(str, range(number)):
+            trees.write_png(root / kind / f"{stem}.png", trees.rgb_array(int(stem)))
+            trees.write_png(root / f"{kind} depth" / f"{stem}.png", depth)
+            if kind != "good":
+                trees.write_png(root / "masks" / f"{stem}.png", trees.mask_array())
+    return root
+
+
+ANSWERS = ["", "bracket", "good", "good depth", "scratch", "masks", "scratch", "scratch depth"]
+
+
+def test_new_by_answering_questions(iumad, tmp_path):
+    root = captures(tmp_path / "my data")
+    code, out, err = iumad("data", "new", root, typed=[*ANSWERS, "", ""])
+    assert code == 0, err
+    assert "index written to" in out
+    dataset = OwnDataset(root)
+    assert dataset.modalities == ("rgb", "depth")
+    assert dataset.index["split"].value_counts().to_dict() == {
+        "train": 7,
+        "validation": 1,
+        "test": 4,
+    }
+    sample = dataset.load("bracket/test/scratch/1")
+    assert sample.mask.any()
+    assert 0.5 < sample.xyz[..., 2].mean() < 0.52  # millimetres by default
+    code, out, _ = iumad("data", "check", root)
+    assert code == 0
+    assert "no errors" in out
+
+
+@pytest.mark.parametrize(
+    ("typed", "part"),
+    [
+        (["", ""], "answers: categories"),  # no category at all
+        (["-1", *ANSWERS[1:], "", ""], "answers: depth_scale"),
+        (["", "bracket", "nowhere", "", "", ""], "nowhere: does not exist"),
+        ([*ANSWERS[:5], "good", *ANSWERS[6:], "", ""], "in one of them only"),
+    ],
+)
+def test_wrong_answers_write_nothing(iumad, tmp_path, typed, part):
+    root = captures(tmp_path / "data")
+    before = sorted(root.rglob("*"))
+    code, _, err = iumad("data", "new", root, typed=typed)
+    assert code == 2
+    assert part in err
+    assert len(err.splitlines()) == 1
+    assert sorted(root.rglob("*")) == before
+
+
+def test_leaving_in_the_middle_writes_nothing(iumad, tmp_path):
+    root = captures(tmp_path / "data")
+    before = sorted(root.rglob("*"))
+    code, _, _ = iumad("data", "new", root, typed=ANSWERS[:4])  # the input ends here
+    assert code == 1
+    assert sorted(root.rglob("*")) == before
+
+
+def test_an_existing_index_is_found_before_any_question(iumad, tmp_path):
+    root = captures(tmp_path / "data")
+    (root / SETTINGS_FILE).write_text("mine")
+    code, out, err = iumad("data", "new", root)
+    assert code == 2
+    assert "exists already" in err
+    assert out == ""
+    code, _, err = iumad("data", "new", tmp_path / "none")
+    assert code == 2
+    assert "none: does not exist" in err
+
+
+def test_a_failing_disk_leaves_no_index(iumad, tmp_path, monkeypatch):
+    root = captures(tmp_path / "data")
+
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    code, _, err = iumad("data", "new", root, typed=[*ANSWERS, "", ""])
+    assert code == 2
+    assert "No space left" in err
+    assert not (root / SAMPLES_FILE).exists()
+
+
+# --- depth range --------------------------------------------------------------------------------
+
+
+def write_params(path: Path, **changes) -> Path:
+    path.write_text(yaml.safe_dump(tiny.params(**changes)))
+    return path
+
+
+def test_range_of_the_base_step(iumad, tmp_path, monkeypatch):
+    loaded: list[str] = []
+    load = MiniCandies.load
+    monkeypatch.setattr(MiniCandies, "load", lambda self, i: loaded.append(i) or load(self, i))
+    params = write_params(tmp_path / "a.yaml", settings=["3-0", "2-1"])
+    code, out, err = iumad("data", "range", params)
+    assert code == 0, err
+    assert {tuple(i.split("/")[:2]) for i in loaded} == {
+        ("chocolate", "train"),
+        ("pretzel", "train"),
+    }
+    low, high = yaml.safe_load(out)["data"]["depth_scaling"]
+    dataset = open_dataset(load_params(params).data)
+    exact = training_range(dataset.load(i).xyz for i in list(loaded))
+    assert low <= exact[0] < exact[1] <= high  # rounded outwards to 0.1 mm
+    assert np.allclose((low, high), exact, atol=1.01e-4)
+    scaled = load_params(params, assignments=[f"data.depth_scaling=[{low}, {high}]"])
+    assert scaled.data.depth_scaling == (low, high)
+
+
+def test_range_without_depth(iumad, tmp_path):
+    trees.small_mvtec(tmp_path / "data")
+    content = {"data": {"name": "mvtec", "root": "data"}, "modalities": ["rgb"]}
+    params = tmp_path / "a.yaml"
+    params.write_text(yaml.safe_dump(content | {"settings": ["1-0"]}))
+    code, _, err = iumad("data", "range", params)
+    assert code == 2
+    assert "'mvtec' has no depth" in err
+
+
+# --- damaged and complete data sets -------------------------------------------------------------
+
+
+def test_an_exported_minicandies_is_clean(iumad, tmp_path):
+    options = ["--n-train", "2", "--n-test-good", "1", "--n-test-defect", "6", "--image-size", "64"]
+    code, _, err = iumad("data", "export", "candies", *options)
+    assert code == 0, err
+    code, out, err = iumad("data", "check", "candies")
+    assert code == 0, err
+    assert "layout: mvtec3d" in out
+    assert "no errors" in out
+    assert "published" not in out
+    report = check_dataset(tmp_path / "candies")
+    assert report.warnings == ()
+    counts = report.table[["train", "validation", "test_good", "test_defect"]]
+    assert counts.to_numpy().tolist() == [[2, 8, 1, 6]] * 10
+    assert (report.table["valid_depth"] > 0.9).all()
+    code, _, _ = iumad("data", "show", "candies")
+    assert code == 0
+    assert (tmp_path / "contact_sheet.png").is_file()
+
+
+def test_damaged_data_sets_are_refused_by_name_or_whole(iumad, tmp_path, real_data):
+    """One file of a real sample is damaged at a time: exit code 2 that names it, or 0."""
+    whole = tmp_path / "whole"
+    source = real_data / "real_rgbd" / "pothole_a"
+    for split, defect in (("train", "good"), ("test", "pothole")):
+        for kind in ("rgb", "xyz", "gt"):
+            for path in sorted((source / split / defect / kind).glob("000.*")):
+                to = whole / "tile" / split / defect / kind / path.name
+                to.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, to)
+    rng = np.random.default_rng(1)
+    files = sorted(path.relative_to(whole) for path in whole.rglob("*.*") if path.is_file())
+    refused = 0
+    for number in range(30):
+        root = tmp_path / f"{number:02d}"
+        shutil.copytree(whole, root)
+        victim = root / files[number % len(files)]
+        damage(victim, DAMAGES[number % len(DAMAGES)], rng)
+        code, out, err = iumad("data", "check", root)
+        assert code in (0, 2)
+        assert (code == 0) == ("no errors" in out)
+        if code == 2:
+            refused += 1
+            message = re.sub(r".*\r", "", err)  # the progress bar
+            assert "error: " in message
+            # a colour image of another size is said of the sample's other files
+            assert f"{victim.parent.parent}/" in message
+            assert victim.stem in message
+        shutil.rmtree(root)
+    assert refused >= 10
