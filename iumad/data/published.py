@@ -81,11 +81,13 @@ def compare_with_published(index: pd.DataFrame, dataset: str) -> pd.DataFrame | 
     -------
     DataFrame or None
         Columns category, split, defect, published, found, one row for each count that differs,
-        categories that are missing as a whole included; empty for a complete copy. None where no
-        category of the index is a published one: then it is another data set in the same layout.
+        categories that are missing as a whole included; empty for a complete copy. None where most
+        categories of the index are not published ones: then it is another data set in the same
+        layout.
     """
     published = published_counts(dataset)
-    if published.empty or not index["category"].isin(published["category"]).any():
+    known = pd.Series(index["category"].unique()).isin(published["category"])
+    if published.empty or known.mean() < 0.5:
         return None
     defect = index["defect"]
     if dataset == "eyecandies":
