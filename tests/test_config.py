@@ -256,7 +256,12 @@ def test_the_hash_is_stable_and_ignores_the_order_of_keys():
 
 
 def test_a_preset_spelled_out_is_the_same_experiment():
-    spelled = {"condition": "none", "fusion": "addition", "bottleneck": False}
+    spelled = {
+        "condition": "none",
+        "fusion": "addition",
+        "bottleneck": False,
+        "channel_reduction": "mean",
+    }
     named, written = tiny.study(
         methods={"uniad": {}, "mine": {"preset": "ib-iumad", "model": spelled}}
     ).runs()
