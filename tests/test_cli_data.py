@@ -218,3 +218,22 @@ def test_damaged_data_sets_are_refused_by_name_or_whole(iumad, tmp_path, real_da
             assert victim.stem in message
         shutil.rmtree(root)
     assert refused >= 10
+
+
+@pytest.mark.slow
+def test_complete_copies_have_the_published_counts(iumad, tmp_path):
+    """The two public data sets' exact trees with all their counts; every file is a tiny image."""
+    trees.full_mvtec3d(tmp_path / "mvtec_3d_ad")
+    code, out, err = iumad("data", "check", "mvtec_3d_ad")
+    assert code == 0, err
+    assert "layout: mvtec3d" in out
+    assert "counts are those of the published data set" in out
+    assert "warning" not in out
+    (tmp_path / "store").mkdir()
+    tree = trees.EyecandiesTree(tmp_path / "eyecandies", tmp_path / "store")
+    tree.add_full()
+    code, out, err = iumad("data", "check", "eyecandies")
+    assert code == 0, err
+    assert "layout: eyecandies" in out
+    assert "counts are those of the published data set" in out
+    assert "warning" not in out

@@ -5,10 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from iumad.config_sections import MiniCandiesConfig
+from iumad.config_sections import FolderConfig, MiniCandiesConfig
+from iumad.data import open_dataset
+from iumad.data.depth import scaling_range, valid_mask
 from iumad.data.export import export_mvtec3d
 from iumad.data.folders import MVTec3D
 from iumad.data.minicandies import MiniCandies
+from iumad.data.perturb import spurious
+from iumad.data.prepare import prepare
 from iumad.errors import DataError
 
 
@@ -87,3 +91,35 @@ def test_needs_depth_and_a_writable_place(candies, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot be written"):
         export_mvtec3d(candies, tmp_path / "file" / "out")
+
+
+def test_without_the_plane_from_the_folder_to_the_models_input(tmp_path):
+    """`remove_plane`: the object's pixels stay, depth is scaled inside them, features are others."""
+    chosen = {"categories": ("waffle", "mint"), "image_size": 64}
+    counts = {"n_train": 2, "n_validation": 1, "n_test_good": 1, "n_test_defect": 6}
+    drawn = MiniCandies(MiniCandiesConfig(**chosen, **counts))
+    root = export_mvtec3d(drawn, tmp_path / "candies")
+    config = FolderConfig(name="mvtec3d", root=root, remove_plane=True, **chosen)
+    cut = open_dataset(config)
+    assert cut.categories == chosen["categories"]
+    for sample_id in cut.index["sample_id"]:
+        whole, sample = drawn.load(sample_id), cut.load(sample_id)
+        valid = valid_mask(whole.xyz)
+        found, known = sample.foreground & valid, whole.foreground & valid
+        assert (found & known).sum() > 0.93 * (found | known).sum()
+        assert np.array_equal(valid_mask(sample.xyz), sample.foreground)
+        assert np.array_equal(sample.xyz[sample.foreground], whole.xyz[sample.foreground])
+        assert np.array_equal(sample.mask, whole.mask)
+
+        depth = prepare(sample, config).depth
+        low, high = scaling_range(sample.xyz[..., 2], sample.foreground)
+        inside = np.clip((sample.xyz[..., 2] - low) / (high - low), 0, 1)
+        # float32 steps of z, 3e-8 m, over a range of about 2 cm
+        np.testing.assert_allclose(depth[found, 0], inside[found], atol=1e-5)
+        with_plane = prepare(whole, config).depth
+        assert depth[found].std() > with_plane[found].std()  # the table no longer takes the range
+
+    # what was estimated serves the spurious perturbation, without the generator's knowledge
+    donor = cut.load("mint/train/good/000")
+    blended = spurious(cut.load("waffle/train/good/000"), donor, 0.5)
+    assert blended.rgb.shape == donor.rgb.shape

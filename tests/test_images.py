@@ -1,5 +1,6 @@
 """Single files: exact types, the documented repairs, and refusals that name the file."""
 
+import importlib.util
 import struct
 import zlib
 
@@ -131,3 +132,13 @@ def test_files_that_are_none(tmp_path):
     np.save(tmp_path / "object.npy", np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(DataError, match=r"object\.npy"):
         read_rgb(tmp_path / "object.npy")
+
+
+def test_a_codec_that_is_not_installed_is_named(tmp_path):
+    path = tmp_path / "depth.tiff"
+    Image.fromarray(np.full((8, 8), 0.5, dtype=np.float32)).save(path, compression="tiff_lzw")
+    if importlib.util.find_spec("imagecodecs"):
+        assert (read_depth(path) == 0.5).all()
+    else:
+        with pytest.raises(DataError, match=r"depth\.tiff: .*LZW.*imagecodecs"):
+            read_depth(path)
