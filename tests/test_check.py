@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import trees
 
+from iumad.config_sections import MiniCandiesConfig
 from iumad.data.check import check_dataset, detect_layout, open_folder
 from iumad.data.folders import MVTec3D
 from iumad.data.mapping import Mapping, new_dataset
-from iumad.data.sheet import LABEL, TILE, contact_sheet, outlined
+from iumad.data.minicandies import MiniCandies
+from iumad.data.sheet import ALPHAS, LABEL, TILE, contact_sheet, outlined, perturbation_sheet
 from iumad.errors import DataError
 
 
@@ -176,3 +178,32 @@ def test_outline_by_hand():
     marked = image.any(axis=2)
     assert marked.sum() == 8
     assert not marked[2, 2]
+
+
+def tile_at(sheet, column, row, below=0):
+    """One picture of a perturbation sheet with depth."""
+    left, top = column * (TILE + 4), row * (2 * TILE + LABEL + 4) + LABEL + below * TILE
+    return np.asarray(sheet.crop((left, top, left + TILE, top + TILE))).astype(float)
+
+
+def test_perturbation_sheet_grows_from_left_to_right():
+    config = MiniCandiesConfig(image_size=64, n_train=1, n_test_defect=1)
+    sheet = perturbation_sheet(MiniCandies(config), np.random.default_rng(0))
+    assert sheet.size == (len(ALPHAS) * (TILE + 4), 2 * (2 * TILE + LABEL + 4))
+    for row in (0, 1):
+        first = tile_at(sheet, 0, row)
+        change = [np.abs(tile_at(sheet, j, row) - first).mean() for j in range(len(ALPHAS))]
+        assert change == sorted(change)
+        assert change[1] > 0.5
+    assert np.array_equal(tile_at(sheet, 0, 0), tile_at(sheet, 0, 1))  # intensity 0 of both
+    depth = [tile_at(sheet, j, 1, below=1) for j in (0, 4)]
+    assert np.abs(depth[1] - depth[0]).mean() > 10
+
+
+def test_perturbation_sheet_says_why_backgrounds_are_missing(tmp_path):
+    sheet = perturbation_sheet(
+        open_folder(trees.small_mvtec(tmp_path / "data")), np.random.default_rng(0)
+    )
+    assert sheet.size == (len(ALPHAS) * (TILE + 4), 2 * (TILE + LABEL + 4))
+    white = np.asarray(sheet)[LABEL : LABEL + TILE, TILE + 4 :]
+    assert (white == 255).all()

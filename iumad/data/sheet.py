@@ -1,4 +1,4 @@
-"""Contact sheets: one look at what a data set holds."""
+"""Contact sheets: one look at what a data set holds, and at what the perturbations do to it."""
 
 import numpy as np
 import pandas as pd
@@ -6,12 +6,16 @@ from jaxtyping import Bool, UInt8
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from iumad.data.depth import encode_depth
+from iumad.data.depth import Scaling, encode_depth, scaling_range, valid_mask
+from iumad.data.perturb import redundant, spurious, with_foreground
 from iumad.data.sample import GOOD, Dataset, Sample
 from iumad.errors import DataError
 
 TILE = 112  # pixels
 LABEL = 14  # pixels of text above each tile
+ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of spurious backgrounds, all that is possible
+INTENSITIES = (0.0, 0.1, 0.2, 0.4, 0.8)  # of redundant noise, in standard deviations
+NOISE_CELLS = 8
 _OUTLINE = (255, 0, 90)
 
 
@@ -42,6 +46,50 @@ def contact_sheet(dataset: Dataset, n_defects: int = 4) -> Image.Image:
     return sheet
 
 
+def perturbation_sheet(dataset: Dataset, rng: np.random.Generator) -> Image.Image:
+    """Draw both perturbations of one sample, from none (left) to the strongest (right).
+
+    The sample is the first defect of the first category; the donor of its spurious backgrounds is
+    the first training image of the second category. Colour above, depth below, which all columns
+    scale to the range of the undisturbed sample. The first column is the undisturbed sample.
+
+    Parameters
+    ----------
+    dataset
+        With two categories of one image size whose foreground is known or stands out of a plane;
+        otherwise a line of text says why there are no spurious backgrounds.
+    rng
+        Draws the noise, the same at every intensity, and the trials of the plane.
+    """
+    index = dataset.index
+    first, second = (index["category"] == name for name in (dataset.categories * 2)[:2])
+    sample = dataset.load(index[first & (index["label"] == 1)]["sample_id"].iloc[0])
+    donor = dataset.load(index[second & (index["split"] == "train")]["sample_id"].iloc[0])
+    seed = int(rng.integers(2**32))
+    noisy = {
+        f"redundant {intensity:g}": redundant(
+            sample, intensity, NOISE_CELLS, np.random.default_rng(seed)
+        )
+        for intensity in INTENSITIES
+    }
+    try:
+        own, other = with_foreground(sample, rng), with_foreground(donor, rng)
+        blended = {f"spurious {alpha:g}": spurious(own, other, alpha) for alpha in ALPHAS}
+    except DataError as error:
+        blended = {f"no spurious backgrounds: {error}": sample}
+
+    height = TILE * (1 + (sample.xyz is not None))
+    sheet = Image.new("RGB", (len(ALPHAS) * (TILE + 4), 2 * (height + LABEL + 4)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, row in enumerate((blended, noisy)):
+        for j, (title, each) in enumerate(row.items()):
+            x, y = j * (TILE + 4), i * (height + LABEL + 4)
+            draw.text((x + 1, y), title, fill="black")
+            for k, image in enumerate(_images(each, _range_of(sample))):
+                sheet.paste(_tile(image), (x, y + LABEL + k * TILE))
+    return sheet
+
+
 def outlined(
     rgb: UInt8[np.ndarray, "h w 3"], mask: Bool[np.ndarray, "h w"]
 ) -> UInt8[np.ndarray, "h w 3"]:
@@ -68,16 +116,26 @@ def _tiles(dataset: Dataset, sample_id: str, has_depth: bool) -> Image.Image:
         ImageDraw.Draw(strip).text((4, 4), f"unreadable\n{sample_id}", fill="white")
         return strip
     for position, image in enumerate(images):
-        tile = Image.fromarray(image).resize((TILE, TILE), Image.Resampling.BILINEAR)
-        strip.paste(tile, (position * TILE, 0))
+        strip.paste(_tile(image), (position * TILE, 0))
     return strip
 
 
-def _images(sample: Sample) -> list[UInt8[np.ndarray, "h w 3"]]:
+def _tile(image: UInt8[np.ndarray, "h w 3"]) -> Image.Image:
+    return Image.fromarray(image).resize((TILE, TILE), Image.Resampling.BILINEAR)
+
+
+def _range_of(sample: Sample) -> Scaling:
+    if sample.xyz is None:
+        return "sample"
+    return scaling_range(sample.xyz[..., 2], valid_mask(sample.xyz))
+
+
+def _images(sample: Sample, scaling: Scaling = "sample") -> list[UInt8[np.ndarray, "h w 3"]]:
     size = sample.mask.shape
     step = max(1, min(size) // TILE)  # thin outlines would vanish in a strong reduction
     rgb, mask = sample.rgb[::step, ::step], sample.mask[::step, ::step]
     images = [outlined(rgb, mask)]
     if sample.xyz is not None:
-        images.append((encode_depth(sample.xyz) * 255).round().astype(np.uint8))
+        depth = encode_depth(sample.xyz, scaling=scaling)
+        images.append((depth * 255).round().astype(np.uint8))
     return images
