@@ -1,0 +1,82 @@
+"""What only a CUDA device can show."""
+
+import pytest
+import tiny
+import torch
+
+from iumad.models.scan import selective_scan
+from iumad.optimisation import autocast, compile_networks
+from iumad.study import run_one
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine"),
+]
+DEVICE = torch.device("cuda")
+
+
+def scan_inputs(dtype: torch.dtype) -> list[torch.Tensor]:
+    """u, delta, A, B, C, D and the step size's bias of a scan with four groups."""
+    torch.manual_seed(0)
+    batch, dim, length, state, groups = 2, 64, 49, 16, 4
+    rates = -torch.arange(1.0, state + 1).repeat(dim, 1)
+    inputs = [
+        torch.randn(batch, dim, length),
+        torch.randn(batch, dim, length),
+        rates,
+        torch.randn(batch, groups, state, length),
+        torch.randn(batch, groups, state, length),
+        torch.randn(dim),
+        torch.randn(dim) - 3,
+    ]
+    return [x.to(DEVICE, dtype).requires_grad_() for x in inputs]
+
+
+def test_cuda_scan_is_the_reference():
+    pytest.importorskip("mamba_ssm", reason="mamba-ssm (extra iumad[cuda]) is not installed")
+    results = []
+    for backend, dtype in (("cuda", torch.float32), ("reference", torch.float64)):
+        inputs = scan_inputs(dtype)
+        u, delta, rates, b, c, d, bias = inputs
+        out = selective_scan(u, delta, rates, b, c, d, None, bias, True, backend=backend)
+        out.square().sum().backward()
+        results.append([out.detach(), *(x.grad for x in inputs)])
+    for fast, exact in zip(*results, strict=True):
+        scale = float(exact.abs().max())
+        torch.testing.assert_close(fast.double() / scale, exact / scale, rtol=0, atol=1e-4)
+
+
+def test_the_cpu_model_gives_the_same_maps_on_cuda():
+    detector, batch = tiny.detector(), tiny.batch()
+    expected = detector.anomaly_maps(batch)
+    maps = detector.to(DEVICE).anomaly_maps(batch.to(DEVICE)).cpu()
+    torch.testing.assert_close(maps, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["ib-iumad", "iuf", "uniad"])
+def test_bfloat16_trains(method):
+    detector = tiny.detector(method, dropout=0.1, neighbour_mask=3).to(DEVICE).train()
+    with autocast(DEVICE, "bfloat16"):
+        terms = detector.losses(tiny.batch().to(DEVICE), None, True)
+    torch.stack(list(terms.values())).sum().backward()
+    assert all(term.dtype == torch.float32 for term in terms.values())
+    assert all(torch.isfinite(p.grad).all() for p in detector.parameters())
+
+
+@pytest.mark.slow
+def test_a_run_and_its_steps(tmp_path, monkeypatch):
+    monkeypatch.setenv("IUMAD_CACHE", str(tmp_path / "cache"))
+    run = tiny.run("iuf", training={"epochs": 2, "batch_size": 2, "precision": "bfloat16"})
+    rows = run_one(run, tmp_path, "cuda")
+    assert rows["step"].max() == 1
+
+
+@pytest.mark.slow
+def test_compiled_networks_compute_the_same():
+    plain, compiled = (tiny.detector("uniad").to(DEVICE).train() for _ in range(2))
+    compile_networks(compiled)
+    batch = tiny.batch().to(DEVICE)
+    first, second = (
+        each.losses(batch, torch.Generator(DEVICE).manual_seed(0)) for each in (plain, compiled)
+    )
+    torch.testing.assert_close(second["fusion"], first["fusion"], rtol=1e-4, atol=1e-5)
