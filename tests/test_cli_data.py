@@ -14,11 +14,11 @@ import yaml
 from test_corruption import DAMAGES, damage
 
 from iumad import cli
-from iumad.config import load_params
+from iumad.config import StudyConfig, load_params
 from iumad.data import open_dataset
 from iumad.data.check import check_dataset
 from iumad.data.depth import training_range
-from iumad.data.mapping import SAMPLES_FILE, SETTINGS_FILE
+from iumad.data.mapping import SAMPLES_FILE, SETTINGS_FILE, Mapping
 from iumad.data.minicandies import MiniCandies
 from iumad.data.own import OwnDataset
 
@@ -164,6 +164,16 @@ def test_range_without_depth(iumad, tmp_path):
     code, _, err = iumad("data", "range", params)
     assert code == 2
     assert "'mvtec' has no depth" in err
+
+
+def test_the_snippets_of_the_book_are_valid(repository):
+    text = (repository / "book" / "datasets.md").read_text(encoding="utf-8")
+    blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
+    mappings = [block for block in blocks if "data" not in block]
+    assert len(mappings) == 1
+    assert Mapping.model_validate(mappings[0]).intrinsics is not None
+    names = [StudyConfig.model_validate(b).data.name for b in blocks if b not in mappings]
+    assert names == ["mvtec3d", "eyecandies", "mvtec", "minicandies", "folder"]
 
 
 # --- damaged and complete data sets -------------------------------------------------------------
