@@ -34,7 +34,7 @@ def scan_errors(device: torch.device) -> dict[str, float]:
     plain = [torch.randn(2, 2048, 49), torch.randn(2, 2048, 49), rates, b, c, torch.randn(2048)]
     results = []
     for dtype, backend in ((torch.float32, "auto"), (torch.float64, "reference")):
-        inputs = [x.to(device, dtype).requires_grad_() for x in plain]
+        inputs = [x.to(device, dtype, copy=True).requires_grad_() for x in plain]
         out = selective_scan(*inputs, delta_softplus=True, backend=backend)
         out.square().sum().backward()
         results.append([out.detach(), *(x.grad for x in inputs)])

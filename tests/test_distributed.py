@@ -99,7 +99,8 @@ def test_all_processes_end_with_the_same_weights(tmp_path, monkeypatch):
     """With batch norm, IUF's compression, and a last batch of fewer samples than processes."""
     monkeypatch.setenv("IUMAD_CACHE", str(tmp_path / "cache"))
     params = tmp_path / "two.yaml"
-    params.write_text(yaml.safe_dump(tiny.params(methods={method: {}}, training={"batch_size": 5})))
+    content = tiny.params(methods={"ib-iumad": {}, "iuf": {}}, training={"batch_size": 5})
+    params.write_text(yaml.safe_dump(content))
     hashes = torchrun(tmp_path, params, "-c", WEIGHTS)
     assert len(hashes) == 2  # a line for each process, with a hash for each method and step
     assert hashes[0] == hashes[1]

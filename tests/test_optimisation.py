@@ -102,6 +102,7 @@ for method in ("ib-iumad", "iuf"):
 """
 
 
+@pytest.mark.slow
 def test_compiled_networks_compute_the_same(repository):
     """Traced by torch.compile, but not turned into machine code, which takes minutes.
 
