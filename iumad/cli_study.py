@@ -35,16 +35,25 @@ def study_run(
     params: Params,
     results: Results = Path("results"),
     device: Device = "auto",
-    jobs: Annotated[int, typer.Option("-j", "--jobs", min=1, help="runs at the same time")] = 1,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "-j",
+            "--jobs",
+            min=1,
+            help="runs at the same time; default: one per core on CPU, else one",
+        ),
+    ] = None,
 ) -> None:
     """Run the whole grid; what is finished is skipped, what was interrupted goes on."""
-    from iumad.grid import run_parallel
+    from iumad.grid import default_jobs, run_parallel
 
     config = load_params(params)
-    if jobs > 1:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise ConfigError("--jobs and torchrun cannot be combined: use one of them")
-        run_parallel(config, results, device, jobs)
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several and jobs is not None:
+        raise ConfigError("--jobs and torchrun cannot be combined: use one of them")
+    if not several:
+        run_parallel(config, results, device, jobs or default_jobs(device))
     run_and_print(config, results, device)
 
 

@@ -13,10 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from jaxtyping import Float
-from timm.models.efficientnet import EfficientNetFeatures
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -58,6 +56,9 @@ class Backbone(nn.Module):
 
     def __init__(self, config: FeaturesConfig) -> None:
         super().__init__()
+        import timm  # takes seconds, and results are often read without it
+        from timm.models.efficientnet import EfficientNetFeatures
+
         classifier, self.weights_hash = imagenet_classifier(config.backbone, config.weights)
         try:
             extractor: Any = timm.create_model(
@@ -117,6 +118,8 @@ def imagenet_classifier(backbone: str, weights: str = "pretrained") -> tuple[Any
     ConfigError
         Unknown backbone, weights not obtainable, or a weights file with another hash.
     """
+    import timm
+
     if not timm.is_model(backbone):
         raise ConfigError(f"features.backbone: timm has no model {backbone!r}")
     if weights == "random":

@@ -2,16 +2,20 @@
 
 import multiprocessing
 import os
+import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partialmethod
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 from tqdm import tqdm
 
 from iumad.config import RunConfig, StudyConfig
+from iumad.devices import pick_device
 from iumad.provenance import read_provenance
-from iumad.study import run_one
+from iumad.study import is_trained, run_one
 from iumad.workplace import CHECKPOINT, Workplace
 
 
@@ -49,23 +53,56 @@ def plan(study: StudyConfig, folder: Path) -> tuple[pd.DataFrame, float | None]:
     return table, float(sum(known)) if len(known) == len(left) else None
 
 
+def default_jobs(device: str) -> int:
+    """Runs at the same time that suit a machine: one per core on CPU, one on an accelerator.
+
+    Several runs of one thread each get more out of the cores than one run of several threads, because the layers
+    are small (`benchmarks/bench_training.py`).
+    """
+    if pick_device(device).type != "cpu":
+        return 1
+    return _cores()
+
+
 def run_parallel(study: StudyConfig, folder: Path, device: str, jobs: int) -> None:
-    """Finish all runs with `jobs` processes; locks in the results folder keep them out of each other's way."""
-    threads = (
-        max(1, len(os.sched_getaffinity(0)) // jobs) if hasattr(os, "sched_getaffinity") else 1
-    )
+    """Finish all runs with `jobs` processes; locks in the results folder keep them out of each other's way.
+
+    The first run that fails stops those that have not begun; its error is raised. What one process is left to do
+    is not done here.
+    """
+    runs = [run for run in study.runs() if not is_trained(run, folder)]
+    jobs = min(jobs, len(runs))
+    if jobs < 2:
+        return
     context = multiprocessing.get_context("spawn")
+    begin = (max(1, _cores() // jobs), context.Value("i", 0), context.RLock())
     with ProcessPoolExecutor(
-        jobs, mp_context=context, initializer=_quiet, initargs=(threads,)
+        jobs, mp_context=context, initializer=_begin_worker, initargs=begin
     ) as pool:
-        tasks = [pool.submit(run_one, run, folder, device) for run in study.runs()]
-        for task in tqdm(as_completed(tasks), total=len(tasks), desc="runs", unit="run"):
-            task.result()
+        tasks = [pool.submit(run_one, run, folder, device) for run in runs]
+        try:
+            for task in tqdm(as_completed(tasks), total=len(tasks), desc="runs", unit="run"):
+                task.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
-def _quiet(threads: int) -> None:
-    os.environ["TQDM_DISABLE"] = "1"  # the bars of several processes would overwrite each other
+def _cores() -> int:
+    """Cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def _begin_worker(threads: int, counter: Any, lock: Any) -> None:
+    """Share the cores, and give the worker's progress bars a line of their own."""
     torch.set_num_threads(threads)
+    with counter.get_lock():
+        counter.value += 1
+        line = counter.value
+    tqdm.set_lock(lock)
+    interval = 0.5 if sys.stderr.isatty() else 30.0  # seconds; a log file needs no more
+    tqdm.__init__ = partialmethod(tqdm.__init__, position=line, leave=False, mininterval=interval)
 
 
 def _plan_row(run: RunConfig, steps: int, missing: list[tuple], times: pd.DataFrame) -> dict:
