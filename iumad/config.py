@@ -20,24 +20,17 @@ from iumad.config_sections import (
     MemoryBankConfig,
     MiniCandiesConfig,
     ModelConfig,
+    PerturbConfig,
     ReconstructionConfig,
     Section,
     TrainingConfig,
 )
 from iumad.errors import ConfigError
 from iumad.identity import stable_hash, without_neutral
+from iumad.presets import PRESETS
 from iumad.validation import build, nearest
 
 Modality = Literal["rgb", "depth", "rgb+depth"]
-
-_UNIAD = {"fusion": "addition", "bottleneck": False, "channel_reduction": "mean"}
-PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "ib-iumad": {},
-    "uniad": {"model": {"condition": "none"} | _UNIAD},
-    "iuf": {"model": {"condition": "vit", "lambda_compression": 10.0} | _UNIAD},
-    "memory-bank": {"model": {"kind": "memory-bank"}},
-}
-"""What each method changes in the defaults, which are IB-IUMAD's."""
 
 
 class MethodConfig(Section):
@@ -49,6 +42,7 @@ class MethodConfig(Section):
     model: dict[str, Any] = Field({})
     increment: dict[str, Any] = Field({})
     training: dict[str, Any] = Field({})
+    perturb: PerturbConfig = PerturbConfig()
 
 
 class RunConfig(Section):
@@ -65,6 +59,7 @@ class RunConfig(Section):
     training: TrainingConfig
     increment: IncrementConfig
     evaluation: EvaluationConfig
+    perturb: PerturbConfig = PerturbConfig()
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -89,6 +84,8 @@ class RunConfig(Section):
         exclude = {"profile", "method", "setting", "evaluation"}
         if len(trained) == 1:
             exclude.add("increment")
+        if len(trained) == 1 and not self.perturb.reaches(0):
+            exclude.add("perturb")
         content = without_neutral(self.model_dump(mode="json", exclude=exclude))
         if isinstance(self.model, ReconstructionConfig) and self.model.grow_logits:
             del content["data"]["categories"]
@@ -143,7 +140,7 @@ class StudyConfig(Section):
         if model.get("kind", "reconstruction") == "reconstruction":
             section, model = ReconstructionConfig, self.model | model
         training = self.training.model_dump() | preset.get("training", {}) | method.training
-        increment = preset.get("increment", {}) | self.increment | method.increment
+        increment = self.increment | preset.get("increment", {}) | method.increment
         where = f"methods.{name}"
         return RunConfig(
             profile=self.profile,
@@ -157,6 +154,7 @@ class StudyConfig(Section):
             training=build(TrainingConfig, training, f"training (or {where}.training)"),
             increment=build(IncrementConfig, increment, f"increment (or {where}.increment)"),
             evaluation=self.evaluation,
+            perturb=method.perturb,
         )
 
     def select(self, **wanted: Iterable[Any]) -> "StudyConfig":

@@ -3,80 +3,19 @@
 Symbols: C channels of the aligned features, d width of the reconstruction network, g grid (tokens = g x g).
 """
 
-from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-DepthEncoding = Literal["z", "z+normals", "xyz255"]
+from iumad.config_data import DataConfig as DataConfig
+from iumad.config_data import DepthEncoding as DepthEncoding
+from iumad.config_data import EyecandiesConfig as EyecandiesConfig
+from iumad.config_data import FolderConfig as FolderConfig
+from iumad.config_data import MiniCandiesConfig as MiniCandiesConfig
+from iumad.config_data import Section as Section
+
 Probability = Annotated[float, Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0)]
-
-
-class Section(BaseModel):
-    """Frozen and closed: a misspelt key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class _AnyData(Section):
-    categories: tuple[str, ...] | None = Field(
-        None, description="which, in this order; default: all"
-    )
-    image_size: Annotated[int, Field(ge=32, multiple_of=8)] = Field(
-        128, description="side in pixels to which images are brought before the model sees them"
-    )
-    depth_encoding: DepthEncoding = Field(
-        "z", description="what the depth stream sees; xyz255 is the release's"
-    )
-    depth_scaling: Literal["sample"] | tuple[float, float] = Field(
-        "sample",
-        description="range of z in metres mapped to [0, 1]: of each sample, or (low, high) for all; "
-        "`iumad data range` prints that of the training images",
-    )
-
-
-class MiniCandiesConfig(_AnyData):
-    """The embedded procedural data set."""
-
-    name: Literal["minicandies"] = "minicandies"
-    n_train: PositiveInt = Field(40, description="good training images per category")
-    n_validation: PositiveInt = Field(8, description="good validation images per category")
-    n_test_good: PositiveInt = Field(12, description="good test images per category")
-    n_test_defect: PositiveInt = Field(24, description="defective test images per category")
-    difficulty: float = Field(0.5, ge=0, le=1, description="0 obvious defects, 1 subtle ones")
-    seed: int = Field(0, ge=0, description="seed of the data, not of the training")
-
-
-class FolderConfig(_AnyData):
-    """A folder on disk: MVTec 3D-AD's layout, MVTec AD's layout, or an index written by `iumad data new`."""
-
-    name: Literal["mvtec3d", "mvtec", "folder"]
-    root: Path = Field(
-        description="folder that holds one folder per category, or the index of `iumad data new`"
-    )
-    remove_plane: bool = Field(
-        False, description="take the background plane out of the point cloud"
-    )
-
-    @model_validator(mode="after")
-    def _plane_needs_depth(self) -> "FolderConfig":
-        if self.remove_plane and self.name == "mvtec":
-            raise ValueError("remove_plane needs depth, and the MVTec AD layout has none")
-        return self
-
-
-class EyecandiesConfig(_AnyData):
-    """Eyecandies as distributed."""
-
-    name: Literal["eyecandies"]
-    root: Path = Field(description="folder that holds CandyCane, ChocolateCookie, ...")
-    light: int = Field(4, ge=0, le=5, description="which image_N.png is the RGB image")
-
-
-DataConfig = Annotated[
-    MiniCandiesConfig | FolderConfig | EyecandiesConfig, Field(discriminator="name")
-]
 
 
 class FeaturesConfig(Section):
@@ -202,8 +141,9 @@ class TrainingConfig(Section):
 class IncrementConfig(Section):
     """How a step after the base is trained, and what protects the earlier categories."""
 
-    strategy: Literal["projection", "none", "ewc", "replay"] = Field(
-        "projection", description="projection: IUF's, on FFN outputs; ewc and replay are controls"
+    strategy: Literal["projection", "none", "ewc", "replay", "joint"] = Field(
+        "projection",
+        description="projection: IUF's, on FFN outputs; ewc, replay: controls; joint: no increments, all at once",
     )
     epochs: PositiveInt = Field(20, description="the paper: 800")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="IUF: sgd")
@@ -217,6 +157,32 @@ class IncrementConfig(Section):
     replay_images: PositiveInt = Field(
         4, description="images kept per earlier category; for strategy replay"
     )
+
+
+class PerturbConfig(Section):
+    """Perturbations of training images (paper Sec. 2); test images stay as they are."""
+
+    redundant: NonNegative = Field(
+        0.0, description="strength of the noise, in standard deviations of image and depth"
+    )
+    noise_cells: Annotated[int, Field(ge=1, le=64)] = Field(
+        8, description="cells of that noise along an image's longer side"
+    )
+    spurious: float = Field(
+        0.0, ge=0, le=1, description="share of another category's background in the background"
+    )
+    where: Literal["increments", "all"] = Field(
+        "increments", description="which steps train on perturbed images"
+    )
+
+    @property
+    def is_off(self) -> bool:
+        """Whether nothing is changed at all."""
+        return self.redundant == 0 and self.spurious == 0
+
+    def reaches(self, step: int) -> bool:
+        """Whether a step trains on perturbed images."""
+        return not self.is_off and (self.where == "all" or step > 0)
 
 
 class EvaluationConfig(Section):

@@ -14,7 +14,8 @@ from jaxtyping import Float32
 from iumad import results
 from iumad.config import RunConfig, StudyConfig
 from iumad.evaluate import anomaly_maps
-from iumad.workplace import CHECKPOINT, Workplace, read_rows
+from iumad.finished import read_rows, with_run_columns
+from iumad.workplace import CHECKPOINT, Workplace
 
 RESULTS = Path("results")
 
@@ -53,7 +54,7 @@ def run_one(
         rows = workplace.rows(step, label)
         tables.append(rows.assign(step=step))
     rows = pd.concat(tables, ignore_index=True)
-    return _with_run_columns(rows, run)[list(results.ROW_SCHEMA.columns)]
+    return with_run_columns(rows, run)[list(results.ROW_SCHEMA.columns)]
 
 
 def training_log(study: StudyConfig, folder: str | Path = RESULTS) -> pd.DataFrame:
@@ -65,7 +66,7 @@ def training_log(study: StudyConfig, folder: str | Path = RESULTS) -> pd.DataFra
             path = workplace.folder(step) / "log.csv"
             log = read_rows(path) if path.exists() else pd.DataFrame()
             if not log.empty:  # methods without epochs have none
-                tables.append(_with_run_columns(log.assign(step=step), run))
+                tables.append(with_run_columns(log.assign(step=step), run))
     columns = list(results.LOG_SCHEMA.columns)
     return (
         pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
@@ -86,15 +87,3 @@ def is_trained(run: RunConfig, folder: str | Path = RESULTS) -> bool:
     """Whether the model after the run's last step exists."""
     workplace = Workplace(run, Path(folder), "cpu")
     return (workplace.folder(len(workplace.steps) - 1) / CHECKPOINT).exists()
-
-
-def _with_run_columns(table: pd.DataFrame, run: RunConfig) -> pd.DataFrame:
-    return table.assign(
-        run_id=run.run_id,
-        profile=run.profile,
-        dataset=run.data.name,
-        method=run.method,
-        modality=run.modality,
-        setting=run.setting,
-        seed=run.seed,
-    )

@@ -23,15 +23,16 @@ from iumad.checkpoint import load_checkpoint, save_checkpoint
 from iumad.config import RunConfig
 from iumad.config_sections import MemoryBankConfig
 from iumad.data import open_dataset
+from iumad.data.perturbed import PerturbedDataset
 from iumad.devices import device_name, pick_device
 from iumad.evaluate import Detector, evaluate
+from iumad.finished import read_rows, rows_file, step_folder, steps_of
 from iumad.growth import load_grown
 from iumad.identity import stable_hash
 from iumad.models.detector import ReconstructionDetector
 from iumad.models.memory_bank import MemoryBank
 from iumad.optimisation import StepPlan
 from iumad.provenance import record_provenance, write_provenance
-from iumad.scenario import parse_setting
 from iumad.store import FeatureStore
 
 CHECKPOINT = "checkpoint.pt"
@@ -52,7 +53,7 @@ class Workplace:
     def __init__(self, run: RunConfig, folder: Path, device: str) -> None:
         self.run, self.results, self.device = run, folder, pick_device(device)
         self.dataset = open_dataset(run.data)
-        self.steps = parse_setting(run.setting, self.dataset.categories)
+        self.steps = steps_of(run, self.dataset.categories)
         self._store: FeatureStore | None = None
 
     @property
@@ -62,20 +63,26 @@ class Workplace:
             self._store = FeatureStore(self.dataset, self.run, device=self.device)
         return self._store
 
+    def training_store(self, step: int) -> FeatureStore:
+        """The inputs that a step trains on: the cached ones, or perturbed ones where the run asks for them."""
+        if not self.run.perturb.reaches(step):
+            return self.store
+        dataset = PerturbedDataset(self.dataset, self.run.perturb, self._seen(step))
+        return FeatureStore(dataset, self.run, device=self.device)
+
     def folder(self, step: int) -> Path:
         """Where this step's files lie."""
-        return self.results / "steps" / self.run.step_key(self.steps[: step + 1])
+        return step_folder(self.results, self.run, self.steps[: step + 1])
 
     def rows(self, step: int, label: str) -> pd.DataFrame:
         """Metrics of all categories seen after a step, from file or made now."""
-        evaluation = stable_hash(self.run.evaluation.model_dump(mode="json"))
-        path = self.folder(step) / f"rows-{evaluation}.csv"
+        path = rows_file(self.folder(step), self.run)
         if not distributed.agree(path.exists()):
             detector = self.trained(step, label)
             seen = self._seen(step)
             ids = self._ids(seen, "test")
             with _bar(len(ids), f"{label}{self._name} step {step} test") as bar:
-                self._fill(ids)
+                self._fill(self.store, ids)
                 if distributed.is_first():
                     rows = evaluate(detector, self.store, seen, self.run.evaluation, bar.update)
                     results.write_table(rows, path)
@@ -108,8 +115,9 @@ class Workplace:
         ids = self._ids(self.steps[step], "train")
         title = f"{label}{self._name} step {step} "
         detector = self._new_detector(step).to(self.device)  # first: a wrong size shows here
+        store = self.training_store(step)
         with _bar(len(ids), title + "features") as bar:
-            self._fill(ids, bar.update)
+            self._fill(store, ids, bar.update)
         if previous is not None:
             load_grown(detector, previous.state_dict())
         log: list[train.LogRow] = []
@@ -117,14 +125,14 @@ class Workplace:
             generator = torch.Generator().manual_seed(self.run.seed)
             for category in tqdm(self.steps[step], desc=title + "bank", unit="category"):
                 number = self.dataset.categories.index(category)
-                detector.fit(number, self.store.batch(self._ids([category], "train")), generator)
+                detector.fit(number, store.batch(self._ids([category], "train")), generator)
         else:
             memory = self._memory(step - 1) if step else {}
             partial, epochs = folder / "partial.pt", StepPlan.of(self.run, step).epochs
             total = epochs * (len(ids) + len(memory.get("replay", [])))
             with _bar(total, title + "training") as bar:
                 log = train.fit_step(
-                    detector, self.store, ids, self.run, step, memory, partial, bar.update
+                    detector, store, ids, self.run, step, memory, partial, bar.update
                 )
         if not distributed.is_first():
             return
@@ -158,7 +166,7 @@ class Workplace:
             ids = self._ids(self.steps[step], "train")
             if distributed.is_first():
                 memory = increments.remember(
-                    detector, self.store, ids, config, earlier, self.run.seed
+                    detector, self.training_store(step), ids, config, earlier, self.run.seed
                 )
                 save_checkpoint(path, {"key": key, "memory": memory})
             distributed.wait()
@@ -178,9 +186,14 @@ class Workplace:
             len(self._seen(step) if model.grow_logits else self.dataset.categories),
         )
 
-    def _fill(self, ids: Sequence[str], advance: Callable[[int], object] | None = None) -> None:
+    def _fill(
+        self,
+        store: FeatureStore,
+        ids: Sequence[str],
+        advance: Callable[[int], object] | None = None,
+    ) -> None:
         """Compute missing inputs; several processes share the work."""
-        self.store.fill(ids[distributed.rank() :: distributed.world_size()], advance)
+        store.fill(ids[distributed.rank() :: distributed.world_size()], advance)
         distributed.wait()
 
     def _seen(self, step: int) -> list[str]:
@@ -203,8 +216,3 @@ def _bar(total: int, title: str) -> tqdm:
     if distributed.is_first():
         return tqdm(total=total, desc=title, unit="img")
     return tqdm(disable=True)
-
-
-def read_rows(path: Path) -> pd.DataFrame:
-    """A table of this folder; the parser of pandas >= 3.1 reads every float's digits as written."""
-    return pd.read_csv(path)

@@ -25,10 +25,12 @@ from iumad.config_sections import (
     IncrementConfig,
     MemoryBankConfig,
     MiniCandiesConfig,
+    PerturbConfig,
     ReconstructionConfig,
     TrainingConfig,
 )
 from iumad.errors import ConfigError
+from iumad.identity import without_neutral
 from iumad.validation import build
 
 SECTIONS = [
@@ -65,6 +67,7 @@ def complete_params() -> dict:
     }
     content = {key: section.model_dump(mode="json") for key, section in sections.items()}
     method = {key: dict(content[key]) for key in ("model", "training", "increment")}
+    method["perturb"] = PerturbConfig().model_dump(mode="json")
     content["methods"] = {"mine": {"preset": "ib-iumad", **method}}
     grid = {"modalities": ["rgb"], "settings": ["6-1"], "seeds": [0], "profile": "complete"}
     return content | grid
@@ -306,6 +309,28 @@ def test_settings_with_one_base_share_it_and_nothing_else():
     assert one.step_key([BASE, ("g", "h", "i", "j")]) != many.step_key([BASE, ("g",)])
     assert many.step_key([BASE]) != many.step_key([BASE, ("g",)])
     assert many.step_key([BASE]) != many.step_key([BASE[:5]])
+
+
+def test_perturbed_increments_start_from_the_clean_base():
+    clean = default_run()
+    increments = with_changes(perturb={"redundant": 0.5})
+    everywhere = with_changes(perturb={"redundant": 0.5, "where": "all"})
+    assert clean.step_key([BASE]) == increments.step_key([BASE]) != everywhere.step_key([BASE])
+    keys = {run.step_key([BASE, ("g",)]) for run in (clean, increments, everywhere)}
+    assert len(keys) == 3
+
+
+def test_a_run_without_perturbation_keeps_the_hash_it_had_before_there_was_any():
+    run = default_run()
+    content = run.model_dump(mode="json", exclude={"profile", "method", "perturb"})
+    assert run.run_id == stable_hash(without_neutral(content))
+
+
+def test_bounds_keep_their_strategy_whatever_the_study_says():
+    runs = tiny.study(
+        methods={"joint": {}, "finetune": {}, "ib-iumad": {}}, increment={"strategy": "ewc"}
+    ).runs()
+    assert [run.increment.strategy for run in runs] == ["joint", "none", "ewc"]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from iumad import results, study, train, workplace
 from iumad.checkpoint import load_checkpoint
 from iumad.config import RunConfig, load_params
 from iumad.errors import CheckpointError, ConfigError
+from iumad.finished import finished_rows, progress, row_files
 from iumad.grid import plan
 from iumad.provenance import read_provenance
 from iumad.workplace import CHECKPOINT, Workplace
@@ -331,3 +332,32 @@ def test_a_killed_process_is_resumed_to_the_same_bits(finished, other_process, m
     again = Workplace(run, finished.results, "cpu")
     states = [each.detector(1).state_dict() for each in (place, again)]
     assert tiny.same_tensors(*states)
+
+
+# --- bounds -------------------------------------------------------------------------------------
+
+
+def test_joint_training_is_one_step_shared_by_all_settings(tmp_path, trained_steps):
+    grid = tiny.study(methods={"joint": {}, "ib-iumad": {}}, settings=["3-0", "2-1"])
+    rows = study.run_study(grid.select(methods=["joint"]), tmp_path)
+    assert trained_steps == [0]  # of 3-0; 2-1 finds it
+    assert (rows["step"] == 0).all()
+    values = [part["value"].tolist() for _, part in rows.groupby("setting")]
+    assert values[0] == values[1]
+    study.run_study(grid.select(methods=["ib-iumad"], settings=["3-0"]), tmp_path)
+    assert trained_steps == [0]
+
+
+def test_finished_rows_are_those_of_the_runs_and_need_all_steps(finished, copied):
+    rows = finished_rows(finished.study, copied)
+    pd.testing.assert_frame_equal(rows, finished.rows)
+    assert progress(finished.study, copied)["finished"].all()
+    (run,) = finished.study.select(methods=["iuf"]).runs()
+    row_files(run, copied, tiny.CATEGORIES)[0].unlink()
+    assert set(finished_rows(finished.study, copied)["method"]) == {"ib-iumad", "memory-bank"}
+    table = progress(finished.study, copied)
+    assert table[~table["finished"]]["method"].tolist() == ["iuf"]
+
+
+def test_nothing_finished_is_an_empty_table(finished, tmp_path):
+    assert finished_rows(finished.study, tmp_path).empty
