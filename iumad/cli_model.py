@@ -7,7 +7,6 @@ import typer
 
 from iumad.cli_output import print_table
 from iumad.config import load_params
-from iumad.errors import ConfigError
 
 
 def show_model(
@@ -17,13 +16,8 @@ def show_model(
     categories: Annotated[int, typer.Option(min=1, help="number of logits")] = 10,
 ) -> None:
     """Show the parts of a method's model: parameters, and operations for one image. Needs no data."""
-    from iumad.model_card import model_card
+    from iumad.model_card import model_card, network_run
 
-    study = load_params(params)
-    networks = [run.method for run in study.runs() if run.model.kind == "reconstruction"]
-    if not networks:
-        raise ConfigError(f"{params}: no method has a network")
-    chosen = study.select(
-        methods=[method or networks[-1]], modalities=[modality or study.modalities[-1]]
-    )
-    print_table(model_card(chosen.runs()[0], categories))
+    wanted = {"methods": method, "modalities": modality}
+    chosen = load_params(params).select(**{key: [name] for key, name in wanted.items() if name})
+    print_table(model_card(network_run(chosen), categories))

@@ -13,13 +13,14 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from iumad.config import RunConfig
+from iumad.config import RunConfig, StudyConfig
 from iumad.config_sections import ReconstructionConfig
 from iumad.errors import ConfigError
 from iumad.features import Backbone
 from iumad.models.detector import ReconstructionDetector
 from iumad.store import Batch
 
+INSIDE = ("project_in", "networks", "conditions", "project_out", "bottleneck", "fusion")
 BY_MODALITY = ("project_in", "networks", "conditions", "project_out")  # a child for each
 
 
@@ -75,6 +76,62 @@ def model_card(run: RunConfig, n_categories: int) -> pd.DataFrame:
     return pd.concat([table, pd.DataFrame([{"part": "all", **total}])], ignore_index=True).astype(
         {"parameters": int, "trained": int}
     )
+
+
+def network_run(study: StudyConfig) -> RunConfig:
+    """The run of a study whose model a page shows: the last method with a network, the last modality.
+
+    Raises
+    ------
+    ConfigError
+        No method has a network.
+    """
+    runs = [run for run in study.runs() if isinstance(run.model, ReconstructionConfig)]
+    if not runs:
+        raise ConfigError(f"profile {study.profile!r}: no method has a network")
+    method = runs[-1].method
+    return study.select(methods=[method], modalities=study.modalities[-1:]).runs()[0]
+
+
+def gradient_reach(run: RunConfig, n_categories: int) -> pd.DataFrame:
+    """Which term of the loss (Eq. 10) trains which part of a run's model, found by a backward pass of each.
+
+    Returns
+    -------
+    DataFrame
+        One row for each part with parameters (index `part`), one column for each term: the share of the part's
+        parameter tensors that the term's gradient reaches, in [0, 1].
+    """
+    assert isinstance(run.model, ReconstructionConfig)
+    grid, channels = run.features.grid, 8
+    model = run.model.model_copy(update={"neighbour_mask": None})
+    detector = ReconstructionDetector(
+        model, run.modalities, channels, grid, run.data.image_size, n_categories
+    ).train()
+    generator = torch.Generator().manual_seed(0)
+    size = run.data.image_size
+    batch = Batch(
+        {m: torch.randn(4, channels, grid, grid, generator=generator) for m in run.modalities},
+        {m: torch.rand(4, 3, size, size, generator=generator) for m in run.modalities},
+        torch.arange(4) % n_categories,
+    )
+    parts = {
+        f"{name}.{key}".rstrip("."): module
+        for name, child in detector.named_children()
+        for key, module in (child.named_children() if name in INSIDE else [("", child)])
+        if list(module.parameters())
+    }
+    columns = {}
+    for term in detector.losses(batch, generator, base=True):
+        detector.zero_grad()
+        detector.losses(batch, generator, base=True)[term].backward()
+        columns[term] = {name: _reached(part) for name, part in parts.items()}
+    return pd.DataFrame(columns).rename_axis("part")
+
+
+def _reached(part: nn.Module) -> float:
+    gradients = [p.grad for p in part.parameters()]
+    return sum(g is not None and bool(g.abs().max() > 0) for g in gradients) / len(gradients)
 
 
 def scan_operations(batch: int, dim: int, length: int, state: int) -> int:

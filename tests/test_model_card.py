@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 
 from iumad.cli import app
 from iumad.errors import ConfigError
-from iumad.model_card import attention_operations, model_card, scan_operations
+from iumad.model_card import attention_operations, gradient_reach, model_card, scan_operations
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +67,15 @@ def test_the_command_prints_the_table(tmp_path):
     assert result.exit_code == 0, result.output
     assert "networks.depth" in result.output
     assert "conditions" not in result.output
+
+
+def test_labels_train_the_conditions_and_the_heads_alone():
+    table = gradient_reach(tiny.run(), n_categories=3)
+    assert list(table) == ["category_rgb", "category_depth", "fusion", "ib", "ib_heads"]
+    of = {term: set(column[column > 0].index) for term, column in table.items()}
+    assert of["category_rgb"] == {"conditions.rgb"}
+    assert of["category_depth"] == {"conditions.depth"}
+    assert of["ib_heads"] == {"bottleneck.head_fused", "bottleneck.head_filtered"}
+    assert "bottleneck.head_fused" not in of["ib"]  # the first distribution of the KL is detached
+    assert of["fusion"] >= {"networks.rgb", "networks.depth", "project_out.rgb"}
+    assert (table.max(axis=1) > 0).all()  # nothing is left untrained
