@@ -48,6 +48,7 @@ def fit_step(
     partial: Path,
     advance: Callable[[int], object] | None = None,
     save_seconds: float = 60.0,
+    after_epoch: Callable[[ReconstructionDetector, int], object] | None = None,
 ) -> list[LogRow]:
     """Train `detector` in place on one step's samples.
 
@@ -60,6 +61,7 @@ def fit_step(
     partial : file of the unfinished step; training goes on from it where it exists, it is deleted at the end
     advance : called with the number of samples just trained on (a progress bar)
     save_seconds : an unfinished step is saved after the first epoch that ends this long after the last save
+    after_epoch : called with the detector, which it must not change, and the number of the epoch just finished
 
     Returns
     -------
@@ -150,6 +152,8 @@ def fit_step(
             }
             save_checkpoint(partial, state)
             last_save = time.monotonic()
+        if after_epoch:
+            after_epoch(detector, epoch)
     detector.eval()
     fit_residual_scales(detector, store, sample_ids)
     if distributed.is_first():

@@ -7,6 +7,7 @@ A step key covers all that decides the model after that step, so runs share what
 one goes on from its last saved epoch. A lock per step keeps two processes from doing the same work twice.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -25,6 +26,7 @@ from iumad.config_sections import MemoryBankConfig
 from iumad.data import open_dataset
 from iumad.data.perturbed import PerturbedDataset
 from iumad.devices import device_name, pick_device
+from iumad.errors import ConfigError
 from iumad.evaluate import Detector, evaluate
 from iumad.finished import read_rows, rows_file, step_folder, steps_of
 from iumad.growth import load_grown
@@ -102,6 +104,33 @@ class Workplace:
                 self._train(step, previous, label)
                 distributed.wait()
         return self.detector(step)
+
+    def training_ids(self, step: int) -> list[str]:
+        """The samples that a step is trained on."""
+        return self._ids(self.steps[step], "train")
+
+    def retrain(
+        self, step: int, after_epoch: Callable[[ReconstructionDetector, int], object]
+    ) -> None:
+        """Train a step once more to watch it: the same numbers come out, and nothing is written.
+
+        Parameters
+        ----------
+        step : int
+        after_epoch : callable
+            See `iumad.train.fit_step`.
+        """
+        detector = self._new_detector(step).to(self.device)
+        if not isinstance(detector, ReconstructionDetector):
+            raise ConfigError(f"{self._name}: this method has no epochs that could be watched")
+        if step:
+            load_grown(detector, self.trained(step - 1, "").state_dict())
+        store, ids = self.training_store(step), self.training_ids(step)
+        memory = self._memory(step - 1) if step else {}
+        nowhere = self.folder(step) / "watched.pt"  # never written: the interval is infinite
+        train.fit_step(
+            detector, store, ids, self.run, step, memory, nowhere, None, math.inf, after_epoch
+        )
 
     def detector(self, step: int) -> Detector:
         """The finished model after a step."""

@@ -1,0 +1,195 @@
+"""What details of evaluation do to the runs of a study: measured, summarised, drawn."""
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from iumad.calibrate import fit_residual_scales
+from iumad.config import RunConfig, StudyConfig
+from iumad.config_sections import ReconstructionConfig
+from iumad.data import open_dataset
+from iumad.data.prepare import prepare
+from iumad.evaluate import evaluate
+from iumad.evaluation_details import Scored, compare, overwritten
+from iumad.metrics import image_scores
+from iumad.models.detector import ReconstructionDetector
+from iumad.statistics import summarise
+from iumad.study import score_samples
+from iumad.style import MARKERS, colours_of, in_style
+from iumad.workplace import Workplace
+
+RUN = ["method", "modality", "setting", "seed"]
+ONE_PER_NAME = "one image per file name"
+BEST_EPOCH = "best epoch on test images"
+
+
+def score_categories(run: RunConfig, folder: str | Path) -> Iterator[Scored]:
+    """Yield the test images of every category with the maps of a run's last model, trained if need be."""
+    dataset, config = open_dataset(run.data), run.evaluation
+    for category in dataset.categories:
+        chosen = (dataset.index["category"] == category) & (dataset.index["split"] == "test")
+        test = dataset.index[chosen].reset_index(drop=True)
+        ids = test["sample_id"].tolist()
+        maps = score_samples(run, ids, folder)
+        masks = np.stack([prepare(dataset.load(one), run.data, ("rgb",)).mask for one in ids])
+        scores = image_scores(maps, config.image_score, config.pool)
+        yield Scored(category, test, maps, masks, scores)
+
+
+def measure(study: StudyConfig, folder: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Measure all details on all runs of a study.
+
+    Returns
+    -------
+    DataFrame
+        `RUN`, category, detail, metric, here and there: the value as this study computes it and the value with
+        the detail. A category in which one of them is undefined has no row.
+    DataFrame
+        `RUN` and the columns of `iumad.evaluation_details.overwritten`.
+    """
+    details, lotteries = [], []
+    for run in study.runs():
+        keys = _keys(run)
+        scored = list(score_categories(run, folder))
+        for one in scored:
+            for detail, metric, here, there in compare(one, run.evaluation):
+                row = {"category": one.category, "detail": detail, "metric": metric}
+                details.append({**keys, **row, "here": here, "there": there})
+        lotteries.append(overwritten(scored, np.random.default_rng(run.seed)).assign(**keys))
+    return pd.DataFrame(details), pd.concat(lotteries, ignore_index=True)
+
+
+def watch_epochs(run: RunConfig, folder: str | Path) -> pd.DataFrame:
+    """Train a run's last step once more and evaluate on the test images after each epoch.
+
+    Returns
+    -------
+    DataFrame
+        `RUN`, epoch (from 1), category, metric, value; the last epoch's are the published ones.
+    """
+    workplace = Workplace(run, Path(folder), "auto")
+    last = len(workplace.steps) - 1
+    workplace.trained(last, "")
+    ids = workplace.training_ids(last)
+    tables = []
+
+    def look(detector: ReconstructionDetector, epoch: int) -> None:
+        seen = copy.deepcopy(detector).eval()
+        fit_residual_scales(seen, workplace.training_store(last), ids)
+        rows = evaluate(seen, workplace.store, workplace.dataset.categories, run.evaluation)
+        tables.append(rows.assign(epoch=epoch + 1))
+
+    workplace.retrain(last, look)
+    table = pd.concat(tables, ignore_index=True).assign(**_keys(run))
+    return table[[*RUN, "epoch", "category", "metric", "value"]]
+
+
+def each_epoch(study: StudyConfig, folder: str | Path) -> pd.DataFrame:
+    """`watch_epochs` of every run of a study that has epochs."""
+    runs = [run for run in study.runs() if isinstance(run.model, ReconstructionConfig)]
+    tables = [watch_epochs(run, folder) for run in runs]
+    columns = [*RUN, "epoch", "category", "metric", "value"]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
+
+
+def best_epoch(epochs: pd.DataFrame, metric: str = "i_auroc") -> pd.DataFrame:
+    """The last epoch beside the one that is best on the test images, in the columns of `measure`'s details."""
+    values = epochs[epochs["metric"] == metric]
+    tables = []
+    for _, run in values.groupby(RUN, sort=False):
+        table = run.pivot(index="category", columns="epoch", values="value")  # noqa: PD010
+        best = table[table.mean().idxmax()]
+        pair = pd.DataFrame({"here": table[table.columns[-1]], "there": best}).reset_index()
+        tables.append(pair.assign(**run[RUN].iloc[0], detail=BEST_EPOCH, metric=metric))
+    columns = [*RUN, "category", "detail", "metric", "here", "there"]
+    return pd.concat(tables)[columns] if tables else pd.DataFrame(columns=columns)
+
+
+def shifts(details: pd.DataFrame) -> pd.DataFrame:
+    """Mean shift of each detail over categories, with its 95 % t interval.
+
+    Categories are the unit: each counts with its mean over seeds.
+
+    Returns
+    -------
+    DataFrame
+        method, modality, detail, metric, here, there (percent), shift, low, high (points), n (categories).
+    """
+    by = ["method", "modality", "detail", "metric"]
+    means = details.groupby([*by, "category"], sort=False)[["here", "there"]].mean().reset_index()
+    unit = means.rename(columns={"category": "seed"}).assign(value=means["there"] - means["here"])
+    table = summarise(unit, by).drop(columns="sd").rename(columns={"mean": "shift"})
+    values = means.groupby(by, sort=False)[["here", "there"]].mean().reset_index()
+    table = values.merge(table, on=by)
+    table[["here", "there", "shift", "low", "high"]] *= 100
+    return table
+
+
+def luck(lotteries: pd.DataFrame) -> pd.DataFrame:
+    """What one evaluation with overwritten images may give, and the best of all of them; by run.
+
+    Returns
+    -------
+    DataFrame
+        `RUN`, images, files (that remain), here, there (percent; mean over evaluations), shift, low, high (points;
+        mean and the middle 95 % of evaluations), best (points above here), evaluations, undefined (share).
+    """
+    records = []
+    for _, run in lotteries.groupby(RUN, sort=False):
+        here = run["here"].iloc[0]
+        shift = 100 * (run["value"] - here)
+        low, high = shift.quantile([0.025, 0.975])
+        records.append(
+            {
+                **run[[*RUN, "images", "files"]].iloc[0],
+                "here": 100 * here,
+                "there": 100 * run["value"].mean(),
+                "shift": shift.mean(),
+                "low": low,
+                "high": high,
+                "best": shift.max(),
+                "evaluations": len(run),
+                "undefined": run["value"].isna().mean(),
+            }
+        )
+    return pd.DataFrame(records)
+
+
+@in_style
+def shift_plot(table: pd.DataFrame) -> Figure:
+    """Draw the shift of each detail with its interval, a row per detail and metric, a colour per method.
+
+    Parameters
+    ----------
+    table : DataFrame
+        What `shifts` returns, of one modality.
+    """
+    rows = (table["detail"] + ", " + table["metric"]).drop_duplicates().tolist()
+    levels = table["method"].unique().tolist()
+    figure, axis = plt.subplots(figsize=(6.6, 0.7 + 0.36 * len(rows)))
+    for place, level in enumerate(levels):
+        part = table[table["method"] == level]
+        names = part["detail"] + ", " + part["metric"]
+        y = [rows.index(name) + 0.2 * (place - (len(levels) - 1) / 2) for name in names]
+        error = [part["shift"] - part["low"], part["high"] - part["shift"]]
+        look: dict[str, Any] = {
+            "color": colours_of(levels)[level],
+            "marker": MARKERS[place % len(MARKERS)],
+        }
+        axis.errorbar(part["shift"], y, xerr=error, label=level, **look)
+    axis.axvline(0, color="#222222", linewidth=0.8)
+    axis.set_yticks(range(len(rows)), rows)
+    axis.set(ylim=(len(rows) - 0.5, -0.5), xlabel="shift of the metric (points)")
+    axis.grid(visible=True, axis="x")
+    figure.legend(loc="outside upper center", ncols=min(len(levels), 4))
+    return figure
+
+
+def _keys(run: RunConfig) -> dict[str, object]:
+    return {name: getattr(run, name) for name in RUN}

@@ -1,0 +1,173 @@
+"""Details of evaluation: values by hand, what must not change, and the published numbers found again."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iumad import evaluation_details as details
+from iumad import evaluation_study
+from iumad.config_sections import EvaluationConfig
+from iumad.metrics import aupro, image_auroc
+
+
+def scored(
+    scores: dict[str, float], category: str = "bagel", geometric: dict | None = None
+) -> details.Scored:
+    """A category whose images are given as defect/number: score; maps are constant, masks half of each defect."""
+    names, values = list(scores), np.array(list(scores.values()))
+    kinds = [name.split("/")[0] for name in names]
+    labels = [int(kind != "good") for kind in kinds]
+    masks = np.zeros((len(names), 4, 4), dtype=bool)
+    masks[np.array(labels, dtype=bool), :2] = True
+    maps = (values[:, None, None] + np.arange(16).reshape(4, 4) / 100).astype(np.float32)
+    test = pd.DataFrame(
+        {
+            "sample_id": [f"{category}/test/{name}" for name in names],
+            "defect": kinds,
+            "label": labels,
+            "geometric": pd.array([(geometric or {}).get(kind) for kind in kinds], dtype="boolean"),
+        }
+    )
+    return details.Scored(category, test, maps, masks, values)
+
+
+def compared(one: details.Scored) -> dict[tuple[str, str], tuple[float, float]]:
+    config = EvaluationConfig(pool=1)
+    return {
+        (name, metric): (here, there) for name, metric, here, there in details.compare(one, config)
+    }
+
+
+def test_overwriting_by_hand():
+    # name 000: good 0.1 or defect 0.9; name 001: good 0.8 or defect 0.2. Both classes remain in two of four
+    # cases, (good 0.1, defect 0.2) and (defect 0.9, good 0.8): AUROC 1. Of all images, 3 of 4 pairs are right.
+    one = scored({"good/000": 0.1, "good/001": 0.8, "hole/000": 0.9, "hole/001": 0.2})
+    table = details.overwritten([one], np.random.default_rng(0), n=400)
+    assert table["here"].unique() == pytest.approx(0.75)
+    assert (table["images"].iloc[0], table["files"].iloc[0]) == (4, 2)
+    assert set(table["value"].dropna()) == {1.0}
+    assert table["value"].isna().mean() == pytest.approx(0.5, abs=0.1)  # standard error 0.025
+
+
+def test_without_equal_names_nothing_is_overwritten():
+    one = scored({"good/000": 0.1, "good/001": 0.8, "hole/002": 0.9, "hole/003": 0.2})
+    table = details.overwritten([one], np.random.default_rng(0), n=5)
+    assert (table["value"] == table["here"]).all()
+
+
+def test_an_auroc_below_one_half_is_mirrored():
+    bad = scored({"good/000": 0.9, "good/001": 0.3, "hole/000": 0.1, "hole/001": 0.4})
+    here, there = compared(bad)["below 0.5 becomes 1 - AUROC", "i_auroc"]
+    assert here == pytest.approx(1 / 4)  # only 0.4 > 0.3 is right
+    assert there == pytest.approx(3 / 4)
+    good = scored({"good/000": 0.1, "hole/000": 0.9})
+    assert compared(good)["below 0.5 becomes 1 - AUROC", "i_auroc"] == (1.0, 1.0)
+
+
+def test_leaving_out_photometric_defects_by_hand():
+    # stain 0.2 lies below one good image, hole 0.9 above both: 3 of 4 pairs, then 2 of 2
+    one = scored(
+        {"good/000": 0.1, "good/001": 0.5, "stain/000": 0.2, "hole/000": 0.9},
+        geometric={"stain": False, "hole": True},
+    )
+    assert compared(one)["only geometric defects", "i_auroc"] == (0.75, 1.0)
+
+
+def test_where_it_is_not_known_which_defects_are_geometric_nothing_is_left_out():
+    one = scored({"good/000": 0.1, "hole/000": 0.9})
+    assert not [name for name, _ in compared(one) if name == "only geometric defects"]
+
+
+def test_regions_that_touch_at_a_corner():
+    # two pixels that touch at a corner, one found: 8-connected one region, half covered; 4-connected two
+    # regions, one of them covered: the same mean. A third pixel beside the first one makes the difference:
+    # 8-connected 2 of 3 covered; 4-connected (1 + 0) / 2.
+    maps = np.zeros((1, 3, 3), dtype=np.float32)
+    masks = np.zeros((1, 3, 3), dtype=bool)
+    masks[0, 0, 0] = masks[0, 0, 1] = masks[0, 1, 2] = True
+    maps[0, 0, :2] = 1
+    limit = 1e-9  # so that the area is the overlap at FPR 0
+    eight = details.aupro_of_regions(maps, masks, details.EIGHT_CONNECTED, limit)
+    four = details.aupro_of_regions(maps, masks, details.FOUR_CONNECTED, limit)
+    assert (eight, four) == (pytest.approx(2 / 3), pytest.approx(1 / 2))
+
+
+def random_case(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    masks = rng.random((3, 12, 12)) < 0.2
+    return (rng.random(masks.shape) + 0.5 * masks).astype(np.float32), masks
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_eight_connected_regions_are_those_of_the_metric(seed):
+    maps, masks = random_case(seed)
+    ours = details.aupro_of_regions(maps, masks, details.EIGHT_CONNECTED, 0.3)
+    assert ours == pytest.approx(aupro(maps, masks, 0.3), abs=1e-12)
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_many_thresholds_come_near_the_exact_area(seed):
+    maps, masks = random_case(seed)
+    exact = aupro(maps, masks, 0.3)
+    n_good = int((~masks).sum())
+    # with a threshold per good pixel the curve lacks only the first, vertical piece of the exact one
+    assert details.aupro_from_thresholds(maps, masks, n_good, 0.3) == pytest.approx(exact, abs=0.02)
+
+
+def test_thresholds_by_hand():
+    # good scores 0..9, one region of one pixel with score 6.5. Two thresholds, the ranks 0 and 9: above 9 there
+    # is nothing (FPR 0, PRO 0), above 0 there are 9 of 10 good ones and the region (0.9, 1).
+    maps = np.append(np.arange(10), 6.5).reshape(1, 1, 11)
+    masks = np.zeros((1, 1, 11), dtype=bool)
+    masks[0, 0, 10] = True
+    # the line from (0, 0) to (0.9, 1) at 0.45 is 1/2: area 0.45 * 0.5 / 2, divided by 0.45
+    assert details.aupro_from_thresholds(maps, masks, 2, 0.45) == pytest.approx(0.25)
+    assert aupro(maps, masks, 0.45) == pytest.approx(1 / 3)  # found at FPR 0.3: 0.15 of 0.45 remain
+
+
+def test_measured_values_are_the_published_ones(finished):
+    run = finished.study.select(methods=["iuf"]).runs()[0]
+    rows = finished.rows[finished.rows["run_id"] == run.run_id]
+    last = rows[rows["step"] == rows["step"].max()]
+    published = last[last["metric"] == "i_auroc"].set_index("category")["value"]
+    for one in evaluation_study.score_categories(run, finished.results):
+        assert image_auroc(one.scores, one.labels) == published[one.category]
+
+
+def test_tables_and_figure_of_a_study(finished):
+    study = finished.study.select(methods=["iuf", "memory-bank"])
+    measured, lotteries = evaluation_study.measure(study, finished.results)
+    table = evaluation_study.shifts(measured)
+    assert set(table["method"]) == {"iuf", "memory-bank"}
+    assert (table["there"] - table["here"]).to_numpy() == pytest.approx(table["shift"].to_numpy())
+    luck = evaluation_study.luck(lotteries)
+    # one good image and two defects of different types, all called 000: one remains, and AUROC is undefined
+    assert (luck["images"].iloc[0], luck["files"].iloc[0]) == (9, 3)
+    assert (luck["undefined"] == 1).all()
+    assert evaluation_study.shift_plot(table).axes
+
+
+def test_the_last_watched_epoch_is_the_published_one(finished):
+    before = sorted(finished.results.rglob("*"))
+    study = finished.study.select(methods=["ib-iumad", "memory-bank"])
+    epochs = evaluation_study.each_epoch(study, finished.results)
+    assert list(epochs["epoch"].unique()) == [1, 2]
+    rows = finished.rows[finished.rows["method"] == "ib-iumad"]
+    published = rows[rows["step"] == rows["step"].max()]
+    keys = ["category", "metric"]
+    ours = epochs[epochs["epoch"] == 2].set_index(keys)["value"]
+    assert ours.sort_index().equals(published.set_index(keys)["value"].sort_index())
+    assert sorted(finished.results.rglob("*")) == before
+    best = evaluation_study.best_epoch(epochs)
+    assert best["there"].mean() >= best["here"].mean()
+
+
+def test_luck_by_hand():
+    run = {"method": "iuf", "modality": "rgb", "setting": "2-1", "seed": 0}
+    values = pd.DataFrame({"evaluation": range(4), "value": [0.5, 0.7, 0.9, np.nan]})
+    table = evaluation_study.luck(values.assign(**run, here=0.6, images=9, files=3))
+    row = table.iloc[0]
+    assert (row["here"], row["there"], row["shift"], row["best"]) == pytest.approx((60, 70, 10, 30))
+    assert (row["evaluations"], row["undefined"]) == (4, 0.25)
