@@ -74,6 +74,17 @@ def study_plan(params: Params, results: Results = Path("results")) -> None:
     )
 
 
+@study_app.command("efficiency")
+def study_efficiency(
+    params: Params, results: Results = Path("results"), device: Device = "auto"
+) -> None:
+    """Measure time and memory of the grid's methods, with random weights; nothing is trained."""
+    from iumad.efficiency import measure_study
+
+    table = measure_study(load_params(params), results, device)
+    console.print(f"{len(table)} numbers; notebook 09_efficiency shows them")
+
+
 @cache_app.command("info")
 def cache_info() -> None:
     """Show where the cache lies and how large it is."""

@@ -7,7 +7,7 @@ experiment: the profile's name and the method's label are not part of it.
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import yaml
 from pydantic import Field, model_validator
@@ -27,22 +27,8 @@ from iumad.config_sections import (
 )
 from iumad.errors import ConfigError
 from iumad.identity import stable_hash, without_neutral
-from iumad.presets import PRESETS
+from iumad.presets import PRESETS, MethodConfig, Modality
 from iumad.validation import build, nearest
-
-Modality = Literal["rgb", "depth", "rgb+depth"]
-
-
-class MethodConfig(Section):
-    """One row of a comparison: a preset and what is changed in it."""
-
-    preset: str | None = Field(
-        None, description="a name of PRESETS; default: the method's own name"
-    )
-    model: dict[str, Any] = Field({})
-    increment: dict[str, Any] = Field({})
-    training: dict[str, Any] = Field({})
-    perturb: PerturbConfig = PerturbConfig()
 
 
 class RunConfig(Section):
@@ -116,6 +102,10 @@ class StudyConfig(Section):
                     f"methods.{name}: no method is called {preset!r}{nearest(preset, PRESETS)}; "
                     f"known: {', '.join(PRESETS)}"
                 )
+            for key in ("modalities", "settings"):
+                limit = getattr(method, key)
+                if limit is not None and not set(limit) & set(getattr(self, key)):
+                    raise ValueError(f"methods.{name}.{key}: none of {list(limit)} is in the grid")
         for key in ("methods", "modalities", "settings", "seeds"):
             if not getattr(self, key):
                 raise ValueError(f"{key}: at least one is needed")
@@ -128,7 +118,8 @@ class StudyConfig(Section):
             self._run(name, modality, setting, seed)
             for setting in self.settings
             for modality in self.modalities
-            for name in self.methods
+            for name, method in self.methods.items()
+            if method.is_in(modality, setting)
             for seed in self.seeds
         ]
 
@@ -177,7 +168,10 @@ class StudyConfig(Section):
                 )
             chosen = [value for value in have if value in values]
             update[key] = {v: have[v] for v in chosen} if key == "methods" else tuple(chosen)
-        return self.model_copy(update=update)
+        part = self.model_copy(update=update)
+        if not part.runs():
+            raise ConfigError(f"select: profile {self.profile!r} has no run with all of {wanted}")
+        return part
 
 
 def load_params(

@@ -1,23 +1,24 @@
 """What notebook pages show besides curves: tables in the paper's units, samples to look at, provenance."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from pandas.io.formats.style import Styler
 
-from iumad.config import RunConfig, StudyConfig
+from iumad.config import StudyConfig
 from iumad.data import Dataset, open_dataset
 from iumad.data.minicandies import MiniCandies
 from iumad.data.prepare import prepare
 from iumad.metrics import image_scores
+from iumad.page_tables import environment_table as environment_table
+from iumad.page_tables import provenance_table as provenance_table
+from iumad.page_tables import shown as shown
 from iumad.pictures import anomaly_grid
-from iumad.provenance import Provenance, read_provenance
 from iumad.results import beside_paper, final_table
 from iumad.statistics import summarise
-from iumad.study import Workplace, score_samples
+from iumad.study import score_samples
 
 GROUP = ["setting", "modality", "method", "metric"]
 
@@ -148,59 +149,3 @@ def defect_strength(dataset: MiniCandies) -> pd.DataFrame:
     table = pd.DataFrame(records, columns=["defect", "area", "colour", "depth_mm"])
     groups = table.groupby("defect", sort=False)
     return groups.mean().assign(images=groups.size()).reset_index()
-
-
-def provenance_table(study: StudyConfig, folder: str | Path) -> pd.DataFrame:
-    """What each run of a study cost: finished steps, minutes and the largest memory of them, code."""
-    records = []
-    for run in study.runs():
-        steps = _provenance(run, folder)
-        records.append(
-            {
-                "method": run.method,
-                "modality": run.modality,
-                "setting": run.setting,
-                "seed": run.seed,
-                "run": run.run_id,
-                "steps": len(steps),
-                "minutes": sum(step.duration_s for step in steps) / 60,
-                "memory (MB)": max((step.peak_memory_mb or 0 for step in steps), default=None),
-                "code": _distinct(_code(step) for step in steps),
-            }
-        )
-    return pd.DataFrame(records)
-
-
-def environment_table(study: StudyConfig, folder: str | Path) -> pd.DataFrame:
-    """Machines and versions that a study's steps ran with; more than one value where they differ."""
-    steps = [step for run in study.runs() for step in _provenance(run, folder)]
-    facts = {
-        "machine": _distinct(f"{step.cpu}, {step.cores} cores" for step in steps),
-        "device": _distinct(step.device for step in steps),
-        "system": _distinct(step.system for step in steps),
-        "python": _distinct(step.python for step in steps),
-    }
-    for package in ("torch", "timm", "numpy"):
-        facts[package] = _distinct(step.packages[package] for step in steps)
-    return pd.DataFrame(facts.items(), columns=["what", "value"])
-
-
-def shown(table: pd.DataFrame, precision: int = 1) -> Styler:
-    """Dress a table for a page: no index, so many decimals, "-" where a value is missing."""
-    floats = table.select_dtypes("float").round(precision) + 0.0  # so that -0.0 becomes 0.0
-    style = table.assign(**floats).style.format(precision=precision, na_rep="-").hide(axis="index")
-    return style.set_table_attributes('class="dataframe"')
-
-
-def _provenance(run: RunConfig, folder: str | Path) -> list[Provenance]:
-    workplace = Workplace(run, Path(folder), "cpu")
-    paths = [workplace.folder(step) / "provenance.json" for step in range(len(workplace.steps))]
-    return [read_provenance(path) for path in paths if path.exists()]
-
-
-def _code(step: Provenance) -> str:
-    return (step.commit or "no checkout")[:10] + (" (modified)" if step.modified else "")
-
-
-def _distinct(values: Iterable[str]) -> str:
-    return "; ".join(dict.fromkeys(values))

@@ -1,6 +1,12 @@
-"""What each method of the comparisons is made of."""
+"""What each method of a comparison is made of, and in which part of the grid it is run."""
 
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import Field
+
+from iumad.config_sections import PerturbConfig, Section
+
+Modality = Literal["rgb", "depth", "rgb+depth"]
 
 _UNIAD = {"fusion": "addition", "bottleneck": False, "channel_reduction": "mean"}
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
@@ -13,3 +19,27 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 }
 """What each method changes in the defaults, which are IB-IUMAD's. `joint` (all categories at once) and `finetune`
 (nothing protects the earlier ones) are its upper and lower bound."""
+
+
+class MethodConfig(Section):
+    """One row of a comparison: a preset and what is changed in it."""
+
+    preset: str | None = Field(
+        None, description="a name of PRESETS; default: the method's own name"
+    )
+    model: dict[str, Any] = Field({})
+    increment: dict[str, Any] = Field({})
+    training: dict[str, Any] = Field({})
+    perturb: PerturbConfig = PerturbConfig()
+    modalities: tuple[Modality, ...] | None = Field(
+        None, description="of the study's, those with this method; default: all"
+    )
+    settings: tuple[str, ...] | None = Field(
+        None, description="of the study's, those with this method; default: all"
+    )
+
+    def is_in(self, modality: str, setting: str) -> bool:
+        """Whether the method is run there."""
+        return (self.modalities is None or modality in self.modalities) and (
+            self.settings is None or setting in self.settings
+        )

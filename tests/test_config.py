@@ -68,6 +68,7 @@ def complete_params() -> dict:
     content = {key: section.model_dump(mode="json") for key, section in sections.items()}
     method = {key: dict(content[key]) for key in ("model", "training", "increment")}
     method["perturb"] = PerturbConfig().model_dump(mode="json")
+    method |= {"modalities": ["rgb"], "settings": ["6-1"]}
     content["methods"] = {"mine": {"preset": "ib-iumad", **method}}
     grid = {"modalities": ["rgb"], "settings": ["6-1"], "seeds": [0], "profile": "complete"}
     return content | grid
@@ -451,6 +452,22 @@ def test_a_part_of_the_grid_in_the_order_of_the_grid():
     assert list(part.methods) == ["ib-iumad"]
     assert part.seeds == (0, 2)
     assert {r.run_id for r in part.runs()} < {r.run_id for r in study.runs()}
+
+
+def test_a_method_may_have_a_part_of_the_grid():
+    grid = {"modalities": ["rgb", "depth"], "settings": ["6-1", "6-4"], "seeds": [0]}
+    methods = {"iuf": {}, "joint": {"modalities": ["rgb"], "settings": ["6-4"]}}
+    study = StudyConfig.model_validate(grid | {"methods": methods})
+    found = [(r.modality, r.setting) for r in study.runs() if r.method == "joint"]
+    assert found == [("rgb", "6-4")]
+    assert len(study.runs()) == 4 + 1
+    with pytest.raises(ConfigError, match="no run with all of"):
+        study.select(methods=["joint"], settings=["6-1"])
+
+
+def test_a_method_needs_a_part_that_is_in_the_grid():
+    with pytest.raises(ConfigError, match=r"methods\.iuf\.settings: none of \['9-1'\]"):
+        build(StudyConfig, {"methods": {"iuf": {"settings": ["9-1"]}}}, "file.yaml")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,124 @@
+"""What a method costs: time and memory of inference, size of the model, and how they grow (paper Table 7).
+
+Costs do not depend on what a model has learnt, so detectors here have random weights, and banks hold random
+patches in the number that training would give. Methods are measured in processes of their own: only so is the
+largest memory that of one method. Time includes the backbone, from images in memory to anomaly maps.
+"""
+
+import multiprocessing
+import resource
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from iumad import results
+from iumad.config import RunConfig, StudyConfig
+from iumad.config_sections import MemoryBankConfig
+from iumad.costs import COLUMNS, REPEATS, costs_file, runs_to_measure
+from iumad.devices import device_name, pick_device
+from iumad.features import Backbone
+from iumad.models.detector import ReconstructionDetector
+from iumad.models.memory_bank import MemoryBank
+from iumad.store import Batch
+
+PROCESSES = 3  # for each method and modality
+BATCH = 32  # beside batches of one image
+N_TRAIN = 250  # images a category that a bank keeps where the configuration does not say; MVTec 3D-AD: 210 to 361
+
+
+def measure_study(study: StudyConfig, folder: str | Path, device: str = "auto") -> pd.DataFrame:
+    """Costs of every method and modality of a study, written for `iumad.costs.read_costs`; made anew each time."""
+    tables = [_one_run(run, device) for run in runs_to_measure(study)]
+    table = pd.concat(tables, ignore_index=True)[COLUMNS]
+    results.write_table(table, costs_file(study, folder))
+    return table
+
+
+def _one_run(run: RunConfig, device: str) -> pd.DataFrame:
+    tables = []
+    for process in range(PROCESSES):
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            rows = pool.submit(measure, run, process, device).result()
+        tables.append(pd.DataFrame(rows))
+    return pd.concat(tables, ignore_index=True)
+
+
+def measure(run: RunConfig, process: int, device: str) -> list[dict[str, Any]]:
+    """Rows of one process: the run's own size first, so that peak memory is its own; process 0 has the rest."""
+    own, many = run.data.image_size, sum(int(part) for part in run.setting.split("-"))
+    points = [(many, own, 1)]
+    if process == 0:
+        points += [(many, own, BATCH)]
+        points += [(n, own, 1) for n in (1, -(-many // 2)) if n != many]
+        points += [(many, size, 1) for size in (own // 2, 2 * own)]
+    where = pick_device(device)
+    state = f"{device_name(where)}, {torch.get_num_threads()} torch threads"
+    rows = []
+    for categories, size, batch in points:
+        what = {"method": run.method, "modality": run.modality, "categories": categories}
+        what |= {"image_size": size, "batch": batch, "machine": state}
+        seconds, megabytes = _time(run, categories, size, batch, where)
+        for i, each in enumerate(seconds):
+            repeat = {"repeat": process * REPEATS + i}
+            rows.append(what | repeat | {"metric": "latency (ms)", "value": 1000 * each})
+            rows.append(what | repeat | {"metric": "frames/s", "value": batch / each})
+        repeat = {"repeat": process}
+        rows.append(what | repeat | {"metric": "model (MB)", "value": megabytes})
+        if (categories, size) == (many, own):
+            peak = _peak_bytes(where) / 1e6
+            rows.append(what | repeat | {"metric": "peak memory (MB)", "value": peak})
+    return rows
+
+
+@torch.no_grad()
+def _time(
+    run: RunConfig, categories: int, size: int, batch: int, where: torch.device
+) -> tuple[list[float], float]:
+    """Seconds of each repeat, and the megabytes of backbone and detector."""
+    grid = run.features.grid * size // run.data.image_size
+    torch.manual_seed(0)
+    random = run.features.model_copy(update={"weights": "random", "grid": grid})
+    backbone = Backbone(random).to(where)
+    detector = _detector(run, backbone.channels, categories, size, grid, where)
+    images = torch.rand(batch, 3, size, size, device=where)
+    labels = torch.arange(batch, device=where) % categories
+    seconds = []
+    for _ in range(1 + (REPEATS if batch == 1 else 2)):
+        start = time.perf_counter()
+        features = {modality: backbone(images) for modality in run.modalities}
+        batch_of = Batch(features, dict.fromkeys(run.modalities, images), labels)
+        detector.anomaly_maps(batch_of).cpu()  # waits for the device
+        seconds.append(time.perf_counter() - start)
+    return seconds[1:], (_bytes(backbone) + _bytes(detector)) / 1e6
+
+
+def _detector(
+    run: RunConfig, channels: int, categories: int, size: int, grid: int, where: torch.device
+) -> ReconstructionDetector | MemoryBank:
+    if not isinstance(run.model, MemoryBankConfig):
+        shape = (run.model, run.modalities, channels, grid, size, categories)
+        return ReconstructionDetector(*shape).to(where).eval()
+    bank = MemoryBank(run.model, run.modalities, size)
+    patches = round(run.model.coreset * getattr(run.data, "n_train", N_TRAIN) * grid**2)
+    for key in [f"{n}:{modality}" for n in range(categories) for modality in run.modalities]:
+        bank.banks[key], bank.scales[key] = torch.randn(patches, channels, device=where), 1.0
+    return bank.eval()
+
+
+def _bytes(module: torch.nn.Module) -> int:
+    tensors = [*module.parameters(), *module.buffers(), *getattr(module, "banks", {}).values()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _peak_bytes(where: torch.device) -> int:
+    if where.type == "cuda":
+        return torch.cuda.max_memory_allocated(where)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
