@@ -9,8 +9,17 @@ import numpy as np
 import pandas as pd
 
 from iumad.config import StudyConfig
-from iumad.results import FRACTIONS, MEAN, beside_paper, final_table, forgetting_table, last_step
-from iumad.statistics import CONFIDENCE, paired_tests, summarise
+from iumad.results import (
+    FRACTIONS,
+    MEAN,
+    RUN_COLUMNS,
+    beside_paper,
+    final_table,
+    forgetting_table,
+    last_step,
+    paper_results,
+)
+from iumad.statistics import CONFIDENCE, mean_ranks, paired_tests, summarise
 
 NOT_RUN = "not run"
 CELL = ["modality", "setting", "method"]
@@ -102,6 +111,32 @@ def category_table(study: StudyConfig, rows: pd.DataFrame, metric: str) -> pd.Da
     wide = last.pivot_table("value", CELL, "category", observed=True)[order]
     wide = 100 * wide.assign(mean=wide.mean(axis=1, skipna=False))
     return grid.merge(wide.reset_index(), "left", on=CELL)
+
+
+def paper_category_table(dataset: str, metric: str, setting: str = "10-0") -> pd.DataFrame:
+    """The paper's values of a metric per category; without rows where the paper has none for the data set."""
+    table = paper_results()
+    chosen = (table["dataset"] == dataset) & (table["metric"] == metric)
+    table = table[chosen & (table["setting"] == setting)]
+    table = table.drop_duplicates(["modality", "method", "category"])
+    order = [*dict.fromkeys(table["category"])]
+    return table.pivot_table("value", ["modality", "method"], "category")[order].reset_index()
+
+
+def incremental(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of runs of two or more steps, in which something can be forgotten."""
+    if rows.empty:
+        return rows
+    return rows[rows.groupby(RUN_COLUMNS)["step"].transform("max") > 0]
+
+
+def ranks(rows: pd.DataFrame, metric: str = "i_auroc") -> pd.DataFrame:
+    """Mean ranks of the methods after the last step over seeds and categories; empty if there are not two."""
+    part = last_step(rows[rows["metric"] == metric]) if len(rows) else rows
+    part = part.dropna(subset=["value"])
+    methods = set(part["method"])
+    complete = part.groupby(list(PAIR))["method"].nunique() == len(methods)
+    return mean_ranks(part) if len(methods) > 1 and complete.any() else part[:0]
 
 
 def paired_table(rows: pd.DataFrame, reference: str) -> pd.DataFrame:

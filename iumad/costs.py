@@ -43,7 +43,8 @@ def read_costs(study: StudyConfig, folder: str | Path) -> pd.DataFrame:
     DataFrame
         method, modality, categories, image_size, batch, machine, repeat, metric, value. Metrics: "latency (ms)" of
         a batch, "frames/s", "model (MB)" (parameters, buffers and banks, backbone included), "peak memory (MB)" of
-        the process with all libraries, or on a GPU of torch's allocations there.
+        the process with all libraries, or on a GPU of torch's allocations there; of networks "parameters (M)" and
+        "operations (10^9)" for one image.
     """
     path = costs_file(study, folder)
     return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=COLUMNS)
@@ -54,17 +55,12 @@ def summary(table: pd.DataFrame, categories: int, image_size: int) -> pd.DataFra
     chosen = (table["categories"] == categories) & (table["image_size"] == image_size)
     records = []
     for keys, part in table[chosen].groupby(["modality", "method", "batch"], sort=False):
-        of = {metric: values["value"] for metric, values in part.groupby("metric")}
-        records.append(
-            {
-                **dict(zip(["modality", "method", "batch"], keys, strict=True)),
-                "latency p50 (ms)": of["latency (ms)"].median(),
-                "latency p95 (ms)": of["latency (ms)"].quantile(0.95),
-                "frames/s": of["frames/s"].median(),
-                "model (MB)": of["model (MB)"].iloc[0],
-                "peak memory (MB)": of["peak memory (MB)"].iloc[0],
-            }
-        )
+        of = {metric: values["value"] for metric, values in part.groupby("metric", sort=False)}
+        latency = of.pop("latency (ms)")
+        tails = {f"latency p{q} (ms)": latency.quantile(q / 100) for q in (50, 95)}
+        medians = {metric: values.median() for metric, values in of.items()}
+        names = dict(zip(["modality", "method", "batch"], keys, strict=True))
+        records.append(names | tails | medians)
     return pd.DataFrame(records)
 
 
@@ -75,6 +71,8 @@ def growth(table: pd.DataFrame, factor: str, modality: str) -> pd.DataFrame:
     """
     other = {"categories": "image_size", "image_size": "categories"}[factor]
     part = table[(table["modality"] == modality) & (table["batch"] == 1)]
+    if part.empty:
+        return part
     stays = part.groupby(other)[factor].nunique().idxmax()
     part = part[part[other] == stays].sort_values(factor, kind="stable")
     return part.groupby(["method", factor, "metric"], sort=False)["value"].median().reset_index()

@@ -22,6 +22,7 @@ from iumad.config_sections import MemoryBankConfig
 from iumad.costs import COLUMNS, REPEATS, costs_file, runs_to_measure
 from iumad.devices import device_name, pick_device
 from iumad.features import Backbone
+from iumad.model_card import model_card
 from iumad.models.detector import ReconstructionDetector
 from iumad.models.memory_bank import MemoryBank
 from iumad.store import Batch
@@ -70,10 +71,21 @@ def measure(run: RunConfig, process: int, device: str) -> list[dict[str, Any]]:
             rows.append(what | repeat | {"metric": "frames/s", "value": batch / each})
         repeat = {"repeat": process}
         rows.append(what | repeat | {"metric": "model (MB)", "value": megabytes})
+        if (categories, size, batch) == (many, own, 1):
+            rows += [what | repeat | each for each in _counted(run, many)]
         if (categories, size) == (many, own):
             peak = _peak_bytes(where) / 1e6
             rows.append(what | repeat | {"metric": "peak memory (MB)", "value": peak})
     return rows
+
+
+def _counted(run: RunConfig, categories: int) -> list[dict[str, Any]]:
+    """Parameters and operations of a network; a bank has nothing to count but its backbone."""
+    if isinstance(run.model, MemoryBankConfig):
+        return []
+    total = model_card(run, categories).iloc[-1]
+    counts = {"parameters (M)": total["parameters"] / 1e6, "operations (10^9)": total["gflops"]}
+    return [{"metric": metric, "value": value} for metric, value in counts.items()]
 
 
 @torch.no_grad()

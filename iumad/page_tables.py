@@ -54,6 +54,12 @@ def shown(table: pd.DataFrame, precision: int = 1) -> Styler:
     return style.set_table_attributes('class="dataframe"')
 
 
+def linked(table: pd.DataFrame, column: str) -> Styler:
+    """Dress a table whose column names notebooks, "" for none: each becomes a link to its page."""
+    anchors = [f'<a href="{name}.html">{name}</a>' if name else "" for name in table[column]]
+    return shown(table.assign(**{column: anchors}))
+
+
 def _provenance(run: RunConfig, folder: str | Path) -> list[Provenance]:
     steps = steps_of(run, open_dataset(run.data).categories)
     ends = range(1, len(steps) + 1)

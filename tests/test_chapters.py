@@ -1,0 +1,127 @@
+"""The comparison notebooks: they show what is finished, say what is not run, and type no result."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import papermill
+import pytest
+import tiny
+
+from iumad import costs
+from iumad.book import failures
+from iumad.config import StudyConfig, load_params
+from iumad.costs import costs_file
+from iumad.data import open_dataset
+from iumad.finished import row_files, steps_of
+from iumad.results import write_table
+
+ROOT = Path(__file__).resolve().parents[1]
+OWN_STUDY = {
+    "04_spurious_redundant": "spurious",
+    "05_settings": "settings",
+    "06_unified": "unified",
+    "07_ablation": "ablation",
+    "08_fusion": "fusion",
+    "09_efficiency": "efficiency",
+    "10_claims": "settings",
+}
+STUDIES = [*dict.fromkeys(OWN_STUDY.values()), "settings_many", "switches"]
+
+
+def made_up(study: StudyConfig, folder: Path) -> None:
+    """Write results that nobody measured, so that pages can be tested without training."""
+    categories = open_dataset(study.data).categories
+    for run in study.runs():
+        rng = np.random.default_rng(run.seed)
+        steps = steps_of(run, categories)
+        for step, file in enumerate(row_files(run, folder, categories)):
+            if file.exists():
+                continue
+            seen = [category for part in steps[: step + 1] for category in part]
+            names = ["i_auroc", "p_auroc", "aupro"]
+            table = pd.DataFrame(
+                [(c, m) for c in seen for m in names], columns=["category", "metric"]
+            )
+            values = rng.uniform(0.6, 0.9, len(table))
+            write_table(table.assign(value=values, n_good=8, n_defect=14), file)
+
+
+def made_up_costs(study: StudyConfig, folder: Path) -> None:
+    rows = []
+    for run in costs.runs_to_measure(study):
+        points = [(10, 128, 1), (10, 128, 32), (1, 128, 1), (5, 128, 1), (10, 64, 1), (10, 256, 1)]
+        for n, size, batch in points:
+            what = (run.method, run.modality, n, size, batch, "made up")
+            for repeat in range(3 * costs.REPEATS):
+                rows += [(*what, repeat, "latency (ms)", 50.0), (*what, repeat, "frames/s", 20.0)]
+            for repeat in range(3):
+                rows.append((*what, repeat, "model (MB)", 9.0))
+                rows.append((*what, repeat, "peak memory (MB)", 900.0 + repeat))
+    write_table(pd.DataFrame(rows, columns=costs.COLUMNS), costs_file(study, folder))
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory) -> Path:
+    """Results folder in which every run of every study lies finished, with made-up values."""
+    folder = tmp_path_factory.mktemp("complete")
+    for name in STUDIES:
+        made_up(load_params(ROOT / "params" / f"{name}.yaml"), folder)
+    made_up_costs(load_params(ROOT / "params" / "efficiency.yaml"), folder)
+    return folder
+
+
+def execute(name: str, folder: Path, results: Path, **parameters) -> str:
+    """Everything that the executed notebook shows, as text."""
+    source, out = ROOT / "notebooks" / f"{name}.ipynb", folder / f"{name}.ipynb"
+    parameters["results"] = str(results)
+    papermill.execute_notebook(
+        source, out, parameters, kernel_name="python3", cwd=source.parent, progress_bar=False
+    )
+    assert failures(out) == []
+    outputs = [
+        output.get("data", {})
+        for cell in nbformat.read(out, as_version=4).cells
+        for output in cell.get("outputs", [])
+    ]
+    kinds = ("text/html", "text/markdown")
+    return "\n".join("".join(data[kind]) for data in outputs for kind in kinds if kind in data)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OWN_STUDY)
+def test_a_complete_study_is_shown_whole(name, complete, tmp_path):
+    text = execute(name, tmp_path, complete)
+    assert "not run" not in text.lower()
+    if name in ("04_spurious_redundant", "07_ablation", "08_fusion", "10_claims"):
+        assert re.search(r"does not hold|holds|not testable here", text)
+
+
+@pytest.mark.slow
+def test_what_is_missing_is_said(tmp_path):
+    assert "0 of 87 runs" in (text := execute("05_settings", tmp_path, tmp_path / "nowhere"))
+    assert "iumad study run params/settings.yaml" in text
+    assert text.count("not run") >= 29 * 3  # cells of the grid, by metrics
+    text = execute("10_claims", tmp_path, tmp_path / "nowhere")
+    assert "not run: params/spurious.yaml" in text
+    assert ">holds<" not in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["05_settings", "06_unified"])
+def test_a_trained_study_of_another_profile_is_shown(name, finished, tmp_path):
+    content = tiny.params(**tiny.FINISHED)
+    text = execute(name, tmp_path, finished.results, **content)
+    assert "3 of 3 runs" in text
+    rows = finished.rows
+    last = rows[(rows["method"] == "iuf") & (rows["metric"] == "p_auroc") & (rows["step"] == 1)]
+    assert f"{100 * last['value'].mean():.1f}" in text
+
+
+@pytest.mark.parametrize("name", OWN_STUDY)
+def test_a_notebook_reads_its_own_params_file(name):
+    cells = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells
+    source = next(c.source for c in cells if "parameters" in c.metadata.get("tags", []))
+    assert f'params_file = "../params/{OWN_STUDY[name]}.yaml"' in source
