@@ -7,6 +7,7 @@
 """
 
 import base64
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from papermill.exceptions import PapermillExecutionError
 from iumad.config import load_params
 from iumad.errors import IumadError
 
+COMMON = "smoke.yaml"  # which notebooks without a study of their own name
 LOG_LINES = 25  # of the builder's log shown when it fails
 
 
@@ -66,6 +68,9 @@ def execute_notebooks(
 ) -> list[Path]:
     """Run every notebook with the content of a params file as its parameters.
 
+    A notebook whose own params file is not the common one compares runs of a study of its own: it keeps that,
+    trains nothing, and says what of it is not run.
+
     Parameters
     ----------
     params : Path
@@ -95,9 +100,21 @@ def execute_notebooks(
     executed = out / "executed"
     executed.mkdir(parents=True, exist_ok=True)
     parameters = _notebook_parameters(params)
-    if results is not None:
-        parameters["results"] = str(results.resolve())
-    return [_execute(notebook, executed / notebook.name, parameters) for notebook in notebooks]
+    where = {} if results is None else {"results": str(results.resolve())}
+    return [
+        _execute(
+            notebook,
+            executed / notebook.name,
+            where if has_own_study(notebook) else parameters | where,
+        )
+        for notebook in notebooks
+    ]
+
+
+def has_own_study(notebook: Path) -> bool:
+    """Whether a notebook's parameters cell names another params file than the common one."""
+    found = re.search(r"params_file = \\?[\"'](.*?)\\?[\"']", notebook.read_text(encoding="utf-8"))
+    return found is not None and Path(found[1]).name != COMMON
 
 
 def failures(notebook: Path) -> list[str]:

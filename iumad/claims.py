@@ -104,7 +104,8 @@ def evaluate_claims(claims: tuple[Claim, ...], tables: Mapping[str, pd.DataFrame
     rows = []
     for claim in claims:
         if not claim.contrasts:
-            rows.append({"claim": claim.name, "verdict": UNTESTABLE, "reason": claim.why_not})
+            why = {"n": 0, "verdict": UNTESTABLE, "reason": claim.why_not}
+            rows.append({"claim": claim.name} | why)
         for contrast in claim.contrasts:
             result = _test(contrast, tables.get(claim.study, pd.DataFrame()), claim.study)
             rows.append({"claim": claim.name, "test": contrast.name, **result})
@@ -114,17 +115,20 @@ def evaluate_claims(claims: tuple[Claim, ...], tables: Mapping[str, pd.DataFrame
 
 
 def verdicts(claims: tuple[Claim, ...], table: pd.DataFrame) -> pd.DataFrame:
-    """One row a claim: claim, statement, where, verdict, reason (of the contrasts that decided), page."""
+    """One row a claim: claim, statement, where, verdict, reason, page."""
     records = []
     for claim in claims:
         part = table[table["claim"] == claim.name]
         found = set(part["verdict"])
         verdict = next(v for v in (FAILS, UNTESTABLE, HOLDS) if v in found)
-        deciding = part[part["verdict"] == verdict]
-        reason = "; ".join(dict.fromkeys(deciding["reason"]))
-        if len(part) > 1:
-            reason = f"{len(deciding)} of {len(part)} tests: {reason}"
-        record = (claim.name, claim.statement, claim.where, verdict, reason, claim.page)
+        reasons = list(dict.fromkeys(part["reason"]))
+        if len(reasons) > 1:
+            counts = part["verdict"].value_counts()
+            told = [
+                f"{each}: {counts[each]}" for each in (HOLDS, FAILS, UNTESTABLE) if each in found
+            ]
+            reasons = [f"of {len(part)} differences, {', '.join(told)}"]
+        record = (claim.name, claim.statement, claim.where, verdict, reasons[0], claim.page)
         records.append(record)
     columns = ["claim", "statement", "where", "verdict", "reason", "page"]
     return pd.DataFrame(records, columns=columns)

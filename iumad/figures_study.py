@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib import pyplot as plt
@@ -124,14 +123,24 @@ def claim_forest(claims: pd.DataFrame) -> Figure:
         an estimate are left out.
     """
     claims = claims.dropna(subset=["estimate"])
-    figure, axis = plt.subplots(figsize=(6.2, 1.1 + 0.26 * len(claims)))
-    place = np.arange(len(claims))
+    labels: list[str] = []
+    place: list[int] = []
+    last = None
+    for row in claims.itertuples():
+        if row.claim != last:
+            labels.append(f"{row.claim}:")  # a line of its own
+        place.append(len(labels))
+        labels.append(row.test)
+        last = row.claim
+    figure, axis = plt.subplots(figsize=(8, 1.1 + 0.2 * len(labels)))
     half = (claims["high"] - claims["estimate"]).to_numpy()
     axis.axvline(0, color="#222222", linewidth=0.8)
     look: dict[str, Any] = {"linestyle": "none", "capsize": 2, "elinewidth": 1}
     axis.errorbar(claims["estimate"], place, xerr=half, marker="o", color="#0072B2", **look)
     axis.plot(claims["paper"], place, "x", color="#D55E00")
-    axis.set_yticks(place, claims["claim"] + ": " + claims["test"])
-    axis.set(ylim=(len(claims) - 0.5, -0.5), xlabel="points in favour of the claim")
+    axis.set_yticks(range(len(labels)), labels)
+    for number, label in enumerate(axis.get_yticklabels()):
+        label.set_fontweight("normal" if number in place else "bold")
+    axis.set(ylim=(len(labels) - 0.5, -0.5), xlabel="points in favour of the claim")
     axis.grid(visible=True, axis="x")
     return figure

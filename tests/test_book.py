@@ -54,6 +54,19 @@ def test_notebooks_get_the_content_of_the_params_file(small_repository):
     assert output.split() == ["two", "[3,", "4]", str(root / "runs")]
 
 
+def test_a_notebook_with_a_study_of_its_own_keeps_it(small_repository):
+    root = small_repository("print(profile, seeds, results)")
+    path = root / "notebooks" / "01_one.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[0].source += '\nparams_file = "../params/settings.yaml"'
+    nbformat.write(notebook, path)
+    (done,) = execute_notebooks(
+        write_params(root, "seeds: [3]\n"), root / "out", root, root / "runs"
+    )
+    output = nbformat.read(done, as_version=4).cells[-1].outputs[0].text
+    assert output.split() == ["None", "None", str(root / "runs")]
+
+
 def test_executed_notebooks_do_not_name_the_machine(small_repository):
     root = small_repository("1 + 1")
     (path,) = execute_notebooks(write_params(root, "seeds: [3]\n"), root / "out", root)
