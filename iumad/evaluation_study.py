@@ -179,6 +179,8 @@ def shift_plot(table: pd.DataFrame) -> Figure:
         y = [rows.index(name) + 0.2 * (place - (len(levels) - 1) / 2) for name in names]
         error = [part["shift"] - part["low"], part["high"] - part["shift"]]
         look: dict[str, Any] = {
+            "linestyle": "none",
+            "elinewidth": 1,
             "color": colours_of(levels)[level],
             "marker": MARKERS[place % len(MARKERS)],
         }
