@@ -97,18 +97,18 @@ def execute_notebooks(
     notebooks = sorted((root / "notebooks").glob("*.ipynb"))
     if not notebooks:
         raise BookError(f"no notebooks in {root / 'notebooks'}: run this in the repository")
+    load_params(params)  # a mistake in it shows before anything runs
     executed = out / "executed"
-    executed.mkdir(parents=True, exist_ok=True)
-    parameters = _notebook_parameters(params)
-    where = {} if results is None else {"results": str(results.resolve())}
-    return [
-        _execute(
-            notebook,
-            executed / notebook.name,
-            where if has_own_study(notebook) else parameters | where,
-        )
-        for notebook in notebooks
-    ]
+    return [execute_notebook(notebook, params, executed, results) for notebook in notebooks]
+
+
+def execute_notebook(notebook: Path, params: Path, out: Path, results: Path | None = None) -> Path:
+    """Run one notebook and write it to a folder; see `execute_notebooks`."""
+    out.mkdir(parents=True, exist_ok=True)
+    parameters = {} if has_own_study(notebook) else _notebook_parameters(params)
+    if results is not None:
+        parameters["results"] = str(results.resolve())
+    return _execute(notebook, out / notebook.name, parameters)
 
 
 def has_own_study(notebook: Path) -> bool:

@@ -85,6 +85,19 @@ def study_efficiency(
     console.print(f"{len(table)} numbers; notebook 09_efficiency shows them")
 
 
+@study_app.command("notebook")
+def study_notebook(
+    notebook: Annotated[Path, typer.Argument(help="e.g. notebooks/05_settings.ipynb")],
+    params: Params,
+    out: Annotated[Path, typer.Option(help="folder of the executed notebook")] = Path("build"),
+    results: Results = Path("results"),
+) -> None:
+    """Execute one notebook; one that compares runs keeps its own study, the others take the params file."""
+    from iumad.book import execute_notebook
+
+    console.print(str(execute_notebook(notebook, params, out, results)), highlight=False)
+
+
 @cache_app.command("info")
 def cache_info() -> None:
     """Show where the cache lies and how large it is."""

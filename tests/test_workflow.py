@@ -1,0 +1,86 @@
+"""The Snakemake workflow: one job a run, nothing twice, the rest after a kill. Needs the extra `cluster`."""
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import yaml
+
+from iumad.config import load_params
+from iumad.finished import finished_rows, progress, row_files
+
+ROOT = Path(__file__).resolve().parents[1]
+WORKFLOW = ROOT / "workflow" / "Snakefile"
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("snakemake") is None, reason='needs pip install "iumad[cluster]"'
+)
+
+
+@pytest.fixture
+def place(tmp_path) -> Path:
+    """A repository with two small studies that share runs, and the notebooks."""
+    (tmp_path / "params").mkdir()
+    grids = {
+        "one": {"methods": {"iuf": {}}, "settings": ["3-0", "2-1"]},
+        "two": {"methods": {"iuf": {}, "uniad": {}}, "settings": ["2-1"]},
+        "efficiency": {},
+    }
+    for name, grid in grids.items():
+        content = tiny.params(profile=name, **grid)
+        (tmp_path / "params" / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
+    return tmp_path
+
+
+def snakemake(place: Path, *arguments: str) -> str:
+    command = [sys.executable, "-m", "snakemake", "-s", str(WORKFLOW), "--directory", str(place)]
+    command += [*arguments, "--config", "common=one", "studies=two", "device=cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=place)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def jobs(text: str) -> dict[str, int]:
+    """Rule -> number of jobs, from the table that snakemake prints first."""
+    table = text.split("Job stats:")[1].split("\n\n")[0].splitlines()[3:]
+    return {line.split()[0]: int(line.split()[1]) for line in table}
+
+
+def test_a_run_that_two_studies_share_is_one_job(place):
+    planned = jobs(snakemake(place, "-n", "--cores", "2"))
+    notebooks = len(list((place / "notebooks").glob("*.ipynb")))
+    assert planned == {
+        **{"all": 1, "book": 1, "efficiency": 1, "notebook": notebooks, "run": 3},
+        "total": notebooks + 6,
+    }
+
+
+def test_the_slurm_profile_plans_the_same_jobs(place):
+    profile = str(ROOT / "workflow" / "profiles" / "slurm")
+    text = snakemake(place, "-n", "--profile", profile)
+    assert jobs(text)["run"] == 3
+    assert "gpu=1" in text
+
+
+@pytest.mark.slow
+def test_two_cores_make_what_is_missing_and_nothing_else(place):
+    first = snakemake(place, "runs", "--cores", "2")
+    assert jobs(first)["run"] == 3
+    for name in ("one", "two"):
+        study = load_params(place / "params" / f"{name}.yaml")
+        assert progress(study, place / "results")["finished"].all()
+    rows = finished_rows(load_params(place / "params" / "two.yaml"), place / "results")
+    assert rows["value"].notna().all()
+    assert "Nothing to be done" in snakemake(place, "runs", "--cores", "2")
+
+    (run,) = study.select(methods=["uniad"]).runs()
+    lost = row_files(run, place / "results", tiny.CATEGORIES)[-1]
+    before = lost.read_bytes()
+    lost.unlink()
+    again = snakemake(place, "runs", "--cores", "2", "--rerun-triggers", "mtime")
+    assert jobs(again)["run"] == 1
+    assert lost.read_bytes() == before
