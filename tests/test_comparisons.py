@@ -1,0 +1,116 @@
+"""Tables of the comparison pages: cells that are not run say so, and tests are those of `iumad.statistics`."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from iumad import comparisons, figures_study
+from iumad.config import StudyConfig
+from iumad.finished import no_rows
+from iumad.results import ROW_SCHEMA
+from iumad.statistics import paired_tests
+
+
+@pytest.fixture
+def study() -> StudyConfig:
+    grid = {"settings": ["10-0", "6-1"], "modalities": ["rgb", "rgb+depth"], "seeds": [0, 1, 2]}
+    return StudyConfig.model_validate({"methods": {"iuf": {}, "ib-iumad": {}}} | grid)
+
+
+def rows(study: StudyConfig, method: str, setting: str = "6-1", gain: float = 0.0) -> pd.DataFrame:
+    """Two categories, the first one learnt a step earlier; values of a method are `gain` higher."""
+    records = []
+    for run in study.select(methods=[method], settings=[setting], modalities=["rgb"]).runs():
+        for step, category in ((0, "cookie"), (1, "cookie"), (1, "donut")):
+            for metric in ("i_auroc", "p_auroc", "aupro"):
+                value = 0.8 - 0.05 * step + 0.01 * run.seed + gain * (1 + run.seed)
+                record = [run.run_id, "default", "minicandies", method, "rgb", setting, run.seed]
+                records.append([*record, step, category, metric, value, 4, 6])
+    return ROW_SCHEMA.validate(pd.DataFrame(records, columns=list(ROW_SCHEMA.columns)))
+
+
+def test_cells_that_are_not_run_say_so_beside_the_paper(study):
+    table = comparisons.result_table(study, rows(study, "iuf"), ["i_auroc", "fm_i_auroc"])
+    assert len(table) == 2 * 2 * 2
+    cells = table.set_index(comparisons.CELL)
+    done = cells.loc[("rgb", "6-1", "iuf")]
+    # 0.75 + 0.01 * seed after the last step: mean 0.76, sd 0.01, n 3
+    assert done["image AUROC"] == "76.0 [73.5, 78.5]"
+    assert done["FM image AUROC"] == "5.0 [5.0, 5.0]"
+    assert done["n"] == 3
+    missing = cells.drop(index=[("rgb", "6-1", "iuf")])
+    assert (missing["image AUROC"] == "not run").all()
+    assert (missing["n"] == 0).all()
+    assert cells.loc[("rgb+depth", "10-0", "iuf"), "paper image AUROC"] == pytest.approx(88.7)
+
+
+def test_an_empty_study_is_a_whole_table(study):
+    table = comparisons.result_table(study, no_rows(), ["i_auroc"])
+    assert (table["image AUROC"] == "not run").all()
+    assert comparisons.category_table(study, no_rows(), "i_auroc")["n"].tolist() == [0] * 8
+    assert comparisons.paired_table(no_rows(), "iuf").empty
+    assert comparisons.ranks(no_rows()).empty
+    assert "not run" in comparisons.told(comparisons.paired_table(no_rows(), "iuf"), "iuf")
+
+
+def test_one_step_has_nothing_to_forget(study):
+    single = rows(study, "iuf", "10-0").query("step == 1").assign(step=0)
+    cells = comparisons.result_table(study, single, ["fm_i_auroc"]).set_index(comparisons.CELL)
+    assert cells.loc[("rgb", "10-0", "iuf"), "FM image AUROC"] == "-"
+    assert comparisons.incremental(single).empty
+
+
+def test_differences_are_those_of_the_paired_test_in_points(study):
+    both = pd.concat([rows(study, "iuf"), rows(study, "ib-iumad", gain=0.01)])
+    table = comparisons.paired_table(both, "iuf").set_index("metric")
+    last = both.query("step == 1 and metric == 'i_auroc'")
+    (expected,) = paired_tests(last, "iuf").to_dict("records")
+    found = table.loc["image AUROC"]
+    assert found["n"] == 6  # 2 categories x 3 seeds
+    assert found["difference"] == pytest.approx(100 * expected["difference"]) == pytest.approx(2)
+    assert found["p"] == pytest.approx(expected["p"])
+    assert table.loc["FM AUPRO", "n"] == 3
+    assert table.loc["FM AUPRO", "difference"] == pytest.approx(0)
+    assert "ib-iumad" in comparisons.told(table.reset_index(), "iuf")
+
+
+def test_a_method_without_common_pairs_is_left_out(study):
+    other = rows(study, "ib-iumad").query("seed == 0 and category == 'donut'")
+    assert comparisons.paired_table(pd.concat([rows(study, "iuf"), other]), "iuf").empty
+
+
+def test_ranks_put_the_better_method_first(study):
+    both = pd.concat([rows(study, "iuf"), rows(study, "ib-iumad", gain=0.01)])
+    assert comparisons.ranks(both)["method"].tolist() == ["ib-iumad", "iuf"]
+    assert comparisons.ranks(both)["rank"].tolist() == [1, 2]
+
+
+def test_status_counts_and_names_what_is_missing():
+    progress = pd.DataFrame(
+        [("iuf", "rgb", "6-1", 0, True), ("iuf", "rgb", "6-1", 1, False)],
+        columns=["method", "modality", "setting", "seed", "finished"],
+    )
+    text = comparisons.status_text(progress, "settings")
+    assert "1 of 2 runs" in text
+    assert "- rgb, 6-1: `iuf` (1)" in text
+    assert "params/settings.yaml" in text
+    whole = comparisons.status_text(progress.assign(finished=True), "settings")
+    assert whole == "**2 of 2 runs of this grid are finished.**"
+
+
+def test_paper_values_per_category():
+    table = comparisons.paper_category_table("mvtec3d", "i_auroc").set_index(["modality", "method"])
+    assert table.loc[("rgb+depth", "IB-IUMAD"), "potato"] == 100.0  # Table 3
+    assert comparisons.paper_category_table("minicandies", "i_auroc").empty
+
+
+def test_figures_of_missing_runs_say_so(study):
+    figure = figures_study.if_run(no_rows(), figures_study.setting_dots)
+    assert figure.axes[0].texts[0].get_text() == "not run"
+    drawn = figures_study.if_run(rows(study, "iuf"), figures_study.setting_dots)
+    assert [axis.get_ylabel() for axis in drawn.axes] == [
+        "Image AUROC (%)",
+        "Pixel AUROC (%)",
+        "AUPRO (%)",
+    ]
+    assert np.isclose(drawn.axes[0].lines[0].get_ydata()[0], 76.0)
