@@ -28,7 +28,7 @@ from iumad.config_sections import (
 from iumad.errors import ConfigError
 from iumad.identity import stable_hash, without_neutral
 from iumad.presets import PRESETS, MethodConfig, Modality
-from iumad.validation import build, nearest
+from iumad.validation import UniqueKeys, build, nearest
 
 
 class RunConfig(Section):
@@ -195,7 +195,7 @@ def load_params(
     """
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=UniqueKeys)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{path}: cannot be read as a params file: {reason}") from error

@@ -31,10 +31,15 @@ class StepPlan:
 def make_optimizer(
     detector: nn.Module, plan: StepPlan, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """AdamW, or IUF's plain SGD without momentum and weight decay."""
+    """AdamW, or IUF's plain SGD without momentum and weight decay.
+
+    Updates of all parameters are one fused call; hundreds of small ones take a tenth of a step.
+    """
     if plan.optimizer == "sgd":
-        return torch.optim.SGD(detector.parameters(), lr=plan.lr)
-    return torch.optim.AdamW(detector.parameters(), lr=plan.lr, weight_decay=weight_decay)
+        return torch.optim.SGD(detector.parameters(), lr=plan.lr, fused=True)
+    return torch.optim.AdamW(
+        detector.parameters(), lr=plan.lr, weight_decay=weight_decay, fused=True
+    )
 
 
 def make_scheduler(

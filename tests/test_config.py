@@ -400,6 +400,8 @@ def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path):
         (b"", "got NoneType"),
         (b"a: [1\n", "cannot be read as a params file"),
         (b"\xff\xfe\x00", "cannot be read as a params file"),
+        (b"seeds: [0]\nseeds: [1]\n", "'seeds' is given twice.*line 1"),
+        (b"model:\n  dim: 8\n  dim: 16\n", "'dim' is given twice"),
     ],
 )
 def test_a_file_that_is_no_params_file(tmp_path, content, text):
