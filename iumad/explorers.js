@@ -217,7 +217,7 @@ window.iumadExplorers = window.iumadExplorers || (function () {
     node.append(svg("text", { x: (left + width - right) / 2, y: base + 36, "text-anchor": "middle" }, x.label));
     node.append(svg("text", { x: 4, y: 10 }, y));
     if (x.now !== undefined) node.append(svg("line", { x1: px(x.now), x2: px(x.now), y1: top, y2: base, class: "now" }));
-    const labels = [];
+    const labels = [], places = [];
     lines.forEach((line, k) => {
       const colour = line.faint ? "#9a9a9a" : COLOURS[k % COLOURS.length];
       const points = line.values.map((value, i) => (value === null ? null : [px(i), py(value)]));
@@ -228,7 +228,9 @@ window.iumadExplorers = window.iumadExplorers || (function () {
         const dot = svg("circle", { cx: at[0], cy: at[1], r: line.faint ? 2 : 4, fill: colour });
         const told = `${line.name}, ${x.label} ${x.ticks[i]}: ${line.values[i].toFixed(1)}`;
         dot.append(svg("title", {}, told));
-        dot.addEventListener("pointerenter", () => point(told));
+        places.push({ at, told });
+        dot.addEventListener("pointerenter", () => point(  // dots may cover each other: all of them speak
+          places.filter((other) => Math.hypot(other.at[0] - at[0], other.at[1] - at[1]) < 6).map((other) => other.told).join("; ")));
         node.append(dot);
       });
       const last = points.filter(Boolean).pop();
