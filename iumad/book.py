@@ -171,12 +171,13 @@ def build_book(executed: list[Path], out: Path, root: Path = Path()) -> Path:
     (source / "executed").mkdir()
     for path in executed:
         shutil.copy(path, source / "executed")
-        _extract_figures(path, source / "figures")
+        extract_figures(path, source / "figures")
 
     _jupyter_book(source, out, root)
     html = out / "html"
     shutil.rmtree(html, ignore_errors=True)
     shutil.move(out / "_build" / "html", html)
+    shutil.copytree(source / "figures", html / "figures", dirs_exist_ok=True)
     return html / "index.html"
 
 
@@ -205,16 +206,18 @@ def _execute(notebook: Path, output: Path, parameters: Mapping[str, Any]) -> Pat
     return output
 
 
-def _extract_figures(notebook: Path, folder: Path) -> None:
-    """Write the picture of each cell that names its figure, for prose pages to show."""
+def extract_figures(notebook: Path, folder: Path) -> None:
+    """Write the picture of each cell that names its figure, for prose pages to show, and its data."""
     folder.mkdir(exist_ok=True)
     for cell in nbformat.read(notebook, as_version=4).cells:
         name = cell.metadata.get("mystnb", {}).get("figure", {}).get("name")
-        pictures = [
-            o.data["image/png"] for o in cell.get("outputs", []) if "image/png" in o.get("data", {})
-        ]
-        if name and pictures:
-            (folder / f"{name}.png").write_bytes(base64.b64decode(pictures[-1]))
+        for output in cell.get("outputs", []) if name else []:
+            data = output.get("data", {})
+            if "image/png" in data:
+                (folder / f"{name}.png").write_bytes(base64.b64decode(data["image/png"]))
+            for kind, suffix in (("image/svg+xml", "svg"), ("text/csv", "csv")):
+                if kind in data:
+                    (folder / f"{name}.{suffix}").write_text(data[kind], encoding="utf-8")
 
 
 def _jupyter_book(source: Path, out: Path, root: Path) -> None:

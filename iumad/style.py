@@ -4,6 +4,7 @@ Colours are those of Okabe and Ito, which readers with any common colour blindne
 Each method keeps its colour in every figure, and lines also differ in their marker.
 """
 
+import io
 from collections.abc import Callable, Sequence
 from functools import wraps
 from itertools import cycle
@@ -94,7 +95,8 @@ def in_style(draw: Callable[Arguments, Figure]) -> Callable[Arguments, Figure]:
     """Decorate a function that returns a figure: drawn in `STYLE`, then closed.
 
     A closed figure is still whole; only pyplot forgets it, so that a notebook shows it once and a
-    long study does not collect open figures.
+    long study does not collect open figures. If it is drawn from a table (its first argument), a
+    notebook keeps it as SVG too, with the table as CSV; `iumad.book` writes these to files.
     """
 
     @wraps(draw)
@@ -102,9 +104,22 @@ def in_style(draw: Callable[Arguments, Figure]) -> Callable[Arguments, Figure]:
         with plt.rc_context(STYLE):
             figure = draw(*args, **kwargs)
             plt.close(figure)
+        if args and isinstance(args[0], pd.DataFrame):
+            table = args[0]
+            vars(figure)["_repr_mimebundle_"] = lambda **_wanted: _mimebundle(figure, table)
         return figure
 
     return styled
+
+
+def _mimebundle(figure: Figure, table: pd.DataFrame) -> dict[str, str]:
+    drawn = io.StringIO()
+    with plt.rc_context(STYLE):
+        figure.savefig(drawn, format="svg", metadata={"Date": None})
+    return {
+        "image/svg+xml": drawn.getvalue(),
+        "text/csv": table.to_csv(index=False, lineterminator="\n"),
+    }
 
 
 def panels(n: int, height: float = PANEL_HEIGHT) -> tuple[Figure, list[Axes]]:

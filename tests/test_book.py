@@ -12,7 +12,14 @@ import yaml
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_notebook
 
-from iumad.book import BookError, build_book, execute_notebooks, failures, make_book
+from iumad.book import (
+    BookError,
+    build_book,
+    execute_notebooks,
+    extract_figures,
+    failures,
+    make_book,
+)
 from iumad.errors import ConfigError
 
 MAX_PAGE = 3_000_000  # bytes of html
@@ -71,6 +78,23 @@ def test_executed_notebooks_do_not_name_the_machine(small_repository):
     root = small_repository("1 + 1")
     (path,) = execute_notebooks(write_params(root, "seeds: [3]\n"), root / "out", root)
     assert str(root) not in path.read_text()
+
+
+def test_figures_of_tables_are_kept_as_svg_and_csv(small_repository):
+    root = small_repository(
+        "import pandas as pd\nfrom matplotlib import pyplot as plt\nfrom iumad.style import in_style\n"
+        "@in_style\ndef draw(table):\n    figure, axis = plt.subplots()\n    axis.plot(table['x'])\n"
+        "    return figure\ndraw(pd.DataFrame({'x': [1, 2]}))"
+    )
+    path = root / "notebooks" / "01_one.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[-1].metadata["mystnb"] = {"figure": {"name": "curve", "caption": "A curve."}}
+    nbformat.write(notebook, path)
+    (path,) = execute_notebooks(write_params(root, "seeds: [3]\n"), root / "out", root)
+    extract_figures(path, root / "figures")
+    assert (root / "figures" / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert "</svg>" in (root / "figures" / "curve.svg").read_text()
+    assert (root / "figures" / "curve.csv").read_text() == "x\n1\n2\n"
 
 
 def test_a_failing_cell_stops_the_run_and_is_remembered(small_repository):

@@ -85,6 +85,52 @@ def test_dark_mode_darkens(browser, built_book):
     page.close()
 
 
+SERIOUS = ("serious", "critical")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pages_are_accessible(browser, built_book, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    trouble = {}
+    page = browser.new_page(color_scheme=scheme)
+    for path in pages(built_book):
+        page.goto(path.as_uri(), wait_until="load")
+        page.wait_for_timeout(300)
+        found = axe.run(
+            page, context={"include": [["article"], [".bd-main"]], "exclude": [["mjx-container"]]}
+        )
+        for violation in found.response["violations"]:
+            if violation["impact"] in SERIOUS:
+                nodes = [node["html"][:150] for node in violation["nodes"]]
+                trouble.setdefault(violation["id"], []).append((path.name, len(nodes), nodes[0]))
+    page.close()
+    assert trouble == {}
+
+
+def test_print_view_shows_the_article_alone(browser, built_book):
+    page = browser.new_page()
+    page.goto((built_book / "intro.html").as_uri())
+    page.emulate_media(media="print")
+    assert page.locator("article h1").is_visible()
+    assert not page.locator(".bd-sidebar-primary").is_visible()
+    assert not page.locator(".bd-sidebar-secondary").is_visible()
+    page.close()
+
+
+def test_explorers_of_the_book_are_alive(browser, built_book):
+    page = browser.new_page()
+    page.goto((built_book / "executed" / "13_explore.html").as_uri())
+    for kind in ("samples", "maps", "forgetting", "perturbation"):
+        page.wait_for_selector(f"#iumad-{kind}[data-ready]", timeout=20_000)
+    threshold = page.locator("#iumad-maps").get_by_role("slider", name="Threshold")
+    before = page.locator("#iumad-maps .values").inner_text()
+    threshold.press("Home")
+    page.wait_for_function(
+        "text => document.querySelector('#iumad-maps .values').textContent !== text", arg=before
+    )
+    page.close()
+
+
 def test_search_finds_a_word(browser, built_book):
     page = browser.new_page()
     page.goto((built_book / "search.html").as_uri() + "?q=bottleneck")
