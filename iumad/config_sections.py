@@ -115,6 +115,9 @@ class MemoryBankConfig(Section):
         1.0, gt=0, le=1, description="share of patches kept by greedy selection (PatchCore)"
     )
     neighbours: PositiveInt = 1
+    depth_features: Literal["backbone", "fpfh"] = Field(
+        "backbone", description="fpfh: of the point cloud's surface, as BTF; needs the extra fpfh"
+    )
 
 
 ModelConfig = Annotated[ReconstructionConfig | MemoryBankConfig, Field(discriminator="kind")]

@@ -21,6 +21,7 @@ from iumad.config import RunConfig, StudyConfig
 from iumad.config_sections import MemoryBankConfig
 from iumad.costs import COLUMNS, REPEATS, costs_file, runs_to_measure
 from iumad.devices import device_name, pick_device
+from iumad.errors import ConfigError
 from iumad.features import Backbone
 from iumad.model_card import model_card
 from iumad.models.detector import ReconstructionDetector
@@ -116,6 +117,8 @@ def _detector(
     if not isinstance(run.model, MemoryBankConfig):
         shape = (run.model, run.modalities, channels, grid, size, categories)
         return ReconstructionDetector(*shape).to(where).eval()
+    if run.model.depth_features == "fpfh":
+        raise ConfigError(f"method {run.method!r}: the time of FPFH is not measured")
     bank = MemoryBank(run.model, run.modalities, size)
     patches = round(run.model.coreset * getattr(run.data, "n_train", N_TRAIN) * grid**2)
     for key in [f"{n}:{modality}" for n in range(categories) for modality in run.modalities]:

@@ -16,6 +16,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "joint": {"increment": {"strategy": "joint"}},
     "finetune": {"increment": {"strategy": "none"}},
     "memory-bank": {"model": {"kind": "memory-bank"}},
+    "btf": {"model": {"kind": "memory-bank", "depth_features": "fpfh", "coreset": 0.1}},
 }
 """What each method changes in the defaults, which are IB-IUMAD's. `joint` (all categories at once) and `finetune`
 (nothing protects the earlier ones) are its upper and lower bound."""

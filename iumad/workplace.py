@@ -29,6 +29,7 @@ from iumad.devices import device_name, pick_device
 from iumad.errors import ConfigError
 from iumad.evaluate import Detector, evaluate
 from iumad.finished import read_rows, rows_file, step_folder, steps_of
+from iumad.geometry import open_store
 from iumad.growth import load_grown
 from iumad.identity import stable_hash
 from iumad.models.detector import ReconstructionDetector
@@ -62,7 +63,7 @@ class Workplace:
     def store(self) -> FeatureStore:
         """The cached inputs; the backbone is loaded when they are first asked for."""
         if self._store is None:
-            self._store = FeatureStore(self.dataset, self.run, device=self.device)
+            self._store = open_store(self.dataset, self.run, self.device)
         return self._store
 
     def training_store(self, step: int) -> FeatureStore:
@@ -70,7 +71,7 @@ class Workplace:
         if not self.run.perturb.reaches(step):
             return self.store
         dataset = PerturbedDataset(self.dataset, self.run.perturb, self._seen(step))
-        return FeatureStore(dataset, self.run, device=self.device)
+        return open_store(dataset, self.run, self.device)
 
     def folder(self, step: int) -> Path:
         """Where this step's files lie."""
