@@ -110,10 +110,9 @@ def test_what_is_missing_is_said(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["05_settings", "06_unified"])
-def test_a_trained_study_of_another_profile_is_shown(name, finished, tmp_path):
+def test_a_trained_study_of_another_profile_is_shown(finished, tmp_path):
     content = tiny.params(**tiny.FINISHED)
-    text = execute(name, tmp_path, finished.results, **content)
+    text = execute("05_settings", tmp_path, finished.results, **content)
     assert "3 of 3 runs" in text
     rows = finished.rows
     last = rows[(rows["method"] == "iuf") & (rows["metric"] == "p_auroc") & (rows["step"] == 1)]

@@ -1,0 +1,85 @@
+"""Costs: what is measured, how it is summarised, and that a bank grows with categories and one model does not."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+
+from iumad import costs
+from iumad.efficiency import measure
+from iumad.errors import ConfigError
+from iumad.results import write_table
+
+KEYS = ["categories", "image_size", "batch"]
+
+
+@pytest.fixture(scope="module")
+def table() -> pd.DataFrame:
+    """All rows of the first process, and the last one's, of a network and a bank (measured in this process)."""
+    rows = []
+    for method in ("ib-iumad", "memory-bank"):
+        for process in (0, 2):
+            rows += measure(tiny.run(method, settings=["3-0"]), process, "cpu")
+    return pd.DataFrame(rows)[costs.COLUMNS]
+
+
+def test_every_size_is_measured(table):
+    assert set(table["metric"]) == {
+        *("latency (ms)", "frames/s", "model (MB)", "peak memory (MB)"),
+        *("parameters (M)", "operations (10^9)"),
+    }
+    assert (table["value"] > 0).all()
+    points = set(table[KEYS].itertuples(index=False, name=None))
+    own = tiny.SIZE
+    assert points == {(3, own, 1), (3, own, 32), (1, own, 1), (2, own, 1), (3, 16, 1), (3, 64, 1)}
+    timed = table[(table["metric"] == "latency (ms)") & (table["batch"] == 1)]
+    at_own = timed.groupby(["method", *KEYS]).size()[:, 3, own]
+    assert (at_own == 2 * costs.REPEATS).all()
+
+
+def test_only_the_bank_grows_with_categories(table):
+    grown = costs.growth(table, "categories", "rgb+depth").query("metric == 'model (MB)'")
+    sizes = {name: part.set_index("categories")["value"] for name, part in grown.groupby("method")}
+    bank, one = sizes["memory-bank"], sizes["ib-iumad"]
+    assert bank.index.tolist() == [1, 2, 3]
+    # 3 training images of 4 x 4 patches of float32 for each of two modalities; C: levels 1 and 2
+    channels = 24 + 40
+    assert np.diff(bank) == pytest.approx(2 * 3 * tiny.GRID**2 * channels * 4 / 1e6)
+    logits = np.diff(one)
+    assert (logits > 0).all()
+    assert logits.max() < np.diff(bank).min() / 10
+
+
+def test_a_summary_by_hand():
+    rows = [
+        ("iuf", "rgb", 3, 32, 1, "here", i, "latency (ms)", value)
+        for i, value in enumerate([1.0, 2.0, 3.0, 4.0, 10.0])
+    ]
+    rows += [("iuf", "rgb", 3, 32, 1, "here", i, "frames/s", 100.0 * (i + 1)) for i in range(5)]
+    (row,) = costs.summary(pd.DataFrame(rows, columns=costs.COLUMNS), 3, 32).to_dict("records")
+    assert row["latency p50 (ms)"] == 3.0
+    assert row["latency p95 (ms)"] == pytest.approx(8.8)  # 4 + 0.8 * (10 - 4)
+    assert row["frames/s"] == 300.0
+
+
+def test_claims_get_one_value_a_process_as_a_logarithm(table):
+    values = costs.claim_values(table, 3, tiny.SIZE)
+    assert set(values["setting"]) == {"3-0"}
+    assert values.groupby(["method", "metric"])["seed"].apply(list).tolist() == [[0, 2]] * 4
+    frames = table.query("metric == 'frames/s' and batch == 1 and repeat >= 10")
+    expected = np.log2(frames[frames["method"] == "ib-iumad"]["value"]).mean()
+    found = values.query("method == 'ib-iumad' and metric == 'log2 frames/s' and seed == 2")
+    assert found["value"].item() == pytest.approx(expected)
+
+
+def test_costs_are_found_again_whatever_the_seed(table, tmp_path):
+    study = tiny.study(seeds=[0, 1])
+    assert costs.read_costs(study, tmp_path).empty
+    write_table(table, costs.costs_file(study, tmp_path))
+    assert len(costs.read_costs(tiny.study(seeds=[3]), tmp_path)) == len(table)
+    assert costs.read_costs(tiny.study(methods={"iuf": {}}), tmp_path).empty
+
+
+def test_fpfh_is_not_measured_rather_than_measured_wrongly():
+    with pytest.raises(ConfigError, match="FPFH"):
+        measure(tiny.run("btf"), 1, "cpu")
