@@ -86,24 +86,26 @@ def test_dark_mode_darkens(browser, built_book):
 
 
 SERIOUS = ("serious", "critical")
+DARK_PAGES = ("intro", "method", "departures", "13_explore", "11_evaluation")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_pages_are_accessible(browser, built_book, scheme):
+def test_pages_are_accessible(browser, built_book):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    parts = {"include": [["article"]], "exclude": [["mjx-container"]]}  # MathJax speaks for itself
     trouble = {}
-    page = browser.new_page(color_scheme=scheme)
-    for path in pages(built_book):
-        page.goto(path.as_uri(), wait_until="load")
-        page.wait_for_timeout(300)
-        found = axe.run(
-            page, context={"include": [["article"], [".bd-main"]], "exclude": [["mjx-container"]]}
-        )
-        for violation in found.response["violations"]:
-            if violation["impact"] in SERIOUS:
-                nodes = [node["html"][:150] for node in violation["nodes"]]
-                trouble.setdefault(violation["id"], []).append((path.name, len(nodes), nodes[0]))
-    page.close()
+    for scheme in ("light", "dark"):
+        page = browser.new_page(color_scheme=scheme)
+        for path in pages(built_book):
+            if scheme == "dark" and path.stem not in DARK_PAGES:
+                continue  # the colours that could differ are all on these
+            page.goto(path.as_uri(), wait_until="load")
+            page.wait_for_timeout(300)
+            found = axe.run(page, context=parts, options={"resultTypes": ["violations"]})
+            for violation in found.response["violations"]:
+                if violation["impact"] in SERIOUS:
+                    nodes = [node["html"][:150] for node in violation["nodes"]]
+                    trouble.setdefault(violation["id"], []).append((path.name, nodes[0]))
+        page.close()
     assert trouble == {}
 
 

@@ -126,3 +126,17 @@ def test_toc_names_pages_that_exist():
     executed = {f"executed/{path.stem}" for path in NOTEBOOKS}
     prose = {path.stem for path in (ROOT / "book").glob("*.md")}
     assert set(names) == executed | prose
+
+
+def test_every_reference_is_cited():
+    known = set(
+        re.findall(r"^@\w+\{(\w+),", (ROOT / "book" / "references.bib").read_text(), re.MULTILINE)
+    )
+    texts = [page.read_text() for page in PROSE] + [path.read_text() for path in NOTEBOOKS]
+    cited = {
+        key
+        for text in texts
+        for found in re.findall(r"\{cite\}`([^`]+)`", text)
+        for key in found.split(",")
+    }
+    assert {key.strip() for key in cited} == known
