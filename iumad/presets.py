@@ -11,6 +11,7 @@ Modality = Literal["rgb", "depth", "rgb+depth"]
 _UNIAD = {"fusion": "addition", "bottleneck": False, "channel_reduction": "mean"}
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "ib-iumad": {},
+    "ib-iumad-plus": {"model": {"depth_target": True}},
     "uniad": {"model": {"condition": "none"} | _UNIAD},
     "iuf": {"model": {"condition": "vit", "lambda_compression": 10.0} | _UNIAD},
     "joint": {"increment": {"strategy": "joint"}},
