@@ -199,7 +199,7 @@ window.iumadExplorers = window.iumadExplorers || (function () {
 
   function curves(parent, lines, x, y, point) {
     // lines: [{name, values: [number or null]}]; y: label and whether lines start at the first value that is there
-    const width = 400, height = 280, left = 36, right = 116, top = 18, base = 236;
+    const width = 400, height = 280, left = 36, right = 116, top = 30, base = 236;
     const all = lines.flatMap((line) => line.values).filter((value) => value !== null);
     if (!all.length) { parent.replaceChildren(el("p", {}, "No values.")); return; }
     const [least, most] = [Math.min(...all), Math.max(...all)];
