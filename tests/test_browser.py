@@ -113,7 +113,9 @@ def test_print_view_shows_the_article_alone(browser, built_book):
     page = browser.new_page()
     page.goto((built_book / "intro.html").as_uri())
     page.emulate_media(media="print")
-    assert page.locator("#jb-print-docs-body h1").is_visible()  # the theme prints a heading of its own
+    assert page.locator(
+        "#jb-print-docs-body h1"
+    ).is_visible()  # the theme prints a heading of its own
     assert page.locator("article h2").first.is_visible()
     assert not page.locator(".bd-sidebar-primary").is_visible()
     assert not page.locator(".bd-sidebar-secondary").is_visible()
