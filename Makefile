@@ -5,8 +5,7 @@ PARAMS = params/smoke.yaml
 .PHONY: study test check book bench clean
 
 study: .venv/installed  ## run the study of PARAMS, build its book, print the page to open
-	.venv/bin/iumad study run $(PARAMS)
-	.venv/bin/iumad book $(PARAMS)
+	.venv/bin/iumad study run $(PARAMS) && .venv/bin/iumad book $(PARAMS)
 
 test: check  ## all checks, then all tests
 	.venv/bin/python -m pytest
