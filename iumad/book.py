@@ -7,11 +7,13 @@
 """
 
 import base64
+import multiprocessing
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,10 @@ import nbformat
 import papermill
 import yaml
 from papermill.exceptions import PapermillExecutionError
+from tqdm import tqdm
 
 from iumad.config import load_params
+from iumad.cores import usable_cores
 from iumad.errors import IumadError
 
 COMMON = "smoke.yaml"  # which notebooks without a study of their own name
@@ -66,7 +70,7 @@ def make_book(
 def execute_notebooks(
     params: Path, out: Path, root: Path = Path(), results: Path | None = None
 ) -> list[Path]:
-    """Run every notebook with the content of a params file as its parameters.
+    """Run every notebook with the content of a params file as its parameters, one on each core.
 
     A notebook whose own params file is not the common one compares runs of a study of its own: it keeps that,
     trains nothing, and says what of it is not run.
@@ -99,7 +103,17 @@ def execute_notebooks(
         raise BookError(f"no notebooks in {root / 'notebooks'}: run this in the repository")
     load_params(params)  # a mistake in it shows before anything runs
     executed = out / "executed"
-    return [execute_notebook(notebook, params, executed, results) for notebook in notebooks]
+    context = multiprocessing.get_context("spawn")
+    jobs = min(usable_cores(), len(notebooks))
+    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        tasks = [pool.submit(execute_notebook, n, params, executed, results) for n in notebooks]
+        try:
+            for task in tqdm(as_completed(tasks), total=len(tasks), desc="notebooks", unit="page"):
+                task.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+        return [task.result() for task in tasks]
 
 
 def execute_notebook(notebook: Path, params: Path, out: Path, results: Path | None = None) -> Path:
@@ -196,6 +210,7 @@ def _execute(notebook: Path, output: Path, parameters: Mapping[str, Any]) -> Pat
             kernel_name="python3",
             cwd=notebook.parent,
             coalesce_streams=True,
+            progress_bar=False,
         )
     except PapermillExecutionError as error:
         raise BookError(f"{notebook.name}: {error.ename}: {error.evalue}; see {output}") from error

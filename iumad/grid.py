@@ -1,7 +1,6 @@
 """A whole grid of runs: what is done, how long the rest may take, and several runs at the same time."""
 
 import multiprocessing
-import os
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partialmethod
@@ -13,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from iumad.config import RunConfig, StudyConfig
+from iumad.cores import usable_cores
 from iumad.devices import pick_device
 from iumad.provenance import read_provenance
 from iumad.study import is_trained, run_one
@@ -61,7 +61,7 @@ def default_jobs(device: str) -> int:
     """
     if pick_device(device).type != "cpu":
         return 1
-    return _cores()
+    return usable_cores()
 
 
 def run_parallel(study: StudyConfig, folder: Path, device: str, jobs: int) -> None:
@@ -75,7 +75,7 @@ def run_parallel(study: StudyConfig, folder: Path, device: str, jobs: int) -> No
     if jobs < 2:
         return
     context = multiprocessing.get_context("spawn")
-    begin = (max(1, _cores() // jobs), context.Value("i", 0), context.RLock())
+    begin = (max(1, usable_cores() // jobs), context.Value("i", 0), context.RLock())
     with ProcessPoolExecutor(
         jobs, mp_context=context, initializer=_begin_worker, initargs=begin
     ) as pool:
@@ -86,12 +86,6 @@ def run_parallel(study: StudyConfig, folder: Path, device: str, jobs: int) -> No
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _begin_worker(threads: int, counter: Any, lock: Any) -> None:

@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from iumad.cores import usable_cores
 from iumad.errors import DataError
 from iumad.results import write_text
 
@@ -78,7 +79,7 @@ def record_provenance(
         python=platform.python_version(),
         system=platform.platform(),
         cpu=_cpu_model(),
-        cores=_usable_cores(),
+        cores=usable_cores(),
         memory_gb=_memory_gb(),
         device=device,
         started=started.astimezone().isoformat(timespec="seconds"),
@@ -147,12 +148,6 @@ def _cpu_model() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _usable_cores() -> int:
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _memory_gb() -> float | None:

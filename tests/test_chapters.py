@@ -28,7 +28,7 @@ OWN_STUDY = {
     "09_efficiency": "efficiency",
     "10_claims": "settings",
 }
-STUDIES = [*dict.fromkeys(OWN_STUDY.values()), "settings_many", "switches"]
+STUDIES = [*dict.fromkeys(OWN_STUDY.values()), "settings_many", "switches", "protection"]
 
 
 def made_up(study: StudyConfig, folder: Path) -> None:
