@@ -127,7 +127,7 @@ class Workplace:
         if step:
             load_grown(detector, self.trained(step - 1, "").state_dict())
         store, ids = self.training_store(step), self.training_ids(step)
-        memory = self._memory(step - 1) if step else {}
+        memory = self.memory(step - 1) if step else {}
         nowhere = self.folder(step) / "watched.pt"  # never written: the interval is infinite
         train.fit_step(
             detector, store, ids, self.run, step, memory, nowhere, None, math.inf, after_epoch
@@ -157,7 +157,7 @@ class Workplace:
                 number = self.dataset.categories.index(category)
                 detector.fit(number, store.batch(self._ids([category], "train")), generator)
         else:
-            memory = self._memory(step - 1) if step else {}
+            memory = self.memory(step - 1) if step else {}
             partial, epochs = folder / "partial.pt", StepPlan.of(self.run, step).epochs
             total = epochs * (len(ids) + len(memory.get("replay", [])))
             with _bar(total, title + "training") as bar:
@@ -181,7 +181,7 @@ class Workplace:
         write_provenance(record, folder / "provenance.json")
         save_checkpoint(folder / CHECKPOINT, {"key": key, "detector": detector.state_dict()})
 
-    def _memory(self, step: int) -> increments.Memory:
+    def memory(self, step: int) -> increments.Memory:
         """What is remembered after a step; gathered once from that step's model and data."""
         config = self.run.increment
         path = (
@@ -192,7 +192,7 @@ class Workplace:
         if not distributed.agree(path.exists()):
             detector = self.detector(step)
             assert isinstance(detector, ReconstructionDetector)
-            earlier = self._memory(step - 1) if step else {}
+            earlier = self.memory(step - 1) if step else {}
             ids = self._ids(self.steps[step], "train")
             if distributed.is_first():
                 memory = increments.remember(

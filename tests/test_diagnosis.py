@@ -1,0 +1,56 @@
+"""Looking inside a model: shares by hand, and every quantity of a finished run in its range."""
+
+import pytest
+import torch
+
+from iumad.diagnosis import accuracy, between_share, diagnose, frozen_share, inside_table
+
+
+def test_accuracy_by_hand():
+    logits = torch.tensor([[2.0, 1.0], [0.0, 1.0], [3.0, 1.0], [0.0, 1.0]])
+    assert accuracy(logits, torch.tensor([0, 1, 1, 1])) == 0.75
+
+
+def test_the_share_between_categories_by_hand():
+    # means 1 and 5 around 3: between 4 * 2^2 = 16, within 4 * 1^2 = 4
+    values, labels = torch.tensor([[0.0], [2.0], [4.0], [6.0]]), torch.tensor([0, 0, 1, 1])
+    assert between_share(values, labels) == pytest.approx(16 / 20)
+    assert between_share(values, torch.tensor([0, 1, 0, 1])) == pytest.approx(4 / 20)
+    assert between_share(values, torch.zeros(4, dtype=torch.long)) == 0
+    assert between_share(torch.ones(4, 1), labels) == 0
+
+
+def test_what_is_frozen_by_hand():
+    # the leading direction has weight ln 1 / ln 2 = 0, the other ln 2 / ln 2 = 1
+    assert frozen_share({"a": torch.diag(torch.tensor([3.0, 1.0]).double())}) == pytest.approx(0.75)
+    both = {"a": torch.diag(torch.tensor([3.0, 1.0]).double()), "b": torch.eye(2).double()}
+    assert frozen_share(both) == pytest.approx((0.75 + 0.5) / 2)
+
+
+def test_a_finished_run(finished):
+    (run,) = finished.study.select(methods=["ib-iumad"]).runs()
+    table = diagnose(run, finished.results)
+    assert set(table["step"]) == {0, 1}
+    assert set(table[table["step"] == 0]["categories"]) == {"this step"}
+    wide = table.pivot_table(index=["step", "categories"], columns="quantity", values="value")
+    shares = [name for name in wide if name != "KL"]
+    assert {"accuracy rgb", "accuracy depth", "accuracy before", "accuracy after"} < set(shares)
+    assert wide[shares].min().min() >= -1e-9
+    assert wide[shares].max().max() <= 1 + 1e-9
+    assert (wide["KL"] >= -1e-6).all()
+    assert 0 < wide.loc[(1, "earlier"), "frozen"] < 1
+    assert wide.loc[(1, "this step"), "gate rgb"] == 0  # one category
+
+
+def test_what_a_method_lacks_is_left_out(finished):
+    (run,) = finished.study.select(methods=["iuf"]).runs()
+    quantities = set(diagnose(run, finished.results)["quantity"])
+    assert "accuracy rgb" in quantities
+    assert not quantities & {"KL", "accuracy before", "accuracy after"}
+
+
+def test_the_table_of_a_run_that_is_not_finished_says_so(finished, tmp_path):
+    (run,) = finished.study.select(methods=["ib-iumad"]).runs()
+    assert inside_table(run, tmp_path)["status"].tolist() == ["not run"]
+    table = inside_table(run, finished.results)
+    assert table["categories"].tolist() == ["this step", "earlier", "this step"]
