@@ -168,7 +168,8 @@ def forgetting_table(rows: pd.DataFrame) -> pd.DataFrame:
             # Unlike pivot_table, pivot keeps a category that has no value at all.
             scores = run.pivot(index="step", columns="category", values="value")  # noqa: PD010
             records.append((*keys[:-1], MEAN, f"fm_{keys[-1]}", forgetting(scores.to_numpy())))
-    return pd.DataFrame(records, columns=[*RUN_COLUMNS, "category", "metric", "value"])
+    table = pd.DataFrame(records, columns=[*RUN_COLUMNS, "category", "metric", "value"])
+    return table.astype({"value": float})  # without records all columns would be objects
 
 
 def final_table(rows: pd.DataFrame) -> pd.DataFrame:

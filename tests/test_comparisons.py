@@ -114,3 +114,11 @@ def test_figures_of_missing_runs_say_so(study):
         "AUPRO (%)",
     ]
     assert np.isclose(drawn.axes[0].lines[0].get_ydata()[0], 76.0)
+
+
+def test_one_step_is_compared_without_forgetting(study):
+    both = [rows(study, "iuf", "10-0"), rows(study, "ib-iumad", "10-0", gain=0.01)]
+    single = pd.concat(both, ignore_index=True).query("step == 1").assign(step=0)
+    table = comparisons.paired_table(single, "iuf")
+    assert table["metric"].tolist() == ["image AUROC", "pixel AUROC", "AUPRO"]
+    assert (table["difference"] > 0).all()
