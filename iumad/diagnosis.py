@@ -65,9 +65,11 @@ def diagnose(run: RunConfig, folder: str | Path) -> pd.DataFrame:
 
 
 def inside_table(run: RunConfig, folder: str | Path) -> pd.DataFrame:
-    """`diagnose` with a column for each quantity, in percent but for the KL; one line that says so if not run."""
+    """`diagnose` with a column for each quantity, in percent but for the KL; one line if there is none."""
     if not is_trained(run, folder):
-        return pd.DataFrame({"method": [run.method], "status": ["not run"]})
+        return pd.DataFrame(
+            {"method": [run.method], "status": ["no trained model in the results folder"]}
+        )
     table = diagnose(run, folder)
     wide = table.pivot_table(index=["step", "categories"], columns="quantity", values="value")
     wide = wide[table["quantity"].unique()]

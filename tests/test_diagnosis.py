@@ -51,6 +51,8 @@ def test_what_a_method_lacks_is_left_out(finished):
 
 def test_the_table_of_a_run_that_is_not_finished_says_so(finished, tmp_path):
     (run,) = finished.study.select(methods=["ib-iumad"]).runs()
-    assert inside_table(run, tmp_path)["status"].tolist() == ["not run"]
+    assert inside_table(run, tmp_path)["status"].tolist() == [
+        "no trained model in the results folder"
+    ]
     table = inside_table(run, finished.results)
     assert table["categories"].tolist() == ["this step", "earlier", "this step"]
