@@ -1,7 +1,6 @@
 """A detector on the test images of every category seen so far: anomaly maps in, tidy rows out."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,8 +8,7 @@ import torch
 from jaxtyping import Float32
 
 from iumad.config_sections import EvaluationConfig
-from iumad.errors import MetricError
-from iumad.metrics import aupro, image_auroc, image_scores, pixel_auroc
+from iumad.metrics import aupro, image_auroc, image_scores, or_missing, pixel_auroc
 from iumad.models.detector import ReconstructionDetector
 from iumad.models.memory_bank import MemoryBank
 from iumad.store import FeatureStore
@@ -70,17 +68,10 @@ def evaluate(
         masks = store.masks(ids)
         scores = image_scores(maps, config.image_score, config.pool)
         values = {
-            "i_auroc": _value_or_missing(image_auroc, scores, labels),
-            "p_auroc": _value_or_missing(pixel_auroc, maps, masks),
-            "aupro": _value_or_missing(aupro, maps, masks, config.fpr_limit),
+            "i_auroc": or_missing(image_auroc, scores, labels),
+            "p_auroc": or_missing(pixel_auroc, maps, masks),
+            "aupro": or_missing(aupro, maps, masks, config.fpr_limit),
         }
         n_defect = int(labels.sum())
         rows += [(category, k, v, len(labels) - n_defect, n_defect) for k, v in values.items()]
     return pd.DataFrame(rows, columns=["category", "metric", "value", "n_good", "n_defect"])
-
-
-def _value_or_missing(measure: Callable[..., float], *arguments: Any) -> float:
-    try:
-        return measure(*arguments)
-    except MetricError:
-        return float("nan")

@@ -4,9 +4,7 @@ Each detail is a second way to get one category's value from the same maps; the 
 `iumad.evaluate`. What the paper's released code does is described on the book's page and cited there.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +13,7 @@ from scipy import ndimage
 
 from iumad.config_sections import EvaluationConfig
 from iumad.errors import MetricError
-from iumad.metrics import aupro, image_auroc, image_scores, pixel_auroc
+from iumad.metrics import aupro, image_auroc, image_scores, or_missing, pixel_auroc
 from iumad.roc import partial_area
 
 N_THRESHOLDS = (10, 100, 1000)
@@ -56,12 +54,16 @@ def compare(scored: Scored, config: EvaluationConfig) -> list[tuple[str, str, fl
     maps, masks, labels = scored.maps, scored.masks, scored.labels
     limit = config.fpr_limit
     here = {
-        "i_auroc": _value(image_auroc, scored.scores, labels),
-        "p_auroc": _value(pixel_auroc, maps, masks),
-        "aupro": _value(aupro, maps, masks, limit),
+        "i_auroc": or_missing(image_auroc, scored.scores, labels),
+        "p_auroc": or_missing(pixel_auroc, maps, masks),
+        "aupro": or_missing(aupro, maps, masks, limit),
     }
     found = [
-        (f"image score: {kind}", "i_auroc", _value(image_auroc, image_scores(maps, kind), labels))
+        (
+            f"image score: {kind}",
+            "i_auroc",
+            or_missing(image_auroc, image_scores(maps, kind), labels),
+        )
         for kind in ("mean", "std")
     ]
     found += [
@@ -72,20 +74,20 @@ def compare(scored: Scored, config: EvaluationConfig) -> list[tuple[str, str, fl
         (
             "4-connected regions",
             "aupro",
-            _value(aupro_of_regions, maps, masks, FOUR_CONNECTED, limit),
+            or_missing(aupro_of_regions, maps, masks, FOUR_CONNECTED, limit),
         )
     )
     found += [
-        (f"{n} thresholds", "aupro", _value(aupro_from_thresholds, maps, masks, n, limit))
+        (f"{n} thresholds", "aupro", or_missing(aupro_from_thresholds, maps, masks, n, limit))
         for n in N_THRESHOLDS
     ]
     if scored.test["geometric"].notna().any():
         kept = scored.test["geometric"].fillna(True).to_numpy(dtype=bool)  # good images stay
         kinds = ("only geometric defects",) * 3
         values = (
-            _value(image_auroc, scored.scores[kept], labels[kept]),
-            _value(pixel_auroc, maps[kept], masks[kept]),
-            _value(aupro, maps[kept], masks[kept], limit),
+            or_missing(image_auroc, scored.scores[kept], labels[kept]),
+            or_missing(pixel_auroc, maps[kept], masks[kept]),
+            or_missing(aupro, maps[kept], masks[kept], limit),
         )
         found += list(zip(kinds, here, values, strict=True))
     pairs = [(detail, metric, here[metric], there) for detail, metric, there in found]
@@ -121,8 +123,8 @@ def overwritten(
         groups = [np.flatnonzero(names == name) for name in names.unique()]
         survivors = np.stack([group[rng.integers(len(group), size=n)] for group in groups], axis=1)
         labels = one.labels
-        totals += [_value(image_auroc, one.scores[row], labels[row]) for row in survivors]
-        here += _value(image_auroc, one.scores, labels)
+        totals += [or_missing(image_auroc, one.scores[row], labels[row]) for row in survivors]
+        here += or_missing(image_auroc, one.scores, labels)
         images, files = images + len(names), files + len(groups)
     return pd.DataFrame({"evaluation": range(n), "value": totals / len(scored)}).assign(
         here=here / len(scored), images=images, files=files
@@ -168,11 +170,3 @@ def _regions(masks: np.ndarray, structure: np.ndarray) -> np.ndarray:
     stacked = np.zeros((3, 3, 3), dtype=bool)
     stacked[1] = structure  # no neighbours across images
     return ndimage.label(masks, structure=stacked)[0][masks].astype(np.int64) - 1
-
-
-def _value(metric: Callable[..., float], *arguments: Any) -> float:
-    """The metric, or NaN where it is undefined."""
-    try:
-        return metric(*arguments)
-    except MetricError:
-        return float("nan")

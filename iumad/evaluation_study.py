@@ -1,7 +1,6 @@
 """What details of evaluation do to the runs of a study: measured, summarised, drawn."""
 
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,33 +12,18 @@ from matplotlib.figure import Figure
 from iumad.calibrate import fit_residual_scales
 from iumad.config import RunConfig, StudyConfig
 from iumad.config_sections import ReconstructionConfig
-from iumad.data import open_dataset
-from iumad.data.prepare import prepare
-from iumad.evaluate import evaluate
-from iumad.evaluation_details import Scored, compare, overwritten
-from iumad.metrics import image_scores
+from iumad.evaluate import anomaly_maps
+from iumad.evaluation_details import compare, overwritten
+from iumad.metrics import image_auroc, image_scores, or_missing
 from iumad.models.detector import ReconstructionDetector
 from iumad.statistics import summarise
-from iumad.study import score_samples
+from iumad.study import score_categories
 from iumad.style import MARKERS, colours_of, in_style
 from iumad.workplace import Workplace
 
 RUN = ["method", "modality", "setting", "seed"]
-ONE_PER_NAME = "one image per file name"
+EPOCHS = [*RUN, "epoch", "category", "metric", "value"]
 BEST_EPOCH = "best epoch on test images"
-
-
-def score_categories(run: RunConfig, folder: str | Path) -> Iterator[Scored]:
-    """Yield the test images of every category with the maps of a run's last model, trained if need be."""
-    dataset, config = open_dataset(run.data), run.evaluation
-    for category in dataset.categories:
-        chosen = (dataset.index["category"] == category) & (dataset.index["split"] == "test")
-        test = dataset.index[chosen].reset_index(drop=True)
-        ids = test["sample_id"].tolist()
-        maps = score_samples(run, ids, folder)
-        masks = np.stack([prepare(dataset.load(one), run.data, ("rgb",)).mask for one in ids])
-        scores = image_scores(maps, config.image_score, config.pool)
-        yield Scored(category, test, maps, masks, scores)
 
 
 def measure(study: StudyConfig, folder: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -56,17 +40,17 @@ def measure(study: StudyConfig, folder: str | Path) -> tuple[pd.DataFrame, pd.Da
     details, lotteries = [], []
     for run in study.runs():
         keys = _keys(run)
-        scored = list(score_categories(run, folder))
-        for one in scored:
+        categories = list(score_categories(run, folder))
+        for one in categories:
             for detail, metric, here, there in compare(one, run.evaluation):
                 row = {"category": one.category, "detail": detail, "metric": metric}
                 details.append({**keys, **row, "here": here, "there": there})
-        lotteries.append(overwritten(scored, np.random.default_rng(run.seed)).assign(**keys))
+        lotteries.append(overwritten(categories, np.random.default_rng(run.seed)).assign(**keys))
     return pd.DataFrame(details), pd.concat(lotteries, ignore_index=True)
 
 
 def watch_epochs(run: RunConfig, folder: str | Path) -> pd.DataFrame:
-    """Train a run's last step once more and evaluate on the test images after each epoch.
+    """Train a run's last step once more and take the image AUROC on the test images after each epoch.
 
     Returns
     -------
@@ -74,39 +58,41 @@ def watch_epochs(run: RunConfig, folder: str | Path) -> pd.DataFrame:
         `RUN`, epoch (from 1), category, metric, value; the last epoch's are the published ones.
     """
     workplace = Workplace(run, Path(folder), "auto")
-    last = len(workplace.steps) - 1
+    last, config = len(workplace.steps) - 1, run.evaluation
     workplace.trained(last, "")
-    ids = workplace.training_ids(last)
-    tables = []
+    ids, index = workplace.training_ids(last), workplace.dataset.index
+    records = []
 
     def look(detector: ReconstructionDetector, epoch: int) -> None:
         seen = copy.deepcopy(detector).eval()
         fit_residual_scales(seen, workplace.training_store(last), ids)
-        rows = evaluate(seen, workplace.store, workplace.dataset.categories, run.evaluation)
-        tables.append(rows.assign(epoch=epoch + 1))
+        for category, test in index[index["split"] == "test"].groupby("category", sort=False):
+            maps = anomaly_maps(seen, workplace.store, test["sample_id"].tolist())
+            scores = image_scores(maps, config.image_score, config.pool)
+            value = or_missing(image_auroc, scores, test["label"].to_numpy(dtype=int))
+            records.append(
+                {"epoch": epoch + 1, "category": category, "metric": "i_auroc", "value": value}
+            )
 
     workplace.retrain(last, look)
-    table = pd.concat(tables, ignore_index=True).assign(**_keys(run))
-    return table[[*RUN, "epoch", "category", "metric", "value"]]
+    return pd.DataFrame(records).assign(**_keys(run))[EPOCHS]
 
 
 def each_epoch(study: StudyConfig, folder: str | Path) -> pd.DataFrame:
     """`watch_epochs` of every run of a study that has epochs."""
     runs = [run for run in study.runs() if isinstance(run.model, ReconstructionConfig)]
     tables = [watch_epochs(run, folder) for run in runs]
-    columns = [*RUN, "epoch", "category", "metric", "value"]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=EPOCHS)
 
 
-def best_epoch(epochs: pd.DataFrame, metric: str = "i_auroc") -> pd.DataFrame:
+def best_epoch(epochs: pd.DataFrame) -> pd.DataFrame:
     """The last epoch beside the one that is best on the test images, in the columns of `measure`'s details."""
-    values = epochs[epochs["metric"] == metric]
     tables = []
-    for _, run in values.groupby(RUN, sort=False):
+    for _, run in epochs.groupby(RUN, sort=False):
         table = run.pivot(index="category", columns="epoch", values="value")  # noqa: PD010
         best = table[table.mean().idxmax()]
         pair = pd.DataFrame({"here": table[table.columns[-1]], "there": best}).reset_index()
-        tables.append(pair.assign(**run[RUN].iloc[0], detail=BEST_EPOCH, metric=metric))
+        tables.append(pair.assign(**run[RUN].iloc[0], detail=BEST_EPOCH, metric="i_auroc"))
     columns = [*RUN, "category", "detail", "metric", "here", "there"]
     return pd.concat(tables)[columns] if tables else pd.DataFrame(columns=columns)
 

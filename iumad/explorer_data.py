@@ -14,6 +14,7 @@ from iumad.data.perturbed import PerturbedDataset
 from iumad.data.sample import Dataset
 from iumad.errors import DataError
 from iumad.evaluate import evaluate
+from iumad.evaluation_details import Scored
 from iumad.explorers import (
     KINDS_SHOWN,
     MAP,
@@ -24,15 +25,14 @@ from iumad.explorers import (
     prepared_sample,
     quantised,
 )
-from iumad.metrics import image_scores
 from iumad.store import FeatureStore
-from iumad.study import is_trained, score_samples
+from iumad.study import is_trained, score_categories
 from iumad.style import METRICS
 from iumad.workplace import Workplace
 
 STRENGTHS = {"redundant noise": (0.0, 0.1, 0.2, 0.4), "spurious background": (0.0, 0.25, 0.5, 1.0)}
 FIELDS = {"redundant noise": "redundant", "spurious background": "spurious"}
-CATEGORIES_PERTURBED = 4  # the first ones; each strength has to go through the backbone again
+CATEGORIES_PERTURBED = 2  # the first ones; each strength has to go through the backbone again
 
 
 def finished_runs(study: StudyConfig, folder: str | Path) -> list[RunConfig]:
@@ -76,7 +76,7 @@ def maps_data(study: StudyConfig, folder: str | Path) -> dict[str, Any] | None:
         {
             "name": run_name(run),
             "categories": [
-                _scored(run, folder, dataset, name, rows) for name, rows in picked.items()
+                _scored(found, picked[found.category]) for found in score_categories(run, folder)
             ],
         }
         for run in finished
@@ -84,14 +84,9 @@ def maps_data(study: StudyConfig, folder: str | Path) -> dict[str, Any] | None:
     return {"colours": map_colours(), "categories": categories, "runs": runs}
 
 
-def _scored(
-    run: RunConfig, folder: str | Path, dataset: Dataset, category: str, picked: pd.DataFrame
-) -> dict[str, Any]:
+def _scored(found: Scored, picked: pd.DataFrame) -> dict[str, Any]:
     """Scores of all test images of a category, and the maps of the picked ones."""
-    chosen = (dataset.index["category"] == category) & (dataset.index["split"] == "test")
-    test = dataset.index[chosen]
-    maps = score_samples(run, test["sample_id"].tolist(), folder)
-    scores = image_scores(maps, run.evaluation.image_score, run.evaluation.pool)
+    test, maps, scores = found.test, found.maps, found.scores
     low, high = (float(value) for value in np.percentile(maps, [1, 99.9]))
     ids = test["sample_id"].tolist()
     places = [ids.index(sample_id) for sample_id in picked["sample_id"]]

@@ -11,6 +11,9 @@ Glossary
     PRO  per-region overlap: mean over the defect regions of the positive share of the region.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
 from scipy import ndimage
@@ -228,3 +231,11 @@ def _region_of_defect_pixels(masks: Bool[np.ndarray, "n h w"]) -> Int64[np.ndarr
 def _roc_area(scores: Float[np.ndarray, "..."], positive: Bool[np.ndarray, "..."]) -> float:
     defect = scores[positive]
     return partial_area(scores[~positive], defect, np.ones(len(defect)), fpr_limit=1.0)
+
+
+def or_missing(metric: Callable[..., float], *arguments: Any) -> float:
+    """The metric of these arguments, or NaN where it is undefined."""
+    try:
+        return metric(*arguments)
+    except MetricError:
+        return float("nan")

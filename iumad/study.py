@@ -4,7 +4,7 @@ What is finished lies in the results folder by the hash of what made it (`iumad.
 missing is trained.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,9 @@ from jaxtyping import Float32
 from iumad import results
 from iumad.config import RunConfig, StudyConfig
 from iumad.evaluate import anomaly_maps
+from iumad.evaluation_details import Scored
 from iumad.finished import read_rows, with_run_columns
+from iumad.metrics import image_scores
 from iumad.workplace import CHECKPOINT, Workplace
 
 RESULTS = Path("results")
@@ -81,6 +83,21 @@ def score_samples(
     step = range(len(workplace.steps))[step]
     workplace.rows(step, "")
     return anomaly_maps(workplace.detector(step), workplace.store, sample_ids)
+
+
+def score_categories(run: RunConfig, folder: str | Path = RESULTS) -> Iterator[Scored]:
+    """Yield the test images of each category scored by a run's last model, trained if need be."""
+    workplace = Workplace(run, Path(folder), "auto")
+    last, index = len(workplace.steps) - 1, workplace.dataset.index
+    workplace.rows(last, "")
+    detector = workplace.detector(last)
+    for category in workplace.dataset.categories:
+        chosen = (index["category"] == category) & (index["split"] == "test")
+        test = index[chosen].reset_index(drop=True)
+        ids = test["sample_id"].tolist()
+        maps = anomaly_maps(detector, workplace.store, ids)
+        scores = image_scores(maps, run.evaluation.image_score, run.evaluation.pool)
+        yield Scored(category, test, maps, workplace.store.masks(ids), scores)
 
 
 def is_trained(run: RunConfig, folder: str | Path = RESULTS) -> bool:

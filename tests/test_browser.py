@@ -98,6 +98,8 @@ def test_pages_are_accessible(browser, built_book):
         for path in pages(built_book):
             if scheme == "dark" and path.stem not in DARK_PAGES:
                 continue  # the colours that could differ are all on these
+            if "<article" not in path.read_text(encoding="utf-8"):
+                continue  # the redirection to the first page, and the theme's search
             page.goto(path.as_uri(), wait_until="load")
             page.wait_for_timeout(300)
             found = axe.run(page, context=parts, options={"resultTypes": ["violations"]})
