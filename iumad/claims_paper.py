@@ -99,7 +99,7 @@ SPURIOUS = (
 )
 ABLATION = (
     Claim(
-        "Mamba and IBFM together beat neither",
+        "both modules beat none",
         "With both modules, IB-IUMAD is better than without both and forgets less.",
         "Sec. 4.3, Table 5",
         "ablation",

@@ -182,7 +182,11 @@ def interval_text(mean: float, low: float, high: float) -> str:
     """A number with its interval, both already in the unit shown; without one for a single seed."""
     if np.isnan(mean):
         return "undefined"
-    return f"{mean:.1f}" if np.isnan(low) else f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+    if np.isnan(low):
+        return f"{mean:.1f}"
+    if high - low < 1e-9:  # a method without randomness
+        return f"{mean:.1f} (every seed)"
+    return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
 
 
 def _cell_text(ours: pd.DataFrame, key: tuple, n: int) -> str:

@@ -150,8 +150,12 @@ def legend(figure: Figure, table: pd.DataFrame, factor: str, kind: str) -> None:
 
 
 def name_with_n(table: pd.DataFrame, factor: str, level: str) -> str:
-    """Name of a level with the number of seeds behind it."""
-    return f"{level} (n = {table.loc[table[factor] == level, 'seed'].nunique()})"
+    """Name of a level with the number of seeds behind it; "1 to 3" if that differs between the cells of a grid."""
+    part = table[table[factor] == level]
+    cells = [column for column in ("modality", "setting", "step") if column in table]
+    counts = part.groupby(cells)["seed"].nunique() if cells else pd.Series([part["seed"].nunique()])
+    few, many = counts.min(), counts.max()
+    return f"{level} (n = {many if few == many else f'{few} to {many}'})"
 
 
 def save_figure(figure: Figure, folder: Path, name: str, data: pd.DataFrame) -> list[Path]:

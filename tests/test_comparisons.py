@@ -36,7 +36,7 @@ def test_cells_that_are_not_run_say_so_beside_the_paper(study):
     done = cells.loc[("rgb", "6-1", "iuf")]
     # 0.75 + 0.01 * seed after the last step: mean 0.76, sd 0.01, n 3
     assert done["image AUROC"] == "76.0 [73.5, 78.5]"
-    assert done["FM image AUROC"] == "5.0 [5.0, 5.0]"
+    assert done["FM image AUROC"] == "5.0 (every seed)"
     assert done["n"] == 3
     missing = cells.drop(index=[("rgb", "6-1", "iuf")])
     assert (missing["image AUROC"] == "not run").all()
@@ -122,3 +122,16 @@ def test_one_step_is_compared_without_forgetting(study):
     table = comparisons.paired_table(single, "iuf")
     assert table["metric"].tolist() == ["image AUROC", "pixel AUROC", "AUPRO"]
     assert (table["difference"] > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"),
+    [
+        ((87.06, 85.0, 89.2), "87.1 [85.0, 89.2]"),
+        ((87.06, np.nan, np.nan), "87.1"),
+        ((87.06, 87.06, 87.06), "87.1 (every seed)"),
+        ((np.nan, np.nan, np.nan), "undefined"),
+    ],
+)
+def test_text_of_a_number_with_its_interval(numbers, text):
+    assert comparisons.interval_text(*numbers) == text

@@ -106,6 +106,12 @@ def test_one_seed_is_drawn_without_interval(rows):
     assert legend_texts(figure) == ["iuf (n = 1)", "ib-iumad (n = 1)"]
 
 
+def test_legend_says_when_cells_have_different_numbers_of_seeds(rows):
+    late = (rows["method"] == "iuf") & (rows["seed"] == 1) & (rows["step"] == 1)
+    figure = metric_per_step(rows[~late], ["i_auroc"])
+    assert legend_texts(figure) == ["iuf (n = 1 to 2)", "ib-iumad (n = 2)"]
+
+
 def test_forgetting_bars_show_points(rows):
     (axis,) = forgetting_bars(rows, ["i_auroc"]).axes
     # iuf: ((0.9 - 0.8) + (0.7 - 0.6)) / 2 = 0.1 in both seeds; ib-iumad: 0.05 in both.
