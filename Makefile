@@ -7,8 +7,8 @@ PARAMS = params/smoke.yaml
 study: .venv/installed  ## run the study of PARAMS, build its book, print the page to open
 	.venv/bin/iumad study run $(PARAMS) && .venv/bin/iumad book $(PARAMS)
 
-test: check  ## all checks, then all tests
-	.venv/bin/python -m pytest
+test: check  ## all checks, then all tests, on up to four cores
+	.venv/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup
 
 check: .venv/installed  ## style, types, import rules
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports

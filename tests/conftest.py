@@ -25,6 +25,14 @@ settings.register_profile(
 settings.load_profile("study")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep a file's tests, and all tests of the built book, in one process where several run them."""
+    for item in items:
+        of_book = "built_book" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("book" if of_book else item.path.stem))
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """Root folder of the checkout."""
