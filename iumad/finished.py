@@ -53,6 +53,23 @@ def finished_rows(study: StudyConfig, folder: str | Path) -> pd.DataFrame:
     return results.validate_rows(pd.concat(tables, ignore_index=True)[list(no_rows().columns)])
 
 
+def training_log(study: StudyConfig, folder: str | Path) -> pd.DataFrame:
+    """Loss terms per epoch of the finished steps of a study, as `iumad.results.LOG_SCHEMA`."""
+    categories = open_dataset(study.data).categories
+    tables = []
+    for run in study.runs():
+        steps = steps_of(run, categories)
+        for step in range(len(steps)):
+            path = step_folder(Path(folder), run, steps[: step + 1]) / "log.csv"
+            log = read_rows(path) if path.exists() else pd.DataFrame()
+            if not log.empty:  # methods without epochs have none
+                tables.append(with_run_columns(log.assign(step=step), run))
+    columns = list(results.LOG_SCHEMA.columns)
+    return (
+        pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
+    )
+
+
 def progress(study: StudyConfig, folder: str | Path) -> pd.DataFrame:
     """All runs of a study: method, modality, setting, seed, and whether the run is finished."""
     categories = open_dataset(study.data).categories

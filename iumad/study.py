@@ -1,4 +1,4 @@
-"""Run or load runs: the rows, training logs and anomaly maps of a study.
+"""Run or load runs: the rows and anomaly maps of a study.
 
 What is finished lies in the results folder by the hash of what made it (`iumad.workplace`) and is loaded; what is
 missing is trained.
@@ -15,7 +15,7 @@ from iumad import results
 from iumad.config import RunConfig, StudyConfig
 from iumad.evaluate import anomaly_maps
 from iumad.evaluation_details import Scored
-from iumad.finished import read_rows, with_run_columns
+from iumad.finished import with_run_columns
 from iumad.metrics import image_scores
 from iumad.workplace import CHECKPOINT, Workplace
 
@@ -57,22 +57,6 @@ def run_one(
         tables.append(rows.assign(step=step))
     rows = pd.concat(tables, ignore_index=True)
     return with_run_columns(rows, run)[list(results.ROW_SCHEMA.columns)]
-
-
-def training_log(study: StudyConfig, folder: str | Path = RESULTS) -> pd.DataFrame:
-    """Loss terms per epoch of the finished runs of a study, as `iumad.results.LOG_SCHEMA`."""
-    tables = []
-    for run in study.runs():
-        workplace = Workplace(run, Path(folder), "cpu")
-        for step in range(len(workplace.steps)):
-            path = workplace.folder(step) / "log.csv"
-            log = read_rows(path) if path.exists() else pd.DataFrame()
-            if not log.empty:  # methods without epochs have none
-                tables.append(with_run_columns(log.assign(step=step), run))
-    columns = list(results.LOG_SCHEMA.columns)
-    return (
-        pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
-    )
 
 
 def score_samples(

@@ -135,3 +135,17 @@ def test_one_step_is_compared_without_forgetting(study):
 )
 def test_text_of_a_number_with_its_interval(numbers, text):
     assert comparisons.interval_text(*numbers) == text
+
+
+def test_remaining_error_by_hand():
+    epochs = [(0, 0, 4.0), (0, 1, 1.0), (1, 0, 2.0), (1, 1, 2.0)]  # seed, epoch, value
+    log = pd.DataFrame(epochs, columns=["seed", "epoch", "value"])
+    log = log.assign(
+        run_id="r", method="iuf", modality="rgb", setting="10-0", step=0, term="fusion"
+    )
+    other = pd.concat([log, log.assign(step=1, value=9.0), log.assign(term="ib", value=9.0)])
+    (row,) = comparisons.remaining_error(other).to_dict("records")
+    # means over seeds: 3 in the first epoch, 1.5 in the last
+    assert (row["seeds"], row["first epoch"], row["last epoch"]) == (2, 3.0, 1.5)
+    assert row["remains (%)"] == 50
+    assert comparisons.remaining_error(other[:0]).empty

@@ -17,6 +17,7 @@ from iumad.checkpoint import load_checkpoint
 from iumad.config import RunConfig, load_params
 from iumad.errors import CheckpointError, ConfigError
 from iumad.finished import finished_rows, progress, row_files
+from iumad.finished import training_log as finished_log
 from iumad.grid import plan
 from iumad.provenance import read_provenance
 from iumad.workplace import CHECKPOINT, Workplace
@@ -80,13 +81,13 @@ def test_banks_forget_nothing(finished):
 
 
 def test_the_log_has_every_epoch_of_every_step(finished):
-    log = study.training_log(finished.study, finished.results)
+    log = finished_log(finished.study, finished.results)
     results.validate(log, results.LOG_SCHEMA)
     assert set(log["method"]) == {"iuf", "ib-iumad"}
     for _, term in log.groupby(["method", "step", "term"]):
         assert term["epoch"].tolist() == [0, 1]
         assert np.isfinite(term["value"]).all()
-    assert study.training_log(finished.study, finished.results / "nowhere").empty
+    assert finished_log(finished.study, finished.results / "nowhere").empty
 
 
 def test_every_step_tells_where_it_comes_from(finished):
