@@ -85,6 +85,19 @@ def study_efficiency(
     console.print(f"{len(table)} numbers; notebook 09_efficiency shows them")
 
 
+@study_app.command("tables")
+def study_tables(
+    params: Params,
+    results: Results = Path("results"),
+    out: Annotated[Path, typer.Option(help="folder of the tables")] = Path("build/tables"),
+) -> None:
+    """Write the rows of the grid's finished runs, and what each run cost, as CSV."""
+    from iumad.page_tables import write_tables
+
+    for path in write_tables(load_params(params), results, out):
+        console.print(str(path), highlight=False)
+
+
 @study_app.command("notebook")
 def study_notebook(
     notebook: Annotated[Path, typer.Argument(help="e.g. notebooks/05_settings.ipynb")],

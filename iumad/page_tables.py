@@ -8,8 +8,10 @@ from pandas.io.formats.style import Styler
 
 from iumad.config import RunConfig, StudyConfig
 from iumad.data import open_dataset
-from iumad.finished import step_folder, steps_of
+from iumad.errors import DataError
+from iumad.finished import finished_rows, step_folder, steps_of
 from iumad.provenance import Provenance, read_provenance
+from iumad.results import write_table
 
 
 def provenance_table(study: StudyConfig, folder: str | Path) -> pd.DataFrame:
@@ -45,6 +47,29 @@ def environment_table(study: StudyConfig, folder: str | Path) -> pd.DataFrame:
     for package in ("torch", "timm", "numpy"):
         facts[package] = _distinct(step.packages[package] for step in steps)
     return pd.DataFrame(facts.items(), columns=["what", "value"])
+
+
+def write_tables(study: StudyConfig, folder: str | Path, out: Path) -> list[Path]:
+    """Write the rows of a study's finished runs, and what each run cost, to ``<out>/<profile>*.csv``.
+
+    Raises
+    ------
+    DataError
+        No run of the study is finished.
+    """
+    rows = finished_rows(study, folder)
+    if rows.empty:
+        raise DataError(f"{folder}: no run of the study {study.profile!r} is finished")
+    costs = provenance_table(study, folder)
+    costs = costs[costs["run"].isin(rows["run_id"])]
+    tables = {
+        study.profile: rows.drop(columns=["profile", "run_id"]).round({"value": 6}),
+        f"{study.profile}-runs": costs.round({"minutes": 2, "memory (MB)": 0}),
+    }
+    paths = [out / f"{name}.csv" for name in tables]
+    for path, table in zip(paths, tables.values(), strict=True):
+        write_table(table, path)
+    return paths
 
 
 def shown(table: pd.DataFrame, precision: int = 1) -> Styler:

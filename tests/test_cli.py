@@ -121,6 +121,19 @@ def test_study_run_and_plan(iumad, finished):
     assert "3 runs, 0 finished; time left: unknown" in out
 
 
+def test_study_tables_are_the_rows_and_costs_of_finished_runs(iumad, finished, tmp_path):
+    arguments = ("--results", finished.results, "--out", "tables")
+    code, out, _ = iumad("study", "tables", finished.params, *arguments)
+    assert code == 0
+    rows, runs = (pd.read_csv(tmp_path / path) for path in out.split())
+    assert rows["value"].tolist() == pytest.approx(finished.rows["value"].tolist(), abs=1e-6)
+    assert runs["run"].tolist() == [run.run_id for run in finished.study.runs()]
+    shutil.rmtree(tmp_path / "tables")
+    refused = iumad("study", "tables", finished.params, "--results", "empty", "--out", "tables")
+    check_refusal(refused, ["empty", "no run", "is finished"])
+    assert not everything(tmp_path)
+
+
 def test_evaluate_prints_and_writes_the_rows(iumad, finished, tmp_path):
     arguments = ("--results", finished.results, "--method", "iuf", "--csv", "rows.csv")
     code, out, _ = iumad("evaluate", finished.params, *arguments)
