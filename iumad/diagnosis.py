@@ -20,6 +20,8 @@ from iumad.store import Batch
 from iumad.study import is_trained
 from iumad.workplace import Workplace
 
+SMALL_KL = 0.1  # nats
+
 
 def diagnose(run: RunConfig, folder: str | Path) -> pd.DataFrame:
     """What a finished run's model knows after each step, on good test images of the categories seen so far.
@@ -71,11 +73,48 @@ def inside_table(run: RunConfig, folder: str | Path) -> pd.DataFrame:
             {"method": [run.method], "status": ["no trained model in the results folder"]}
         )
     table = diagnose(run, folder)
-    wide = table.pivot_table(index=["step", "categories"], columns="quantity", values="value")
+    wide = table.pivot_table(
+        index=["step", "categories"], columns="quantity", values="value", dropna=False
+    )
+    wide = wide.dropna(how="all")
     wide = wide[table["quantity"].unique()]
     shares = [name for name in wide if name != "KL"]
     wide[shares] *= 100
     return wide.reset_index()
+
+
+def told(table: pd.DataFrame) -> str:
+    """Markdown: what `inside_table` says of the parts that the paper's explanation rests on."""
+    if "step" not in table:
+        return "No trained model to look into."
+    base, last = table[table["step"] == 0].iloc[0], table[table["step"] == table["step"].max()]
+    old, new = (last[last["categories"] == group] for group in ("earlier", "this step"))
+    lines = []
+    for modality in ("rgb", "depth"):
+        name = f"accuracy {modality}"
+        if name in table and len(old):
+            lines.append(
+                f"- The classifier of {modality} knows {base[name]:.0f} % of the images after the base step; "
+                f"after the last step {old[name].iloc[0]:.0f} % of the earlier categories' and "
+                f"{new[name].iloc[0]:.0f} % of the newest one's."
+            )
+        if (gate := f"gate {modality}") in table and len(old):
+            lines.append(
+                f"- Its gate still tells categories apart: {old[gate].iloc[0]:.0f} % of its variance lies between "
+                "them, so a wrong label is no sign of a lost gate."
+                if old[gate].iloc[0] > 50
+                else f"- Only {old[gate].iloc[0]:.0f} % of its gate's variance lies between categories."
+            )
+    if "KL" in table:
+        largest = table["KL"].max()
+        pull = "so small that it hardly pulls" if largest < SMALL_KL else "which is a real pull"
+        lines.append(f"- The KL of the two predictions is at most {largest:.2f} nats, {pull}.")
+    if "frozen" in table and len(old):
+        lines.append(
+            f"- The projection keeps updates away from {old['frozen'].iloc[0]:.0f} % of what earlier features "
+            "span in the layers that it protects, the second linear of each feed-forward block; all others move freely."
+        )
+    return "\n".join(lines)
 
 
 @torch.no_grad()
@@ -108,7 +147,9 @@ def accuracy(logits: Float[Tensor, "b y"], labels: Int[Tensor, " b"]) -> float:
 
 
 def between_share(values: Float[Tensor, "b d"], labels: Int[Tensor, " b"]) -> float:
-    """Share of the variance that lies between categories (eta squared), over all channels; 0 for one category."""
+    """Share of the variance between categories (eta squared), over all channels; NaN for one category."""
+    if len(labels.unique()) < 2:
+        return float("nan")
     values = values.double()
     centre = values.mean(dim=0)
     total = (values - centre).square().sum()

@@ -1,9 +1,12 @@
 """Looking inside a model: shares by hand, and every quantity of a finished run in its range."""
 
+import math
+
+import pandas as pd
 import pytest
 import torch
 
-from iumad.diagnosis import accuracy, between_share, diagnose, frozen_share, inside_table
+from iumad.diagnosis import accuracy, between_share, diagnose, frozen_share, inside_table, told
 
 
 def test_accuracy_by_hand():
@@ -16,7 +19,7 @@ def test_the_share_between_categories_by_hand():
     values, labels = torch.tensor([[0.0], [2.0], [4.0], [6.0]]), torch.tensor([0, 0, 1, 1])
     assert between_share(values, labels) == pytest.approx(16 / 20)
     assert between_share(values, torch.tensor([0, 1, 0, 1])) == pytest.approx(4 / 20)
-    assert between_share(values, torch.zeros(4, dtype=torch.long)) == 0
+    assert math.isnan(between_share(values, torch.zeros(4, dtype=torch.long)))
     assert between_share(torch.ones(4, 1), labels) == 0
 
 
@@ -39,7 +42,22 @@ def test_a_finished_run(finished):
     assert wide[shares].max().max() <= 1 + 1e-9
     assert (wide["KL"] >= -1e-6).all()
     assert 0 < wide.loc[(1, "earlier"), "frozen"] < 1
-    assert wide.loc[(1, "this step"), "gate rgb"] == 0  # one category
+    assert math.isnan(wide.loc[(1, "this step"), "gate rgb"])  # one category
+
+
+def test_what_is_told_of_a_look_inside():
+    rows = [
+        (0, "this step", 100.0, 99.0, 0.001, math.nan),
+        (1, "earlier", 40.0, 98.0, 0.02, 88.0),
+        (1, "this step", 0.0, math.nan, 0.05, math.nan),
+    ]
+    columns = ["step", "categories", "accuracy rgb", "gate rgb", "KL", "frozen"]
+    text = told(pd.DataFrame(rows, columns=columns))
+    for part in ("knows 100 %", "40 % of the earlier", "0 % of the newest", "98 %", "0.05 nats"):
+        assert part in text
+    assert "hardly pulls" in text
+    assert "88 % of what earlier features" in text
+    assert told(pd.DataFrame({"method": ["iuf"], "status": ["no trained model"]})).startswith("No ")
 
 
 def test_what_a_method_lacks_is_left_out(finished):
