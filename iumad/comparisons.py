@@ -157,33 +157,6 @@ def paired_table(rows: pd.DataFrame, reference: str) -> pd.DataFrame:
     return tests.assign(metric=tests["metric"].map(SHORT))
 
 
-def remaining_error(log: pd.DataFrame, term: str = "fusion") -> pd.DataFrame:
-    """What is left of one loss term at the end of the base step, beside its first epoch.
-
-    A share has no unit, so terms that are summed and terms that are averaged over channels compare.
-
-    Parameters
-    ----------
-    log : DataFrame
-        `iumad.results.LOG_SCHEMA`; may be empty.
-    term : str
-        "fusion" is the reconstruction error of Eq. 9.
-
-    Returns
-    -------
-    DataFrame
-        method, seeds, first, last (means over seeds), "remains (%)".
-    """
-    base = log[(log["step"] == 0) & (log["term"] == term)].sort_values("epoch")
-    records = []
-    for method, part in base.groupby("method", sort=False):
-        runs = part.groupby("seed")["value"]
-        first, last = runs.first().mean(), runs.last().mean()
-        records.append((method, part["seed"].nunique(), first, last, 100 * last / first))
-    columns = ["method", "seeds", "first epoch", "last epoch", "remains (%)"]
-    return pd.DataFrame(records, columns=columns)
-
-
 def told(tests: pd.DataFrame, reference: str) -> str:
     """Markdown: one line a comparison of `paired_table`, and whether the difference can be told from chance."""
     if tests.empty:

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from iumad import comparisons, figures_study
+from iumad import comparisons, figures_study, finished
 from iumad.config import StudyConfig
 from iumad.finished import no_rows
 from iumad.results import ROW_SCHEMA
@@ -144,8 +144,8 @@ def test_remaining_error_by_hand():
         run_id="r", method="iuf", modality="rgb", setting="10-0", step=0, term="fusion"
     )
     other = pd.concat([log, log.assign(step=1, value=9.0), log.assign(term="ib", value=9.0)])
-    (row,) = comparisons.remaining_error(other).to_dict("records")
+    (row,) = finished.remaining_error(other).to_dict("records")
     # means over seeds: 3 in the first epoch, 1.5 in the last
     assert (row["seeds"], row["first epoch"], row["last epoch"]) == (2, 3.0, 1.5)
     assert row["remains (%)"] == 50
-    assert comparisons.remaining_error(other[:0]).empty
+    assert finished.remaining_error(other[:0]).empty
