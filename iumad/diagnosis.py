@@ -112,7 +112,7 @@ def told(table: pd.DataFrame) -> str:
     if "frozen" in table and len(old):
         lines.append(
             f"- The projection keeps updates away from {old['frozen'].iloc[0]:.0f} % of what earlier features "
-            "span in the layers that it protects, the second linear of each feed-forward block; the rest moves freely."
+            "span in the layers that it protects, the second linear of each feed-forward block; the rest is free."
         )
     return "\n".join(lines)
 
