@@ -12,12 +12,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from iumad.config import RunConfig
+from iumad.config import RunConfig, StudyConfig
 from iumad.increments import projections
+from iumad.metrics import image_auroc, or_missing
 from iumad.models.detector import Output, ReconstructionDetector
 from iumad.models.fusion import kl_categorical
 from iumad.store import Batch
-from iumad.study import is_trained
+from iumad.study import is_trained, score_categories
 from iumad.workplace import Workplace
 
 SMALL_KL = 0.1  # nats
@@ -81,6 +82,32 @@ def inside_table(run: RunConfig, folder: str | Path) -> pd.DataFrame:
     shares = [name for name in wide if name != "KL"]
     wide[shares] *= 100
     return wide.reset_index()
+
+
+def defect_table(study: StudyConfig, folder: str | Path) -> pd.DataFrame:
+    """Image AUROC of each kind of defect against the good images of its category, mean over categories and seeds.
+
+    Of the study's last setting and modality, and the runs whose model exists; nothing is trained.
+
+    Returns
+    -------
+    DataFrame
+        method, then a column for each kind of defect, in percent: first those that change the shape, marked "*".
+    """
+    records = []
+    shown = study.select(settings=study.settings[-1:], modalities=study.modalities[-1:])
+    for run in [run for run in shown.runs() if is_trained(run, folder)]:
+        for one in score_categories(run, folder):
+            good = one.labels == 0
+            for defect in one.test.loc[~good, "defect"].unique():
+                kind = (one.test["defect"] == defect).to_numpy()
+                shape = one.test.loc[kind, "geometric"].fillna(False).all()
+                value = or_missing(image_auroc, one.scores[good | kind], one.labels[good | kind])
+                records.append((run.method, shape, f"{defect} *" if shape else defect, 100 * value))
+    table = pd.DataFrame(records, columns=["method", "shape", "defect", "value"])
+    order = table.sort_values("shape", ascending=False, kind="stable")["defect"].unique()
+    wide = table.pivot_table("value", "method", "defect", sort=False)
+    return wide[list(order)].reset_index()
 
 
 def told(table: pd.DataFrame) -> str:

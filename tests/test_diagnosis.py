@@ -6,7 +6,15 @@ import pandas as pd
 import pytest
 import torch
 
-from iumad.diagnosis import accuracy, between_share, diagnose, frozen_share, inside_table, told
+from iumad.diagnosis import (
+    accuracy,
+    between_share,
+    defect_table,
+    diagnose,
+    frozen_share,
+    inside_table,
+    told,
+)
 
 
 def test_accuracy_by_hand():
@@ -43,6 +51,17 @@ def test_a_finished_run(finished):
     assert (wide["KL"] >= -1e-6).all()
     assert 0 < wide.loc[(1, "earlier"), "frozen"] < 1
     assert math.isnan(wide.loc[(1, "this step"), "gate rgb"])  # one category
+
+
+def test_kinds_of_defects_are_scored_against_the_good_images(finished, tmp_path):
+    table = defect_table(finished.study, finished.results).set_index("method")
+    assert list(table.index) == ["iuf", "ib-iumad", "memory-bank"]
+    shapes = [name.endswith(" *") for name in table]
+    assert shapes == sorted(shapes, reverse=True)
+    assert "stain" in table
+    assert table.min().min() >= 0
+    assert table.max().max() <= 100
+    assert defect_table(finished.study, tmp_path).empty
 
 
 def test_what_is_told_of_a_look_inside():
