@@ -7,7 +7,7 @@ experiment: the profile's name and the method's label are not part of it.
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import yaml
 from pydantic import Field, model_validator
@@ -17,7 +17,6 @@ from iumad.config_sections import (
     EvaluationConfig,
     FeaturesConfig,
     IncrementConfig,
-    MemoryBankConfig,
     MiniCandiesConfig,
     ModelConfig,
     PerturbConfig,
@@ -46,6 +45,16 @@ class RunConfig(Section):
     increment: IncrementConfig
     evaluation: EvaluationConfig
     perturb: PerturbConfig = PerturbConfig()
+
+    @model_validator(mode="after")
+    def _strategy_fits(self) -> "RunConfig":
+        has_layers = self.model.kind in ("reconstruction", "memory-bank")  # a bank trains nothing
+        if self.increment.strategy == "projection" and not has_layers:
+            raise ConfigError(
+                f"method {self.method!r}: increment.strategy projection protects layers of reconstruction "
+                f"methods, a {self.model.kind} has none; use none, svd, ewc or replay"
+            )
+        return self
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -127,9 +136,8 @@ class StudyConfig(Section):
         method = self.methods[name]
         preset = PRESETS[method.preset or name]
         model = preset.get("model", {}) | method.model
-        section: type[ReconstructionConfig] | type[MemoryBankConfig] = MemoryBankConfig
         if model.get("kind", "reconstruction") == "reconstruction":
-            section, model = ReconstructionConfig, self.model | model
+            model = self.model | model
         training = self.training.model_dump() | preset.get("training", {}) | method.training
         increment = self.increment | preset.get("increment", {}) | method.increment
         where = f"methods.{name}"
@@ -141,7 +149,7 @@ class StudyConfig(Section):
             seed=seed,
             data=self.data,
             features=self.features,
-            model=build(section, model, f"model (or {where}.model)"),
+            model=build(_model_section(model), model, f"model (or {where}.model)"),
             training=build(TrainingConfig, training, f"training (or {where}.training)"),
             increment=build(IncrementConfig, increment, f"increment (or {where}.increment)"),
             evaluation=self.evaluation,
@@ -172,6 +180,17 @@ class StudyConfig(Section):
         if not part.runs():
             raise ConfigError(f"select: profile {self.profile!r} has no run with all of {wanted}")
         return part
+
+
+def _model_section(model: Mapping[str, Any]) -> type[Section]:
+    union, *_ = get_args(ModelConfig)
+    kinds = {section.model_fields["kind"].default: section for section in get_args(union)}
+    kind = str(model.get("kind", "reconstruction"))
+    if kind not in kinds:
+        raise ConfigError(
+            f"model.kind: no kind is called {kind!r}{nearest(kind, kinds)}; known: {', '.join(kinds)}"
+        )
+    return kinds[kind]
 
 
 def load_params(

@@ -18,14 +18,14 @@ import torch
 
 from iumad import results
 from iumad.config import RunConfig, StudyConfig
-from iumad.config_sections import MemoryBankConfig
+from iumad.config_sections import MemoryBankConfig, ReconstructionConfig
 from iumad.costs import COLUMNS, REPEATS, costs_file, runs_to_measure
 from iumad.devices import device_name, pick_device
 from iumad.errors import ConfigError
 from iumad.features import Backbone
 from iumad.model_card import model_card
-from iumad.models.detector import ReconstructionDetector
 from iumad.models.memory_bank import MemoryBank
+from iumad.models.registry import Detector, make_detector
 from iumad.store import Batch
 
 PROCESSES = 3  # for each method and modality
@@ -113,17 +113,19 @@ def _time(
 
 def _detector(
     run: RunConfig, channels: int, categories: int, size: int, grid: int, where: torch.device
-) -> ReconstructionDetector | MemoryBank:
-    if not isinstance(run.model, MemoryBankConfig):
-        shape = (run.model, run.modalities, channels, grid, size, categories)
-        return ReconstructionDetector(*shape).to(where).eval()
-    if run.model.depth_features == "fpfh":
+) -> Detector:
+    model = run.model
+    if isinstance(model, MemoryBankConfig) and model.depth_features == "fpfh":
         raise ConfigError(f"method {run.method!r}: the time of FPFH is not measured")
-    bank = MemoryBank(run.model, run.modalities, size)
-    patches = round(run.model.coreset * getattr(run.data, "n_train", N_TRAIN) * grid**2)
-    for key in [f"{n}:{modality}" for n in range(categories) for modality in run.modalities]:
-        bank.banks[key], bank.scales[key] = torch.randn(patches, channels, device=where), 1.0
-    return bank.eval()
+    if isinstance(model, ReconstructionConfig) and model.neighbour_mask is not None:
+        model = model.model_copy(update={"neighbour_mask": 1})  # fits every grid and costs the same
+    detector = make_detector(model, run.modalities, channels, grid, size, categories)
+    if isinstance(detector, MemoryBank):
+        patches = round(detector.config.coreset * getattr(run.data, "n_train", N_TRAIN) * grid**2)
+        for key in [f"{n}:{modality}" for n in range(categories) for modality in run.modalities]:
+            detector.banks[key] = torch.randn(patches, channels, device=where)
+            detector.scales[key] = 1.0
+    return detector.to(where).eval()
 
 
 def _bytes(module: torch.nn.Module) -> int:

@@ -18,16 +18,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from iumad.config_sections import IncrementConfig
+from iumad.errors import ConfigError
 from iumad.growth import with_rows
-from iumad.models.detector import ReconstructionDetector
-from iumad.models.reconstruction import FeedForward
+from iumad.models.base import TrainedDetector
 from iumad.store import FeatureStore
 
 Memory = dict[str, Any]
 
 
 def remember(
-    detector: ReconstructionDetector,
+    detector: TrainedDetector,
     store: FeatureStore,
     sample_ids: Sequence[str],
     config: IncrementConfig,
@@ -90,9 +90,7 @@ class Guard:
     config, memory : strategy and what is remembered; an empty memory protects nothing
     """
 
-    def __init__(
-        self, detector: ReconstructionDetector, config: IncrementConfig, memory: Memory
-    ) -> None:
+    def __init__(self, detector: TrainedDetector, config: IncrementConfig, memory: Memory) -> None:
         self.config, self.memory = config, memory
         self._parameters = dict(detector.named_parameters())
         self._old = {name: p.detach().clone() for name, p in self._parameters.items()}
@@ -144,21 +142,16 @@ class Guard:
                 p.copy_(start + self._projections[name] @ (p - start))
 
 
-def protected_layers(detector: ReconstructionDetector) -> dict[str, nn.Module]:
-    """The second FFN linear of every encoder and decoder layer, by parameter name."""
-    return {
-        f"{name}.{len(module) - 1}": module[-1]
-        for name, module in detector.networks.named_modules(prefix="networks")
-        if isinstance(module, FeedForward)
-    }
-
-
 @torch.no_grad()
 def _gram_matrices(
-    detector: ReconstructionDetector, store: FeatureStore, sample_ids: Sequence[str]
+    detector: TrainedDetector, store: FeatureStore, sample_ids: Sequence[str]
 ) -> dict[str, Float[Tensor, "d d"]]:
     """Second moments of each protected layer's output, averaged over tokens: one row an image (float64)."""
-    layers = protected_layers(detector)
+    layers = detector.protected_layers()
+    if not layers:
+        raise ConfigError(
+            f"increment.strategy projection: {type(detector).__name__} has no layers that it could protect"
+        )
     rows: dict[str, list[Tensor]] = {name: [] for name in layers}
     handles = [
         layer.register_forward_hook(
@@ -175,7 +168,7 @@ def _gram_matrices(
 
 
 def _squared_gradients(
-    detector: ReconstructionDetector, store: FeatureStore, sample_ids: Sequence[str]
+    detector: TrainedDetector, store: FeatureStore, sample_ids: Sequence[str]
 ) -> dict[str, Tensor]:
     """Mean squared gradient of the loss per parameter, one image at a time (empirical Fisher information)."""
     detector.eval()

@@ -13,14 +13,25 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "ib-iumad": {},
     "ib-iumad-plus": {"model": {"depth_target": True}},
     "uniad": {"model": {"condition": "none"} | _UNIAD},
+    "uniad-original": {
+        "model": {"condition": "none", "neighbour_mask": 7, "dropout": 0.1, "standardise": False}
+        | _UNIAD
+        | {"depth_target": True},
+        "training": {"schedule": "step", "clip": 0.1, "lr": 1.0e-4},
+        "increment": {"strategy": "none", "lr": 1.0e-4},
+    },
     "iuf": {"model": {"condition": "vit", "lambda_compression": 10.0} | _UNIAD},
     "joint": {"increment": {"strategy": "joint"}},
     "finetune": {"increment": {"strategy": "none"}},
     "memory-bank": {"model": {"kind": "memory-bank"}},
     "btf": {"model": {"kind": "memory-bank", "depth_features": "fpfh", "coreset": 0.1}},
+    "mambaad": {"model": {"kind": "mambaad"}, "increment": {"strategy": "none"}},
+    "simplenet": {"model": {"kind": "simplenet"}, "increment": {"strategy": "none"}},
+    "cdad-feat": {"model": {"kind": "cdad-feat"}, "increment": {"strategy": "svd"}},
 }
 """What each method changes in the defaults, which are IB-IUMAD's. `joint` (all categories at once) and `finetune`
-(nothing protects the earlier ones) are its upper and lower bound."""
+(nothing protects the earlier ones) are its upper and lower bound. `uniad-original` is UniAD as its authors train
+it; methods of other kinds that know no increments are fine-tuned."""
 
 
 class MethodConfig(Section):
