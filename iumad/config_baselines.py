@@ -5,7 +5,7 @@ Symbols: C channels of the aligned features, g grid, d width.
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from iumad.config_data import Section
 
@@ -56,3 +56,97 @@ class CdadFeatConfig(Section):
         250, description="noise level t at which sampling starts, of 1000; theirs: 999"
     )
     sampling_steps: PositiveInt = Field(5, description="of DDIM; theirs: 10")
+
+
+class _CrossMixture(Section):
+    """What both sizes of UniMMAD share; the numbers are the full size's."""
+
+    width: PositiveInt = Field(256, description="e of the experts")
+    leaders: PositiveInt = Field(32, description="J, experts that an item can be routed to")
+    bases: PositiveInt = Field(8, description="N, kernels that leaders are mixed of")
+    active: PositiveInt = Field(2, description="K, leaders that an item is routed to")
+    kernels: tuple[PositiveInt, ...] = Field(
+        (1, 3, 5), min_length=1, description="odd sizes, of experts and of inner bottlenecks"
+    )
+    gamma: float = Field(2.0, ge=0, description="exponent of the focal weight in Eq. 3")
+    balance: Literal["paper", "code"] = Field(
+        "paper", description="Eq. 1; code: squared variation and a z-loss"
+    )
+    score: Literal["paper", "code"] = Field(
+        "paper", description="Eq. 4; code: one root over modalities and levels"
+    )
+    sigma: PositiveFloat = Field(4.0, description="of the Gaussian over the maps, pixels")
+
+    @model_validator(mode="after")
+    def _experts_fit(self) -> "_CrossMixture":
+        if any(kernel % 2 == 0 for kernel in self.kernels):
+            raise ValueError(f"kernels must be odd, got {self.kernels}")
+        if self.active > self.leaders:
+            raise ValueError(f"active {self.active} must not exceed leaders, {self.leaders}")
+        return self
+
+
+class UniMMADConfig(_CrossMixture):
+    """UniMMAD with its own backbones, which read the images (Zhao et al.)."""
+
+    kind: Literal["unimmad"] = "unimmad"
+    backbone: str = Field("wide_resnet50_2", description="timm model with strides 4, 8, 16")
+    weights: Literal["pretrained", "random"] = Field(
+        "pretrained", description="random is for tests only"
+    )
+    slots: int = Field(4, ge=2, description="modalities that the input has room for")
+    prior_refinement: bool = Field(
+        False, description="mean prior added to the encoder's levels; in the paper, not in its code"
+    )
+
+
+class UniMMADLiteConfig(_CrossMixture):
+    """UniMMAD's experts on one grid of frozen features: an adaptation, not UniMMAD."""
+
+    kind: Literal["unimmad-lite"] = "unimmad-lite"
+    width: PositiveInt = Field(64, description="e of the experts; theirs: 256")
+    leaders: PositiveInt = Field(8, description="J; theirs: 32")
+    bases: PositiveInt = Field(4, description="N; theirs: 8")
+    kernels: tuple[PositiveInt, ...] = Field(
+        (1, 3), min_length=1, description="odd; theirs: 1, 3, 5"
+    )
+    sigma: PositiveFloat = Field(
+        1.0, description="of the Gaussian over the maps, pixels; theirs: 4 at 256 pixels"
+    )
+
+
+class CndConfig(Section):
+    """CND: distillation of CLIP features, held to a learnt text of normality (CNC, Wang et al., AAAI 2025)."""
+
+    kind: Literal["cnd"] = "cnd"
+    encoder: Literal["open-clip", "tiny"] = Field(
+        "open-clip", description="tiny: a small random network, for tests only"
+    )
+    architecture: str = Field(
+        "ViT-L-14-336-quickgelu", description="open_clip's name; for encoder open-clip"
+    )
+    weights: Literal["openai", "random"] = Field(
+        "openai", description="random is for tests only; for encoder open-clip"
+    )
+    layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (5, 11, 17), min_length=3, max_length=3, description="encoder blocks, the first is 0"
+    )
+    prompt_length: PositiveInt = Field(12, description="learnable tokens of a prompt")
+    experts: PositiveInt = Field(5, description="T")
+    active: PositiveInt = Field(2, description="K, experts per patch")
+    dropout: float = Field(0.1, ge=0, lt=1, description="of the multi-layer fusion")
+    noise: float = Field(0.1, ge=0, description="of the input, in units of a token's RMS")
+    temperature: PositiveFloat = Field(
+        0.01, description="tau; theirs: 0.001, at which the softmax of unit vectors saturates"
+    )
+    gamma: float = Field(0.1, ge=0, description="weight of the constraint on decoded features")
+    warm_up: int = Field(5, ge=0, description="epochs of a step before that constraint")
+    lambda_moe: float = Field(1.0, ge=0, description="weight of the importance loss")
+
+    @model_validator(mode="after")
+    def _experts_fit(self) -> "CndConfig":
+        if self.active > self.experts:
+            raise ValueError(f"active {self.active} must not exceed experts, {self.experts}")
+        if tuple(sorted(set(self.layers))) != self.layers:
+            raise ValueError(f"layers must rise, got {self.layers}")
+        return self

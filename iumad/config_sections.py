@@ -10,6 +10,8 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from iumad.config_baselines import CdadFeatConfig as CdadFeatConfig
 from iumad.config_baselines import MambaADConfig as MambaADConfig
 from iumad.config_baselines import SimpleNetConfig as SimpleNetConfig
+from iumad.config_baselines import UniMMADConfig as UniMMADConfig
+from iumad.config_baselines import UniMMADLiteConfig as UniMMADLiteConfig
 from iumad.config_data import DataConfig as DataConfig
 from iumad.config_data import DepthEncoding as DepthEncoding
 from iumad.config_data import EyecandiesConfig as EyecandiesConfig
@@ -124,7 +126,13 @@ class MemoryBankConfig(Section):
 
 
 ModelConfig = Annotated[
-    ReconstructionConfig | MemoryBankConfig | MambaADConfig | SimpleNetConfig | CdadFeatConfig,
+    ReconstructionConfig
+    | MemoryBankConfig
+    | MambaADConfig
+    | SimpleNetConfig
+    | CdadFeatConfig
+    | UniMMADConfig
+    | UniMMADLiteConfig,
     Field(discriminator="kind"),
 ]
 
@@ -204,8 +212,9 @@ class PerturbConfig(Section):
 class EvaluationConfig(Section):
     """What is measured after every step."""
 
-    image_score: Literal["max", "mean", "std"] = Field(
-        "max", description="max: of the average-pooled map"
+    image_score: Literal["max", "mean", "std", "top"] = Field(
+        "max",
+        description="max: of the average-pooled map; top: mean of the highest 0.1 % of pixels (UniMMAD)",
     )
     pool: PositiveInt = Field(16, description="window of that average, pixels")
     fpr_limit: float = Field(

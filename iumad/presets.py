@@ -28,6 +28,21 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "mambaad": {"model": {"kind": "mambaad"}, "increment": {"strategy": "none"}},
     "simplenet": {"model": {"kind": "simplenet"}, "increment": {"strategy": "none"}},
     "cdad-feat": {"model": {"kind": "cdad-feat"}, "increment": {"strategy": "svd"}},
+    "unimmad": {
+        "model": {"kind": "unimmad"},
+        "training": {"lr": 1.0e-3, "weight_decay": 0.0},
+        "increment": {"strategy": "none"},
+    },
+    "unimmad-replay": {
+        "model": {"kind": "unimmad"},
+        "training": {"lr": 1.0e-3, "weight_decay": 0.0},
+        "increment": {"strategy": "replay", "replay_images": 3},
+    },
+    "unimmad-lite": {"model": {"kind": "unimmad-lite"}, "increment": {"strategy": "none"}},
+    "unimmad-lite-replay": {
+        "model": {"kind": "unimmad-lite"},
+        "increment": {"strategy": "replay", "replay_images": 1},
+    },
 }
 """What each method changes in the defaults, which are IB-IUMAD's. `joint` (all categories at once) and `finetune`
 (nothing protects the earlier ones) are its upper and lower bound. `uniad-original` is UniAD as its authors train

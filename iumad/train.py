@@ -107,6 +107,7 @@ def fit_step(
     last_save = time.monotonic()
     detector.train()
     for epoch in range(first_epoch, plan.epochs):
+        detector.begin_epoch(epoch, plan.epochs)
         seed = epoch_seed(run.seed, step, epoch)
         torch.manual_seed(seed)
         generator = torch.Generator(device).manual_seed(seed)

@@ -99,6 +99,9 @@ class TrainedDetector(nn.Module):
     def begin_increment(self) -> None:
         """Called before a step after the base is trained; a method may freeze parts here."""
 
+    def begin_epoch(self, epoch: int, epochs: int) -> None:
+        """Called before every epoch, the first being 0; a loss may be annealed by it."""
+
     def standardised(self, batch: Batch, modality: str) -> Float[Tensor, "b n c"]:
         """Features as tokens, per channel (f - mean) / std with the base step's statistics."""
         tokens = batch.features[modality].flatten(2).transpose(1, 2)

@@ -2,8 +2,16 @@
 
 from collections.abc import Callable
 
-from iumad.config_sections import MemoryBankConfig, ModelConfig, ReconstructionConfig
+from iumad.config_sections import (
+    MemoryBankConfig,
+    ModelConfig,
+    ReconstructionConfig,
+    UniMMADConfig,
+    UniMMADLiteConfig,
+)
 from iumad.models.base import TrainedDetector
+from iumad.models.baselines.unimmad import UniMMAD
+from iumad.models.baselines.unimmad_lite import UniMMADLite
 from iumad.models.detector import ReconstructionDetector
 from iumad.models.memory_bank import MemoryBank
 
@@ -11,6 +19,8 @@ Detector = TrainedDetector | MemoryBank
 
 TRAINED: dict[type, Callable[..., TrainedDetector]] = {
     ReconstructionConfig: ReconstructionDetector,
+    UniMMADConfig: UniMMAD,
+    UniMMADLiteConfig: UniMMADLite,
 }
 """Section -> class, all with the same arguments."""
 
