@@ -40,7 +40,7 @@ class UniMMAD(MixtureDetector):
         channels: int,
         grid: int,
         image_size: int,
-        n_categories: int,  # noqa: ARG002
+        n_categories: int,
     ) -> None:
         if image_size % 32:
             raise ConfigError(f"unimmad needs an image_size that 32 divides, got {image_size}")

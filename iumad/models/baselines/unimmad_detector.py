@@ -103,8 +103,8 @@ class MixtureDetector(TrainedDetector):
     def losses(
         self,
         batch: Batch,
-        generator: torch.Generator | None = None,  # noqa: ARG002 - nothing is random here
-        base: bool = False,  # noqa: ARG002 - nor is the base step another
+        generator: torch.Generator | None = None,
+        base: bool = False,
     ) -> dict[str, Float[Tensor, ""]]:
         """`decompression`: Eq. 3, mean over levels, modalities and places; `balance`: Eq. 1."""
         config = self.config

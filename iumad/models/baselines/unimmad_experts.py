@@ -158,9 +158,8 @@ class CrossMixture(nn.Module):
     ) -> None:
         super().__init__()
         self.router = ConditionRouter(channels, width)
-        self.branches = nn.ModuleList(
-            ExpertBranch(width, kernel, leaders, bases, active) for kernel in kernels
-        )
+        made = [ExpertBranch(width, kernel, leaders, bases, active) for kernel in kernels]
+        self.branches = nn.ModuleList(made)
         inputs = width * len(kernels)
         self.aggregation = (
             nn.Sequential(nn.Conv2d(inputs, channels, 1))
@@ -178,5 +177,8 @@ class CrossMixture(nn.Module):
 
     def adaptable(self) -> list[nn.Module | nn.Parameter]:
         """What goes on learning in an increment: leaders, router with its gates, aggregation (section 4.5)."""
-        inside = [part for branch in self.branches for part in (branch.leaders, branch.gate)]
-        return [self.router, self.aggregation, *inside]
+        parts: list[nn.Module | nn.Parameter] = [self.router, self.aggregation]
+        for branch in self.branches:
+            assert isinstance(branch, ExpertBranch)
+            parts += [branch.leaders, branch.gate]
+        return parts

@@ -35,7 +35,7 @@ class UniMMADLite(MixtureDetector):
         channels: int,
         grid: int,
         image_size: int,
-        n_categories: int,  # noqa: ARG002
+        n_categories: int,
     ) -> None:
         if grid % 4:
             raise ConfigError(f"unimmad-lite needs a features.grid that 4 divides, got {grid}")

@@ -37,19 +37,20 @@ class Pyramid(nn.Module):
 
         if not timm.is_model(backbone):
             raise ConfigError(f"model.backbone: timm has no model {backbone!r}")
-        self.levels: Any = timm.create_model(backbone, features_only=True, out_indices=LEVELS)
-        if tuple(self.levels.feature_info.reduction()) != (4, 8, 16):
+        levels: Any = timm.create_model(backbone, features_only=True, out_indices=LEVELS)
+        strides = levels.feature_info.reduction()
+        if strides != [4, 8, 16]:
             raise ConfigError(
-                f"model.backbone needs levels of strides 4, 8, 16, {backbone!r} has "
-                f"{self.levels.feature_info.reduction()}"
+                f"model.backbone needs levels of strides 4, 8, 16, {backbone!r} has {strides}"
             )
         mean, std = (torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225]))
         if weights == "pretrained":
             classifier, _ = imagenet_classifier(backbone)
             theirs = classifier.state_dict()
-            self.levels.load_state_dict({key: theirs[key] for key in self.levels.state_dict()})
+            levels.load_state_dict({key: theirs[key] for key in levels.state_dict()})
             mean, std = (torch.tensor(classifier.pretrained_cfg[key]) for key in ("mean", "std"))
-        self.channels: tuple[int, int, int] = tuple(self.levels.feature_info.channels())
+        self.levels: nn.Module = levels
+        self.channels: tuple[int, int, int] = tuple(levels.feature_info.channels())
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", mean.view(1, 3, 1, 1))
