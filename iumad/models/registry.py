@@ -3,13 +3,19 @@
 from collections.abc import Callable
 
 from iumad.config_sections import (
+    CdadFeatConfig,
+    MambaADConfig,
     MemoryBankConfig,
     ModelConfig,
     ReconstructionConfig,
+    SimpleNetConfig,
     UniMMADConfig,
     UniMMADLiteConfig,
 )
 from iumad.models.base import TrainedDetector
+from iumad.models.baselines.cdad_feat import CdadFeat
+from iumad.models.baselines.mambaad import MambaAD
+from iumad.models.baselines.simplenet import SimpleNet
 from iumad.models.baselines.unimmad import UniMMAD
 from iumad.models.baselines.unimmad_lite import UniMMADLite
 from iumad.models.detector import ReconstructionDetector
@@ -19,6 +25,9 @@ Detector = TrainedDetector | MemoryBank
 
 TRAINED: dict[type, Callable[..., TrainedDetector]] = {
     ReconstructionConfig: ReconstructionDetector,
+    MambaADConfig: MambaAD,
+    SimpleNetConfig: SimpleNet,
+    CdadFeatConfig: CdadFeat,
     UniMMADConfig: UniMMAD,
     UniMMADLiteConfig: UniMMADLite,
 }
