@@ -98,7 +98,7 @@ class Guard:
     config, memory : strategy and what is remembered; an empty memory protects nothing
     """
 
-    def __init__(self, detector: TrainedDetector, config: IncrementConfig, memory: Memory) -> None:
+    def __init__(self, detector: nn.Module, config: IncrementConfig, memory: Memory) -> None:
         self.config, self.memory = config, memory
         self._parameters = dict(detector.named_parameters())
         self._old = {name: p.detach().clone() for name, p in self._parameters.items()}
