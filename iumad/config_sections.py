@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from iumad.config_baselines import CdadFeatConfig as CdadFeatConfig
+from iumad.config_baselines import CndConfig as CndConfig
 from iumad.config_baselines import MambaADConfig as MambaADConfig
 from iumad.config_baselines import SimpleNetConfig as SimpleNetConfig
 from iumad.config_baselines import UniMMADConfig as UniMMADConfig
@@ -132,7 +133,8 @@ ModelConfig = Annotated[
     | SimpleNetConfig
     | CdadFeatConfig
     | UniMMADConfig
-    | UniMMADLiteConfig,
+    | UniMMADLiteConfig
+    | CndConfig,
     Field(discriminator="kind"),
 ]
 

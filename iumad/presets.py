@@ -28,6 +28,11 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "mambaad": {"model": {"kind": "mambaad"}, "increment": {"strategy": "none"}},
     "simplenet": {"model": {"kind": "simplenet"}, "increment": {"strategy": "none"}},
     "cdad-feat": {"model": {"kind": "cdad-feat"}, "increment": {"strategy": "svd"}},
+    "cnd": {
+        "model": {"kind": "cnd"},
+        "training": {"lr": 1.0e-3, "weight_decay": 0.0, "schedule": "constant"},
+        "increment": {"strategy": "none", "lr": 1.0e-3},
+    },
     "unimmad": {
         "model": {"kind": "unimmad"},
         "training": {"lr": 1.0e-3, "weight_decay": 0.0},

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from iumad.config_sections import (
     CdadFeatConfig,
+    CndConfig,
     MambaADConfig,
     MemoryBankConfig,
     ModelConfig,
@@ -14,6 +15,7 @@ from iumad.config_sections import (
 )
 from iumad.models.base import TrainedDetector
 from iumad.models.baselines.cdad_feat import CdadFeat
+from iumad.models.baselines.cnd import Cnd
 from iumad.models.baselines.mambaad import MambaAD
 from iumad.models.baselines.simplenet import SimpleNet
 from iumad.models.baselines.unimmad import UniMMAD
@@ -30,6 +32,7 @@ TRAINED: dict[type, Callable[..., TrainedDetector]] = {
     CdadFeatConfig: CdadFeat,
     UniMMADConfig: UniMMAD,
     UniMMADLiteConfig: UniMMADLite,
+    CndConfig: Cnd,
 }
 """Section -> class, all with the same arguments."""
 
