@@ -7,7 +7,7 @@ experiment: the profile's name and the method's label are not part of it.
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import yaml
 from pydantic import Field, model_validator
@@ -26,7 +26,7 @@ from iumad.config_sections import (
 )
 from iumad.errors import ConfigError
 from iumad.identity import stable_hash, without_neutral
-from iumad.presets import PRESETS, MethodConfig, Modality
+from iumad.presets import PRESETS, MethodConfig, Modality, model_section
 from iumad.validation import UniqueKeys, build, nearest
 
 
@@ -149,7 +149,7 @@ class StudyConfig(Section):
             seed=seed,
             data=self.data,
             features=self.features,
-            model=build(_model_section(model), model, f"model (or {where}.model)"),
+            model=build(model_section(model), model, f"model (or {where}.model)"),
             training=build(TrainingConfig, training, f"training (or {where}.training)"),
             increment=build(IncrementConfig, increment, f"increment (or {where}.increment)"),
             evaluation=self.evaluation,
@@ -180,17 +180,6 @@ class StudyConfig(Section):
         if not part.runs():
             raise ConfigError(f"select: profile {self.profile!r} has no run with all of {wanted}")
         return part
-
-
-def _model_section(model: Mapping[str, Any]) -> type[Section]:
-    union, *_ = get_args(ModelConfig)
-    kinds = {section.model_fields["kind"].default: section for section in get_args(union)}
-    kind = str(model.get("kind", "reconstruction"))
-    if kind not in kinds:
-        raise ConfigError(
-            f"model.kind: no kind is called {kind!r}{nearest(kind, kinds)}; known: {', '.join(kinds)}"
-        )
-    return kinds[kind]
 
 
 def load_params(

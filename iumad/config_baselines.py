@@ -38,7 +38,7 @@ class SimpleNetConfig(Section):
     kind: Literal["simplenet"] = "simplenet"
     hidden: PositiveInt = Field(256, description="width of the discriminator; theirs: 1024")
     noise: PositiveFloat = Field(
-        0.1,
+        0.5,
         description="of the negatives, relative to the adapted features; theirs: 0.015, absolute",
     )
     margin: PositiveFloat = Field(0.5, description="of both hinges")

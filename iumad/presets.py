@@ -1,10 +1,13 @@
 """What each method of a comparison is made of, and in which part of the grid it is run."""
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
 
 from pydantic import Field
 
-from iumad.config_sections import PerturbConfig, Section
+from iumad.config_sections import ModelConfig, PerturbConfig, Section
+from iumad.errors import ConfigError
+from iumad.validation import nearest
 
 Modality = Literal["rgb", "depth", "rgb+depth"]
 
@@ -76,3 +79,21 @@ class MethodConfig(Section):
         return (self.modalities is None or modality in self.modalities) and (
             self.settings is None or setting in self.settings
         )
+
+
+def model_section(model: Mapping[str, Any]) -> type[Section]:
+    """The section of a model's `kind`; without one, that of reconstruction methods.
+
+    Raises
+    ------
+    ConfigError
+        No section has this kind.
+    """
+    union, *_ = get_args(ModelConfig)
+    kinds = {section.model_fields["kind"].default: section for section in get_args(union)}
+    kind = str(model.get("kind", "reconstruction"))
+    if kind not in kinds:
+        raise ConfigError(
+            f"model.kind: no kind is called {kind!r}{nearest(kind, kinds)}; known: {', '.join(kinds)}"
+        )
+    return kinds[kind]
