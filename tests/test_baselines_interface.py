@@ -212,6 +212,22 @@ def test_other_modalities_are_refused(method, wrong):
         make_detector(run(method).model, wrong, tiny.CHANNELS, tiny.GRID, tiny.SIZE, 3)
 
 
+@pytest.mark.parametrize("grid", [3, 5, 7, 8])
+def test_mambaad_takes_odd_grids(grid):
+    config = run("mambaad", "rgb").model
+    detector = make_detector(config, ("rgb",), tiny.CHANNELS, grid, tiny.SIZE, 3).eval()
+    features = {"rgb": torch.randn(2, tiny.CHANNELS, grid, grid)}
+    images = {"rgb": torch.zeros(2, 3, tiny.SIZE, tiny.SIZE)}
+    batch = Batch(features, images, torch.zeros(2, dtype=torch.long))
+    assert detector.residual_maps(batch)["rgb"].shape == (2, grid, grid)
+
+
+def test_a_grid_too_small_for_the_stages_is_refused():
+    config = run("mambaad", "rgb").model
+    with pytest.raises(ConfigError, match="2 stages.*at least 3, got 2"):
+        make_detector(config, ("rgb",), tiny.CHANNELS, 2, tiny.SIZE, 3)
+
+
 def test_an_unknown_kind_names_the_nearest():
     with pytest.raises(ConfigError, match=r"'mambad', did you mean 'mambaad'\?"):
         methods = {"mine": {"preset": "iuf", "model": {"kind": "mambad"}}}

@@ -97,10 +97,11 @@ class LocalityStateSpace(nn.Module):
 
 
 class PatchExpanding(nn.Module):
-    """Twice the grid at half the width: LN, Linear 2d -> 4d, 2 x 2 pixels of d, LN."""
+    """Twice the grid at half the width: LN, Linear 2d -> 4d, 2 x 2 pixels of d, LN; odd sides lose one row."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, side: int) -> None:
         super().__init__()
+        self.side = side
         self.norm, self.norm_out = nn.LayerNorm(2 * dim), nn.LayerNorm(dim)
         self.expand = nn.Linear(2 * dim, 4 * dim, bias=False)
 
@@ -108,7 +109,7 @@ class PatchExpanding(nn.Module):
         """From width e = 2d to d."""
         wide = self.expand(self.norm(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
         pixels = functional.pixel_shuffle(wide, 2).permute(0, 2, 3, 1)
-        return self.norm_out(pixels).permute(0, 3, 1, 2)
+        return self.norm_out(pixels[:, : self.side, : self.side]).permute(0, 3, 1, 2)
 
 
 class PyramidDecoder(nn.Module):
@@ -126,10 +127,10 @@ class PyramidDecoder(nn.Module):
         drops = [config.drop_path * (1 - i / max(total - 1, 1)) for i in range(total)]
         decoder: list[nn.Module] = []
         for depth, width in zip(config.depths, reversed(widths), strict=True):
-            side = grid * dim // width
+            side = -(-grid * dim // width)
             of_stage, drops = drops[:depth], drops[depth:]
             size = 3 if depth % 3 == 0 else 2  # blocks of a module, as the authors cut their stages
-            decoder += [PatchExpanding(width)] if decoder else []
+            decoder += [PatchExpanding(width, side)] if decoder else []
             decoder += [
                 LocalityStateSpace(width, side, config, of_stage[i : i + size])
                 for i in range(0, depth, size)
@@ -156,7 +157,7 @@ class MambaAD(TrainedDetector):
     Raises
     ------
     ConfigError
-        The grid cannot be halved for every stage after the first.
+        The grid is too small: each stage but the last has half the grid of the next one, at least 2.
     """
 
     def __init__(
@@ -169,11 +170,11 @@ class MambaAD(TrainedDetector):
         n_categories: int,
     ) -> None:
         super().__init__(modalities, channels, grid, image_size)
-        needed = 2 ** (len(config.depths) - 1)
-        if grid % needed or grid == needed:
+        smallest = 2 ** (len(config.depths) - 1) + 1
+        if grid < smallest:
             raise ConfigError(
-                f"mambaad: {len(config.depths)} stages (model.depths) need a grid that is a multiple of "
-                f"{needed} and larger, got features.grid {grid}"
+                f"mambaad: {len(config.depths)} stages (model.depths) need features.grid of at least "
+                f"{smallest}, got {grid}"
             )
         self.config = config
         self.networks = nn.ModuleDict(
