@@ -3,6 +3,7 @@ import importlib.util
 import math
 import sys
 
+import pandas as pd
 import pytest
 import tiny
 import torch
@@ -19,6 +20,7 @@ from iumad.models.baselines.cnd_encoders import OpenClipEncoder, TinyEncoder, ma
 from iumad.models.baselines.cnd_experts import GatedExperts, importance_loss
 from iumad.models.registry import make_detector
 from iumad.store import Batch
+from iumad.study import run_study
 
 BOTH = ("rgb", "depth")
 SHAPE = (tiny.CHANNELS, tiny.GRID, tiny.SIZE, 3)
@@ -278,6 +280,20 @@ def test_the_full_size_has_the_parameters_of_the_fact_sheet():
     assert millions["fusion"] == pytest.approx(3.1, abs=0.05)
     assert millions["experts"] == pytest.approx(10.5, abs=0.02)
     assert stream.prompts.numel() == 3 * 2 * 12 * 768
+
+
+def test_base_step_and_increment_end_to_end(tmp_path):
+    study = tiny.study(
+        methods={"cnd": {"model": SMALL | {"warm_up": 1}}},
+        modalities=["rgb+depth"],
+        increment={"epochs": 1},
+    )
+    rows = run_study(study, tmp_path)
+    assert set(rows["step"]) == {0, 1}
+    assert rows["value"].notna().all()
+    logs = pd.concat(pd.read_csv(path) for path in tmp_path.rglob("log.csv"))
+    constrained = logs[logs["term"] == "constraint_decoded_rgb"]
+    assert constrained["epoch"].tolist() == [1]  # of 0 and 1 in the base step, 0 in the increment
 
 
 def test_the_preset_builds_the_detector():

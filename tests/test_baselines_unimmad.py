@@ -1,4 +1,5 @@
 import copy
+import math
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,8 @@ from torch.nn import functional
 
 from iumad.config_baselines import UniMMADConfig, UniMMADLiteConfig
 from iumad.errors import ConfigError
+from iumad.increments import remember
+from iumad.model_card import model_card
 from iumad.models.baselines.unimmad import UniMMAD
 from iumad.models.baselines.unimmad_balance import (
     balance_of_the_code,
@@ -21,9 +24,24 @@ from iumad.models.baselines.unimmad_experts import ExpertBranch, grouped_dynamic
 from iumad.models.baselines.unimmad_lite import UniMMADLite
 from iumad.models.baselines.unimmad_score import score_of_the_code, score_of_the_paper
 from iumad.models.registry import make_detector
+from iumad.store import Batch
+from iumad.study import run_study
+from iumad.train import fit_step
 
 BOTH = ("rgb", "depth")
-SHAPE = (tiny.CHANNELS, tiny.GRID, tiny.SIZE, 3)
+GRID, SIZE = 8, 64  # the smallest
+SHAPE = (tiny.CHANNELS, GRID, SIZE, 3)
+DATA = {"data": {"image_size": SIZE}, "features": {"grid": GRID}}
+
+
+def batch_of(modality="rgb+depth"):
+    generator = torch.Generator().manual_seed(0)
+    modalities = modality.split("+")
+    return Batch(
+        {m: torch.randn(3, tiny.CHANNELS, GRID, GRID, generator=generator) for m in modalities},
+        {m: torch.rand(3, 3, SIZE, SIZE, generator=generator) for m in modalities},
+        torch.arange(3),
+    )
 
 
 def full(modalities=BOTH, **changes):
@@ -142,14 +160,14 @@ def test_the_paper_balances_every_modality_and_the_code_all_items_together():
 def test_leader_frequency_counts_the_chosen():
     logits = [torch.tensor([[[3.0, 2.0, 0.0], [3.0, 0.0, 2.0]]])]
     assert leader_frequency(logits, 2).tolist() == [[[1.0, 0.5, 0.5]]]
-    frequency = lite().leader_frequency(tiny.batch())
+    frequency = lite().leader_frequency(batch_of())
     assert frequency.shape == (1, 2, 8)
     torch.testing.assert_close(frequency.sum(dim=-1), torch.full((1, 2), 2.0))
 
 
 @SIZES
 def test_balance_is_annealed_over_the_epochs_of_a_step(make):
-    detector, batch = make().eval(), tiny.batch()
+    detector, batch = make().eval(), batch_of()
     start = detector.losses(batch)["balance"].item()
     detector.begin_epoch(3, 4)
     assert detector.losses(batch)["balance"].item() == pytest.approx(start / 16)
@@ -179,14 +197,14 @@ def test_every_map_is_centred_on_its_defect():
 @SIZES
 @pytest.mark.parametrize("score", ["paper", "code"])
 def test_scores_of_constant_images_are_finite(make, score):
-    detector, batch = make(score=score).eval(), tiny.batch()
+    detector, batch = make(score=score).eval(), batch_of()
     flat = replace(
         batch,
         features={m: torch.zeros_like(x) for m, x in batch.features.items()},
         images={m: torch.full_like(x, 0.5) for m, x in batch.images.items()},
     )
     maps = detector.anomaly_maps(flat)
-    assert maps.shape == (3, tiny.SIZE, tiny.SIZE)
+    assert maps.shape == (3, SIZE, SIZE)
     assert maps.isfinite().all()
 
 
@@ -196,17 +214,17 @@ def test_scores_of_constant_images_are_finite(make, score):
 @SIZES
 @pytest.mark.parametrize("modalities", [("rgb",), ("depth",), BOTH])
 def test_shapes_for_every_combination(make, modalities):
-    detector, batch = make(modalities).eval(), tiny.batch("+".join(modalities))
+    detector, batch = make(modalities).eval(), batch_of("+".join(modalities))
     assert detector.losses(batch).keys() == {"decompression", "balance"}
     maps = detector.residual_maps(batch)
     assert list(maps) == list(modalities)
-    assert all(x.shape == (3, tiny.GRID, tiny.GRID) and (x >= -1e-6).all() for x in maps.values())
+    assert all(x.shape == (3, GRID, GRID) and (x >= -1e-6).all() for x in maps.values())
 
 
 @SIZES
 def test_a_modality_may_be_missing_from_a_batch(make):
     detector = make().eval()
-    both, only = tiny.batch(), tiny.batch("rgb")
+    both, only = batch_of(), batch_of("rgb")
     only = replace(only, features={"rgb": both.features["rgb"]}, images={"rgb": both.images["rgb"]})
     assert list(detector.residual_maps(only)) == ["rgb"]
     assert not torch.equal(detector.anomaly_maps(only), detector.anomaly_maps(both))
@@ -218,14 +236,14 @@ def test_wrong_modalities_are_refused(make):
         with pytest.raises(ConfigError, match="rgb"):
             make(modalities)
     with pytest.raises(ConfigError, match="needs one of the modalities depth, it has rgb"):
-        make(("depth",)).residual_maps(tiny.batch("rgb"))
+        make(("depth",)).residual_maps(batch_of("rgb"))
 
 
 def test_wrong_sizes_are_refused():
-    with pytest.raises(ConfigError, match="32 divides, got 48"):
-        UniMMAD(UniMMADConfig(), BOTH, 6, 4, 48, 3)
-    with pytest.raises(ConfigError, match="4 divides, got 6"):
-        UniMMADLite(UniMMADLiteConfig(), BOTH, 6, 6, 48, 3)
+    with pytest.raises(ConfigError, match="32 divides, at least 64, got 32"):
+        UniMMAD(UniMMADConfig(), BOTH, 6, 4, 32, 3)
+    with pytest.raises(ConfigError, match="4 divides, at least 8, got 4"):
+        UniMMADLite(UniMMADLiteConfig(), BOTH, 6, 4, 48, 3)
     with pytest.raises(ConfigError, match="no model"):
         full(backbone="resnet_of_nobody")
     with pytest.raises(ConfigError, match="strides 4, 8, 16"):
@@ -240,7 +258,7 @@ def test_wrong_sizes_are_refused():
 @pytest.mark.parametrize("balance", ["paper", "code"])
 def test_the_loss_reaches_every_parameter_that_is_trained(make, balance):
     detector = make(balance=balance)
-    total(detector, tiny.batch()).backward()
+    total(detector, batch_of()).backward()
     for name, parameter in detector.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name
         inside = name.startswith("encoder.backbone")  # timm begins residual paths with weight 0
@@ -249,7 +267,7 @@ def test_the_loss_reaches_every_parameter_that_is_trained(make, balance):
 
 @SIZES
 def test_a_few_steps_lower_the_loss(make):
-    detector, batch = make(), tiny.batch()
+    detector, batch = make(), batch_of()
     optimizer = torch.optim.Adam([p for p in detector.parameters() if p.requires_grad], 1e-3)
     before = detector.losses(batch)["decompression"].item()
     for _ in range(8):
@@ -261,7 +279,7 @@ def test_a_few_steps_lower_the_loss(make):
 
 @SIZES
 def test_state_dict_round_trip(make):
-    first, batch = make(), tiny.batch()
+    first, batch = make(), batch_of()
     total(first, batch)  # moves the batch norms' statistics
     second = make()
     nn.init.normal_(second.mixtures[0].branches[0].leaders)
@@ -273,7 +291,7 @@ def test_state_dict_round_trip(make):
 
 @SIZES
 def test_an_increment_trains_router_leaders_and_aggregation_and_nothing_else_moves(make):
-    detector, batch = make(), tiny.batch()
+    detector, batch = make(), batch_of()
     detector.begin_increment()
     detector.train()
     before = copy.deepcopy(detector.state_dict())
@@ -290,18 +308,18 @@ def test_an_increment_trains_router_leaders_and_aggregation_and_nothing_else_mov
 def test_the_frozen_prior_keeps_its_statistics_in_the_base_step_too():
     detector = full().train()
     before = copy.deepcopy(detector.prior.state_dict())
-    total(detector, tiny.batch())
+    total(detector, batch_of())
     assert tiny.same_tensors(before, detector.prior.state_dict())
     assert detector.encoder.backbone.levels.bn1.num_batches_tracked == 1
 
 
 def test_switches_change_the_result():
-    batch = tiny.batch()
+    batch = batch_of()
     plain = full().eval().residual_maps(batch)["rgb"]
     assert not torch.equal(plain, full(prior_refinement=True).eval().residual_maps(batch)["rgb"])
     gentle = lite(gamma=0.0).eval().losses(batch)["decompression"]
     assert not torch.equal(gentle, lite().eval().losses(batch)["decompression"])
-    assert full(slots=2).encoder.embedding.place.shape == (6, tiny.SIZE, tiny.SIZE)
+    assert full(slots=2).encoder.embedding.place.shape == (6, SIZE, SIZE)
 
 
 def test_the_full_size_has_the_parameters_that_the_public_code_has():
@@ -331,3 +349,65 @@ def test_presets_build_both_sizes():
     assert run.model == UniMMADConfig()
     assert run.increment.strategy == "none"
     assert tiny.run("unimmad-replay", **changes).increment.replay_images == 3
+
+
+# In a study
+
+
+STUDIED = {
+    "unimmad": {
+        "backbone": "resnet18",
+        "weights": "random",
+        "width": 8,
+        "leaders": 4,
+        "bases": 2,
+        "slots": 2,
+    },
+    "unimmad-lite": {"width": 16},
+    "unimmad-lite-replay": {"width": 16},
+}
+
+
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory):
+    """Rows of both sizes over a base step and an increment, scored by the highest pixels."""
+    study = tiny.study(
+        methods={name: {"model": model} for name, model in STUDIED.items()},
+        modalities=["rgb+depth"],
+        training={"epochs": 1},
+        increment={"epochs": 1},
+        evaluation={"image_score": "top"},
+        **DATA,
+    )
+    return run_study(study, tmp_path_factory.mktemp("results"))
+
+
+@pytest.mark.parametrize("method", STUDIED)
+def test_base_step_and_increment_end_to_end(studied, method):
+    rows = studied[studied["method"] == method]
+    assert set(rows["step"]) == {0, 1}
+    assert rows["value"].notna().all()
+
+
+@pytest.mark.parametrize("strategy", ["none", "ewc", "replay", "svd"])
+def test_every_strategy_trains_an_increment(strategy, tmp_path):
+    config = tiny.run("unimmad-lite", increment={"epochs": 1}, **DATA)
+    increment = config.increment.model_copy(update={"strategy": strategy})
+    config = config.model_copy(update={"increment": increment})
+    store = tiny.open_store(config)
+    shape = (config.modalities, store.backbone.channels, GRID, SIZE, 3)
+    detector = make_detector(config.model.model_copy(update={"width": 16}), *shape)
+    first, second = (tiny.train_ids(store, name) for name in tiny.CATEGORIES[:2])
+    memory = remember(detector, store, first, increment, {}, 0)
+    before = copy.deepcopy(detector.compression.state_dict())
+    log = fit_step(detector, store, second, config, 1, memory, tmp_path / "partial.pt")
+    assert all(math.isfinite(row["value"]) for row in log)
+    assert tiny.same_tensors(before, detector.compression.state_dict())
+
+
+@pytest.mark.parametrize("method", ["unimmad", "unimmad-lite"])
+def test_parts_are_counted(method):
+    methods = {method: {"model": STUDIED[method]}}
+    (run,) = tiny.study(methods=methods, modalities=["rgb+depth"], **DATA).runs()
+    card = model_card(run, n_categories=3).set_index("part")
+    assert card.loc["all", "gflops"] > 0

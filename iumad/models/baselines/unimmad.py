@@ -30,7 +30,7 @@ class UniMMAD(MixtureDetector):
     Raises
     ------
     ConfigError
-        The image size is not a multiple of 32.
+        The image size is not a multiple of 32 or less than 64.
     """
 
     def __init__(
@@ -42,8 +42,10 @@ class UniMMAD(MixtureDetector):
         image_size: int,
         n_categories: int,
     ) -> None:
-        if image_size % 32:
-            raise ConfigError(f"unimmad needs an image_size that 32 divides, got {image_size}")
+        if image_size % 32 or image_size < 64:
+            raise ConfigError(
+                f"unimmad needs an image_size that 32 divides, at least 64, got {image_size}"
+            )
         prior = Pyramid(config.backbone, config.weights)
         super().__init__(config, modalities, channels, grid, image_size, prior.channels)
         refined = config.prior_refinement

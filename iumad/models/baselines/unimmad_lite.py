@@ -25,7 +25,7 @@ class UniMMADLite(MixtureDetector):
     Raises
     ------
     ConfigError
-        4 does not divide the grid, which two bottlenecks halve.
+        4 does not divide the grid, which two bottlenecks halve, or it is less than 8.
     """
 
     def __init__(
@@ -37,8 +37,10 @@ class UniMMADLite(MixtureDetector):
         image_size: int,
         n_categories: int,
     ) -> None:
-        if grid % 4:
-            raise ConfigError(f"unimmad-lite needs a features.grid that 4 divides, got {grid}")
+        if grid % 4 or grid < 8:
+            raise ConfigError(
+                f"unimmad-lite needs a features.grid that 4 divides, at least 8, got {grid}"
+            )
         super().__init__(config, modalities, channels, grid, image_size, (channels,))
         width = config.width
         self.embedding = nn.Conv2d(len(KNOWN) * channels, width, 1)
