@@ -336,6 +336,10 @@ def test_the_full_size_has_the_parameters_that_the_public_code_has():
     assert millions["mixtures"] == pytest.approx(23.03 + 23.36 + 24.02, abs=0.01)
     assert sum(millions.values()) == pytest.approx(177.7, abs=0.05)
     assert trained_share(detector) == pytest.approx(152.8 / 177.7, abs=1e-3)
+    with torch.device("meta"):
+        images = {m: torch.empty(1, 3, 256, 256) for m in BOTH}
+        batch = Batch({m: torch.empty(1, 272, 14, 14) for m in BOTH}, images, torch.arange(1))
+    assert detector.eval().anomaly_maps(batch).shape == (1, 256, 256)
     detector.begin_increment()
     assert trained_share(detector) == pytest.approx(0.0377, abs=1e-4)  # 6.70 M; "less than 10 %"
 
