@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from iumad.config_baselines import UniMMADConfig, UniMMADLiteConfig
 from iumad.errors import ConfigError
+from iumad.features import imagenet_classifier
 from iumad.increments import remember
 from iumad.model_card import model_card
 from iumad.models.baselines.unimmad import UniMMAD
@@ -22,6 +23,7 @@ from iumad.models.baselines.unimmad_balance import (
 )
 from iumad.models.baselines.unimmad_experts import ExpertBranch, grouped_dynamic_convolution
 from iumad.models.baselines.unimmad_lite import UniMMADLite
+from iumad.models.baselines.unimmad_pyramid import Pyramid
 from iumad.models.baselines.unimmad_score import score_of_the_code, score_of_the_paper
 from iumad.models.registry import make_detector
 from iumad.store import Batch
@@ -311,6 +313,16 @@ def test_the_frozen_prior_keeps_its_statistics_in_the_base_step_too():
     total(detector, batch_of())
     assert tiny.same_tensors(before, detector.prior.state_dict())
     assert detector.encoder.backbone.levels.bn1.num_batches_tracked == 1
+
+
+def test_pretrained_weights_are_the_classifiers():
+    pyramid = Pyramid("tf_efficientnet_lite0", "pretrained")
+    classifier, _ = imagenet_classifier("tf_efficientnet_lite0")
+    theirs = classifier.state_dict()
+    assert all(torch.equal(x, theirs[key]) for key, x in pyramid.levels.state_dict().items())
+    levels = pyramid.eval()(pyramid.normalised(torch.rand(1, 3, SIZE, SIZE)))
+    assert [tuple(x.shape[1:]) for x in levels] == [(24, 16, 16), (40, 8, 8), (112, 4, 4)]
+    assert all((x >= 0).all() for x in levels)
 
 
 def test_switches_change_the_result():

@@ -149,7 +149,8 @@ class MixtureDetector(TrainedDetector):
         """Batch norms whose weights are frozen keep their statistics, else frozen parts would drift."""
         super().train(mode)
         for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
+            is_norm = isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm)
+            if is_norm and not module.weight.requires_grad:
                 module.eval()
         return self
 
