@@ -7,6 +7,7 @@ import pytest
 import tiny
 import torch
 
+from iumad import efficiency
 from iumad.config import StudyConfig, load_params
 from iumad.errors import ConfigError
 from iumad.increments import remember
@@ -224,7 +225,7 @@ def test_mambaad_takes_odd_grids(grid):
 
 def test_a_grid_too_small_for_the_stages_is_refused():
     config = run("mambaad", "rgb").model
-    with pytest.raises(ConfigError, match="2 stages.*at least 3, got 2"):
+    with pytest.raises(ConfigError, match=r"2 stages.*at least 3, got 2"):
         make_detector(config, ("rgb",), tiny.CHANNELS, 2, tiny.SIZE, 3)
 
 
@@ -241,6 +242,17 @@ def test_parts_are_counted(method):
     assert (card.drop(index=["all", "backbone"])["gflops"] > 0).any()
     reach = gradient_reach(run(method), n_categories=3)
     assert (reach.max(axis=1) > 0).all()
+
+
+def test_a_size_that_a_method_refuses_has_no_costs(monkeypatch):
+    def build_only(config, categories, size, batch, where):
+        grid = config.features.grid * size // config.data.image_size
+        make_detector(config.model, config.modalities, tiny.CHANNELS, grid, size, categories)
+        return [1.0 * batch], 1.0
+
+    monkeypatch.setattr(efficiency, "_time", build_only)
+    rows = efficiency.measure(run("mambaad", "rgb", settings=["3-0"]), 0, "cpu")
+    assert {row["image_size"] for row in rows} == {tiny.SIZE, 2 * tiny.SIZE}  # half the grid is 2
 
 
 def test_new_keys_leave_stored_results_found(repository):
