@@ -245,12 +245,13 @@ def test_parts_are_counted(method):
 
 
 def test_a_size_that_a_method_refuses_has_no_costs(monkeypatch):
-    def build_only(config, categories, size, batch, where):
+    def build_only(config, categories, size, batch, _where):
         grid = config.features.grid * size // config.data.image_size
         make_detector(config.model, config.modalities, tiny.CHANNELS, grid, size, categories)
         return [1.0 * batch], 1.0
 
     monkeypatch.setattr(efficiency, "_time", build_only)
+    monkeypatch.setattr(efficiency, "_counted", lambda _run, _categories: [])
     rows = efficiency.measure(run("mambaad", "rgb", settings=["3-0"]), 0, "cpu")
     assert {row["image_size"] for row in rows} == {tiny.SIZE, 2 * tiny.SIZE}  # half the grid is 2
 
