@@ -3,7 +3,8 @@
 A linear layer's answer to earlier inputs X does not change if its update D has D X = 0. So after every step an
 orthonormal basis M of nearly all of X is kept per layer, and later updates become D - D M M^T (Saha et al., GPM,
 ICLR 2021; CDAD: Li et al., CVPR 2025, with an iterative SVD because its X is huge). What is not the weight of a
-linear layer or a convolution, such as biases and norms, stays as it is after the base.
+linear layer or a convolution, such as biases and norms, stays as it is after the base; only the running statistics
+of batch norms move, in methods that have some.
 
 Departures from CDAD's release, which contradicts its own derivation there: the vectors that join M are left
 singular vectors of what M leaves of X, not columns of that rest, so M stays orthonormal; shares are shares of
