@@ -4,16 +4,16 @@ from collections.abc import Sequence
 
 import torch
 
-from iumad.models.detector import ReconstructionDetector
+from iumad.models.base import TrainedDetector
 from iumad.store import FeatureStore
 
 
 @torch.no_grad()
 def fit_statistics(
-    detector: ReconstructionDetector, store: FeatureStore, sample_ids: Sequence[str]
+    detector: TrainedDetector, store: FeatureStore, sample_ids: Sequence[str]
 ) -> None:
     """Mean and standard deviation of every feature channel over the base step's training data."""
-    if not detector.config.standardise:
+    if not detector.standardise:
         return
     for modality in detector.modalities:
         total = total_square = torch.zeros(())
@@ -31,7 +31,7 @@ def fit_statistics(
 
 @torch.no_grad()
 def fit_residual_scales(
-    detector: ReconstructionDetector, store: FeatureStore, sample_ids: Sequence[str]
+    detector: TrainedDetector, store: FeatureStore, sample_ids: Sequence[str]
 ) -> None:
     """Mean residual per target over the step's training data: the unit in which targets' maps are added."""
     if len(detector.targets) == 1:

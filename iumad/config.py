@@ -17,7 +17,6 @@ from iumad.config_sections import (
     EvaluationConfig,
     FeaturesConfig,
     IncrementConfig,
-    MemoryBankConfig,
     MiniCandiesConfig,
     ModelConfig,
     PerturbConfig,
@@ -27,7 +26,7 @@ from iumad.config_sections import (
 )
 from iumad.errors import ConfigError
 from iumad.identity import stable_hash, without_neutral
-from iumad.presets import PRESETS, MethodConfig, Modality
+from iumad.presets import PRESETS, MethodConfig, Modality, model_section
 from iumad.validation import UniqueKeys, build, nearest
 
 
@@ -46,6 +45,16 @@ class RunConfig(Section):
     increment: IncrementConfig
     evaluation: EvaluationConfig
     perturb: PerturbConfig = PerturbConfig()
+
+    @model_validator(mode="after")
+    def _strategy_fits(self) -> "RunConfig":
+        has_layers = self.model.kind in ("reconstruction", "memory-bank")  # a bank trains nothing
+        if self.increment.strategy == "projection" and not has_layers:
+            raise ConfigError(
+                f"method {self.method!r}: increment.strategy projection protects layers of reconstruction "
+                f"methods, a {self.model.kind} has none; use none, svd, ewc or replay"
+            )
+        return self
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -127,9 +136,8 @@ class StudyConfig(Section):
         method = self.methods[name]
         preset = PRESETS[method.preset or name]
         model = preset.get("model", {}) | method.model
-        section: type[ReconstructionConfig] | type[MemoryBankConfig] = MemoryBankConfig
         if model.get("kind", "reconstruction") == "reconstruction":
-            section, model = ReconstructionConfig, self.model | model
+            model = self.model | model
         training = self.training.model_dump() | preset.get("training", {}) | method.training
         increment = self.increment | preset.get("increment", {}) | method.increment
         where = f"methods.{name}"
@@ -141,7 +149,7 @@ class StudyConfig(Section):
             seed=seed,
             data=self.data,
             features=self.features,
-            model=build(section, model, f"model (or {where}.model)"),
+            model=build(model_section(model), model, f"model (or {where}.model)"),
             training=build(TrainingConfig, training, f"training (or {where}.training)"),
             increment=build(IncrementConfig, increment, f"increment (or {where}.increment)"),
             evaluation=self.evaluation,

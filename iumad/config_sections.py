@@ -7,6 +7,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from iumad.config_baselines import CdadFeatConfig as CdadFeatConfig
+from iumad.config_baselines import CndConfig as CndConfig
+from iumad.config_baselines import MambaADConfig as MambaADConfig
+from iumad.config_baselines import SimpleNetConfig as SimpleNetConfig
+from iumad.config_baselines import UniMMADConfig as UniMMADConfig
+from iumad.config_baselines import UniMMADLiteConfig as UniMMADLiteConfig
 from iumad.config_data import DataConfig as DataConfig
 from iumad.config_data import DepthEncoding as DepthEncoding
 from iumad.config_data import EyecandiesConfig as EyecandiesConfig
@@ -120,7 +126,17 @@ class MemoryBankConfig(Section):
     )
 
 
-ModelConfig = Annotated[ReconstructionConfig | MemoryBankConfig, Field(discriminator="kind")]
+ModelConfig = Annotated[
+    ReconstructionConfig
+    | MemoryBankConfig
+    | MambaADConfig
+    | SimpleNetConfig
+    | CdadFeatConfig
+    | UniMMADConfig
+    | UniMMADLiteConfig
+    | CndConfig,
+    Field(discriminator="kind"),
+]
 
 
 class TrainingConfig(Section):
@@ -144,9 +160,10 @@ class TrainingConfig(Section):
 class IncrementConfig(Section):
     """How a step after the base is trained, and what protects the earlier categories."""
 
-    strategy: Literal["projection", "none", "ewc", "replay", "joint"] = Field(
+    strategy: Literal["projection", "none", "ewc", "replay", "joint", "svd"] = Field(
         "projection",
-        description="projection: IUF's, on FFN outputs; ewc, replay: controls; joint: no increments, all at once",
+        description="projection: IUF's, on FFN outputs; svd: CDAD's, on all layers' inputs; "
+        "ewc, replay: controls; joint: no increments, all at once",
     )
     epochs: PositiveInt = Field(20, description="the paper: 800")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="IUF: sgd")
@@ -159,6 +176,12 @@ class IncrementConfig(Section):
     )
     replay_images: PositiveInt = Field(
         4, description="images kept per earlier category; for strategy replay"
+    )
+    svd_threshold: float = Field(
+        0.99,
+        gt=0,
+        le=1,
+        description="share of the inputs' energy that is protected; for strategy svd",
     )
 
 
@@ -191,8 +214,9 @@ class PerturbConfig(Section):
 class EvaluationConfig(Section):
     """What is measured after every step."""
 
-    image_score: Literal["max", "mean", "std"] = Field(
-        "max", description="max: of the average-pooled map"
+    image_score: Literal["max", "mean", "std", "top"] = Field(
+        "max",
+        description="max: of the average-pooled map; top: mean of the highest 0.1 % of pixels (UniMMAD)",
     )
     pool: PositiveInt = Field(16, description="window of that average, pixels")
     fpr_limit: float = Field(

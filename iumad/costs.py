@@ -24,9 +24,8 @@ COLUMNS = [
 
 def costs_file(study: StudyConfig, folder: str | Path) -> Path:
     """Where the costs of a study's methods lie in a results folder."""
-    content = [
-        run.model_dump(mode="json", exclude={"profile", "seed"}) for run in runs_to_measure(study)
-    ]
+    left_out: dict = {"profile": True, "seed": True, "increment": {"svd_threshold"}}
+    content = [run.model_dump(mode="json", exclude=left_out) for run in runs_to_measure(study)]
     return Path(folder) / "efficiency" / f"{stable_hash(content)}.csv"
 
 

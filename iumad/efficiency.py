@@ -18,14 +18,14 @@ import torch
 
 from iumad import results
 from iumad.config import RunConfig, StudyConfig
-from iumad.config_sections import MemoryBankConfig
+from iumad.config_sections import MemoryBankConfig, ReconstructionConfig
 from iumad.costs import COLUMNS, REPEATS, costs_file, runs_to_measure
 from iumad.devices import device_name, pick_device
 from iumad.errors import ConfigError
 from iumad.features import Backbone
 from iumad.model_card import model_card
-from iumad.models.detector import ReconstructionDetector
 from iumad.models.memory_bank import MemoryBank
+from iumad.models.registry import Detector, make_detector
 from iumad.store import Batch
 
 PROCESSES = 3  # for each method and modality
@@ -65,7 +65,12 @@ def measure(run: RunConfig, process: int, device: str) -> list[dict[str, Any]]:
     for categories, size, batch in points:
         what = {"method": run.method, "modality": run.modality, "categories": categories}
         what |= {"image_size": size, "batch": batch, "machine": state}
-        seconds, megabytes = _time(run, categories, size, batch, where)
+        try:
+            seconds, megabytes = _time(run, categories, size, batch, where)
+        except ConfigError:
+            if size == own:
+                raise
+            continue  # a size that the method refuses, such as a grid too small to halve, costs nothing
         for i, each in enumerate(seconds):
             repeat = {"repeat": process * REPEATS + i}
             rows.append(what | repeat | {"metric": "latency (ms)", "value": 1000 * each})
@@ -113,17 +118,19 @@ def _time(
 
 def _detector(
     run: RunConfig, channels: int, categories: int, size: int, grid: int, where: torch.device
-) -> ReconstructionDetector | MemoryBank:
-    if not isinstance(run.model, MemoryBankConfig):
-        shape = (run.model, run.modalities, channels, grid, size, categories)
-        return ReconstructionDetector(*shape).to(where).eval()
-    if run.model.depth_features == "fpfh":
+) -> Detector:
+    model = run.model
+    if isinstance(model, MemoryBankConfig) and model.depth_features == "fpfh":
         raise ConfigError(f"method {run.method!r}: the time of FPFH is not measured")
-    bank = MemoryBank(run.model, run.modalities, size)
-    patches = round(run.model.coreset * getattr(run.data, "n_train", N_TRAIN) * grid**2)
-    for key in [f"{n}:{modality}" for n in range(categories) for modality in run.modalities]:
-        bank.banks[key], bank.scales[key] = torch.randn(patches, channels, device=where), 1.0
-    return bank.eval()
+    if isinstance(model, ReconstructionConfig) and model.neighbour_mask is not None:
+        model = model.model_copy(update={"neighbour_mask": 1})  # fits every grid and costs the same
+    detector = make_detector(model, run.modalities, channels, grid, size, categories)
+    if isinstance(detector, MemoryBank):
+        patches = round(detector.config.coreset * getattr(run.data, "n_train", N_TRAIN) * grid**2)
+        for key in [f"{n}:{modality}" for n in range(categories) for modality in run.modalities]:
+            detector.banks[key] = torch.randn(patches, channels, device=where)
+            detector.scales[key] = 1.0
+    return detector.to(where).eval()
 
 
 def _bytes(module: torch.nn.Module) -> int:

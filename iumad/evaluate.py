@@ -9,11 +9,8 @@ from jaxtyping import Float32
 
 from iumad.config_sections import EvaluationConfig
 from iumad.metrics import aupro, image_auroc, image_scores, or_missing, pixel_auroc
-from iumad.models.detector import ReconstructionDetector
-from iumad.models.memory_bank import MemoryBank
+from iumad.models.registry import Detector
 from iumad.store import FeatureStore
-
-Detector = ReconstructionDetector | MemoryBank
 
 
 @torch.no_grad()

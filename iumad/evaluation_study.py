@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 
 from iumad.calibrate import fit_residual_scales
 from iumad.config import RunConfig, StudyConfig
-from iumad.config_sections import ReconstructionConfig
+from iumad.config_sections import MemoryBankConfig
 from iumad.evaluate import anomaly_maps
 from iumad.evaluation_details import compare, overwritten
 from iumad.metrics import image_auroc, image_scores, or_missing
-from iumad.models.detector import ReconstructionDetector
+from iumad.models.base import TrainedDetector
 from iumad.statistics import summarise
 from iumad.study import score_categories
 from iumad.style import MARKERS, colours_of, in_style
@@ -63,7 +63,7 @@ def watch_epochs(run: RunConfig, folder: str | Path) -> pd.DataFrame:
     ids, index = workplace.training_ids(last), workplace.dataset.index
     records = []
 
-    def look(detector: ReconstructionDetector, epoch: int) -> None:
+    def look(detector: TrainedDetector, epoch: int) -> None:
         seen = copy.deepcopy(detector).eval()
         fit_residual_scales(seen, workplace.training_store(last), ids)
         for category, test in index[index["split"] == "test"].groupby("category", sort=False):
@@ -80,7 +80,7 @@ def watch_epochs(run: RunConfig, folder: str | Path) -> pd.DataFrame:
 
 def each_epoch(study: StudyConfig, folder: str | Path) -> pd.DataFrame:
     """`watch_epochs` of every run of a study that has epochs."""
-    runs = [run for run in study.runs() if isinstance(run.model, ReconstructionConfig)]
+    runs = [run for run in study.runs() if not isinstance(run.model, MemoryBankConfig)]
     tables = [watch_epochs(run, folder) for run in runs]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=EPOCHS)
 

@@ -7,6 +7,7 @@ from typing import Any
 NEUTRAL: dict[str, dict[str, Any]] = {
     "model": {"depth_features": "backbone", "lambda_compression": 0.0, "grow_logits": False},
     "training": {"accumulation": 1, "compile": False},
+    "increment": {"svd_threshold": 0.99},
     "perturb": {"redundant": 0.0, "noise_cells": 8, "spurious": 0.0, "where": "increments"},
 }
 """Section -> key -> value at which the key changes nothing. There it is left out of the hash, so that results

@@ -1,8 +1,9 @@
 """What protects earlier categories while a new step is trained.
 
 `projection` is IUF's: updates of the second FFN linear of every layer are damped along the directions in which
-earlier categories' features vary most. `ewc` (Kirkpatrick et al., PNAS 2017) and `replay` are controls from
-below and above; `none` is plain fine-tuning. Mixing in the old weights (`increment.pull`) goes with any of them.
+earlier categories' features vary most. `svd` is CDAD's, for the inputs of all layers (`iumad.subspaces`). `ewc`
+(Kirkpatrick et al., PNAS 2017) and `replay` are controls from below and above; `none` is plain fine-tuning.
+Mixing in the old weights (`increment.pull`) goes with any of them.
 
 A memory is a dictionary of tensors and names, gathered at the end of every step on that step's own training data
 and merged with the memory of the steps before.
@@ -18,16 +19,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from iumad.config_sections import IncrementConfig
+from iumad.errors import ConfigError
 from iumad.growth import with_rows
-from iumad.models.detector import ReconstructionDetector
-from iumad.models.reconstruction import FeedForward
+from iumad.models.base import TrainedDetector
 from iumad.store import FeatureStore
+from iumad.subspaces import grow_basis, outside_of, second_moments
 
 Memory = dict[str, Any]
 
 
 def remember(
-    detector: ReconstructionDetector,
+    detector: TrainedDetector,
     store: FeatureStore,
     sample_ids: Sequence[str],
     config: IncrementConfig,
@@ -42,13 +44,19 @@ def remember(
     store, sample_ids : the step's own training data
     config : decides what is remembered
     earlier : memory of the steps before, {} for the base step
-    seed : chooses replayed images
+    seed : chooses replayed images, and draws the noise of losses
     """
     match config.strategy:
         case "projection":
             now = _gram_matrices(detector, store, sample_ids)
         case "ewc":
-            now = _squared_gradients(detector, store, sample_ids)
+            now = _squared_gradients(detector, store, sample_ids, seed)
+        case "svd":
+            moments = second_moments(detector, store, sample_ids, seed)
+            return earlier | {
+                name: grow_basis(moment, earlier.get(name), config.svd_threshold)
+                for name, moment in moments.items()
+            }
         case "replay":
             return {
                 "replay": [
@@ -90,9 +98,7 @@ class Guard:
     config, memory : strategy and what is remembered; an empty memory protects nothing
     """
 
-    def __init__(
-        self, detector: ReconstructionDetector, config: IncrementConfig, memory: Memory
-    ) -> None:
+    def __init__(self, detector: nn.Module, config: IncrementConfig, memory: Memory) -> None:
         self.config, self.memory = config, memory
         self._parameters = dict(detector.named_parameters())
         self._old = {name: p.detach().clone() for name, p in self._parameters.items()}
@@ -103,6 +109,9 @@ class Guard:
             for layer, p in projected.items()
             for part in ("weight", "bias")
         }
+        bases = memory if config.strategy == "svd" else {}
+        self._bases = {name: basis.to(device, torch.float32) for name, basis in bases.items()}
+        self._watched = self._parameters if bases else self._projections
 
     @property
     def replayed(self) -> list[str]:
@@ -134,31 +143,32 @@ class Guard:
         """Around an optimizer step: its update of protected layers is projected.
 
         For SGD this is IUF's projection of the gradient; for AdamW it is the update that is projected, since
-        projecting a gradient before it is rescaled per element would not keep the directions.
+        projecting a gradient before it is rescaled per element would not keep the directions. With `svd` all
+        parameters that have no basis keep their values.
         """
-        before = {name: self._parameters[name].detach().clone() for name in self._projections}
+        before = {name: self._parameters[name].detach().clone() for name in self._watched}
         yield
         with torch.no_grad():
             for name, start in before.items():
                 p = self._parameters[name]
-                p.copy_(start + self._projections[name] @ (p - start))
-
-
-def protected_layers(detector: ReconstructionDetector) -> dict[str, nn.Module]:
-    """The second FFN linear of every encoder and decoder layer, by parameter name."""
-    return {
-        f"{name}.{len(module) - 1}": module[-1]
-        for name, module in detector.networks.named_modules(prefix="networks")
-        if isinstance(module, FeedForward)
-    }
+                if name in self._projections:
+                    p.copy_(start + self._projections[name] @ (p - start))
+                elif name in self._bases:
+                    p.copy_(start + outside_of(p - start, self._bases[name]))
+                else:
+                    p.copy_(start)
 
 
 @torch.no_grad()
 def _gram_matrices(
-    detector: ReconstructionDetector, store: FeatureStore, sample_ids: Sequence[str]
+    detector: TrainedDetector, store: FeatureStore, sample_ids: Sequence[str]
 ) -> dict[str, Float[Tensor, "d d"]]:
     """Second moments of each protected layer's output, averaged over tokens: one row an image (float64)."""
-    layers = protected_layers(detector)
+    layers = detector.protected_layers()
+    if not layers:
+        raise ConfigError(
+            f"increment.strategy projection: {type(detector).__name__} has no layers that it could protect"
+        )
     rows: dict[str, list[Tensor]] = {name: [] for name in layers}
     handles = [
         layer.register_forward_hook(
@@ -175,16 +185,17 @@ def _gram_matrices(
 
 
 def _squared_gradients(
-    detector: ReconstructionDetector, store: FeatureStore, sample_ids: Sequence[str]
+    detector: TrainedDetector, store: FeatureStore, sample_ids: Sequence[str], seed: int
 ) -> dict[str, Tensor]:
     """Mean squared gradient of the loss per parameter, one image at a time (empirical Fisher information)."""
     detector.eval()
+    device = _device(detector)
+    generator = torch.Generator(device).manual_seed(seed)
     total = {name: torch.zeros_like(p, device="cpu") for name, p in detector.named_parameters()}
     for sample_id in sample_ids:
         detector.zero_grad()
-        torch.stack(
-            list(detector.losses(store.batch([sample_id]).to(_device(detector))).values())
-        ).sum().backward()
+        terms = detector.losses(store.batch([sample_id]).to(device), generator)
+        torch.stack(list(terms.values())).sum().backward()
         for name, p in detector.named_parameters():
             if p.grad is not None:
                 total[name] += p.grad.cpu().square() / len(sample_ids)

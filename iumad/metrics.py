@@ -117,9 +117,10 @@ def image_scores(
     ----------
     anomaly_maps : array (n, h, w)
         Anomaly score of each pixel, finite.
-    kind : {"max", "mean", "std"}
+    kind : {"max", "mean", "std", "top"}
         ``max``: the largest mean of a pool x pool window inside the map (stride 1, as in UniAD);
-        ``mean`` and ``std``: of all pixels of the map.
+        ``mean`` and ``std``: of all pixels of the map;
+        ``top``: mean of the highest 0.1 % of the pixels, at least one (UniMMAD, section 3.4).
     pool : int
         Side of the window in pixels, at least 1 and at most h and w; only ``max`` uses it.
 
@@ -139,8 +140,12 @@ def image_scores(
         return anomaly_maps.mean(axis=(1, 2), dtype=np.float64)
     if kind == "std":
         return anomaly_maps.std(axis=(1, 2), dtype=np.float64)
+    if kind == "top":
+        pixels = anomaly_maps.reshape(len(anomaly_maps), -1)
+        highest = max(1, pixels.shape[1] // 1000)
+        return np.partition(pixels, -highest)[:, -highest:].mean(axis=1, dtype=np.float64)
     if kind != "max":
-        raise MetricError(f"kind must be one of max, mean, std, got {kind!r}")
+        raise MetricError(f"kind must be one of max, mean, std, top, got {kind!r}")
 
     smallest_side = min(anomaly_maps.shape[1:])
     if not 1 <= pool <= smallest_side:

@@ -14,14 +14,14 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from iumad.config import RunConfig, StudyConfig
-from iumad.config_sections import ReconstructionConfig
+from iumad.config_sections import MemoryBankConfig, ReconstructionConfig
 from iumad.errors import ConfigError
 from iumad.features import Backbone
-from iumad.models.detector import ReconstructionDetector
+from iumad.models.base import TrainedDetector
+from iumad.models.registry import make_detector
 from iumad.store import Batch
 
-INSIDE = ("project_in", "networks", "conditions", "project_out", "bottleneck", "fusion")
-BY_MODALITY = ("project_in", "networks", "conditions", "project_out")  # a child for each
+INSIDE = ("bottleneck", "fusion")  # shown part by part where gradients are looked at
 
 
 def model_card(run: RunConfig, n_categories: int) -> pd.DataFrame:
@@ -46,11 +46,11 @@ def model_card(run: RunConfig, n_categories: int) -> pd.DataFrame:
     ConfigError
         The run's model has no network.
     """
-    if not isinstance(run.model, ReconstructionConfig):
+    if isinstance(run.model, MemoryBankConfig):
         raise ConfigError(f"method {run.method!r}: a {run.model.kind} has no parts to count")
     backbone = Backbone(run.features.model_copy(update={"weights": "random"}))
     shape = (run.model, run.modalities, backbone.channels, run.features.grid, run.data.image_size)
-    detector = ReconstructionDetector(*shape, n_categories).eval()
+    detector = make_detector(*shape, n_categories).eval()
     images = torch.rand(1, 3, run.data.image_size, run.data.image_size)
     with _counter() as counter:
         features = [backbone(images) for _ in run.modalities]
@@ -64,10 +64,11 @@ def model_card(run: RunConfig, n_categories: int) -> pd.DataFrame:
         detector(batch)
     parts: dict[str, nn.Module] = {"backbone": backbone}
     for name, child in detector.named_children():
-        inner = child.named_children() if name in BY_MODALITY else [("", child)]
+        several = isinstance(child, nn.ModuleDict | nn.ModuleList)  # one for each modality
+        inner = child.named_children() if several else [("", child)]
         parts |= {f"{name}.{key}".rstrip("."): module for key, module in inner}
     rows = [
-        _row(name, part, counts.get(name, _total(counter, f"ReconstructionDetector.{name}")))
+        _row(name, part, counts.get(name, _total(counter, f"{type(detector).__name__}.{name}")))
         for name, part in parts.items()
     ]
     table = pd.DataFrame(rows)
@@ -86,7 +87,7 @@ def network_run(study: StudyConfig) -> RunConfig:
     ConfigError
         No method has a network.
     """
-    runs = [run for run in study.runs() if isinstance(run.model, ReconstructionConfig)]
+    runs = [run for run in study.runs() if not isinstance(run.model, MemoryBankConfig)]
     if not runs:
         raise ConfigError(f"profile {study.profile!r}: no method has a network")
     method = runs[-1].method
@@ -102,12 +103,12 @@ def gradient_reach(run: RunConfig, n_categories: int) -> pd.DataFrame:
         One row for each part with parameters (index `part`), one column for each term: the share of the part's
         parameter tensors that the term's gradient reaches, in [0, 1].
     """
-    assert isinstance(run.model, ReconstructionConfig)
-    grid, channels = run.features.grid, 8
-    model = run.model.model_copy(update={"neighbour_mask": None})
-    detector = ReconstructionDetector(
-        model, run.modalities, channels, grid, run.data.image_size, n_categories
-    ).train()
+    grid, channels, model = run.features.grid, 8, run.model
+    if isinstance(model, ReconstructionConfig):
+        model = model.model_copy(update={"neighbour_mask": None})
+    shape = (model, run.modalities, channels, grid, run.data.image_size)
+    detector = make_detector(*shape, n_categories).train()
+    assert isinstance(detector, TrainedDetector)
     generator = torch.Generator().manual_seed(0)
     size = run.data.image_size
     batch = Batch(
@@ -118,7 +119,11 @@ def gradient_reach(run: RunConfig, n_categories: int) -> pd.DataFrame:
     parts = {
         f"{name}.{key}".rstrip("."): module
         for name, child in detector.named_children()
-        for key, module in (child.named_children() if name in INSIDE else [("", child)])
+        for key, module in (
+            child.named_children()
+            if name in INSIDE or isinstance(child, nn.ModuleDict | nn.ModuleList)
+            else [("", child)]
+        )
         if list(module.parameters())
     }
     columns = {}

@@ -8,7 +8,7 @@ from torch import nn
 
 from iumad.config import RunConfig
 from iumad.devices import require_compiler
-from iumad.models.detector import ReconstructionDetector
+from iumad.models.base import TrainedDetector
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,8 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     return nullcontext()
 
 
-def compile_networks(detector: ReconstructionDetector) -> None:
+def compile_networks(detector: TrainedDetector) -> None:
     """Let torch compile the parts that take the time, in place; weights and their names stay.
-
-    What is left out is the jitter, whose random draws a compiled graph would not repeat.
 
     Raises
     ------
@@ -79,5 +77,5 @@ def compile_networks(detector: ReconstructionDetector) -> None:
         torch cannot compile on this machine.
     """
     require_compiler(next(detector.parameters()).device)
-    for part in (*detector.networks.values(), *detector.conditions.values(), detector.fusion):
+    for part in detector.compiled_parts():
         part.compile()

@@ -21,7 +21,7 @@ from iumad.checkpoint import load_checkpoint, save_checkpoint
 from iumad.config import RunConfig
 from iumad.errors import IumadError
 from iumad.increments import Guard, Memory
-from iumad.models.detector import ReconstructionDetector
+from iumad.models.base import TrainedDetector
 from iumad.optimisation import (
     StepPlan,
     autocast,
@@ -39,7 +39,7 @@ class TrainingError(IumadError):
 
 
 def fit_step(
-    detector: ReconstructionDetector,
+    detector: TrainedDetector,
     store: FeatureStore,
     sample_ids: Sequence[str],
     run: RunConfig,
@@ -48,7 +48,7 @@ def fit_step(
     partial: Path,
     advance: Callable[[int], object] | None = None,
     save_seconds: float = 60.0,
-    after_epoch: Callable[[ReconstructionDetector, int], object] | None = None,
+    after_epoch: Callable[[TrainedDetector, int], object] | None = None,
 ) -> list[LogRow]:
     """Train `detector` in place on one step's samples.
 
@@ -79,6 +79,8 @@ def fit_step(
     device = next(detector.parameters()).device
     if step == 0:
         fit_statistics(detector, store, sample_ids)
+    else:
+        detector.begin_increment()
     guard = Guard(detector, run.increment, memory)
     samples = [*sample_ids, *guard.replayed]
     per_update = training.batch_size * training.accumulation
@@ -105,6 +107,7 @@ def fit_step(
     last_save = time.monotonic()
     detector.train()
     for epoch in range(first_epoch, plan.epochs):
+        detector.begin_epoch(epoch, plan.epochs)
         seed = epoch_seed(run.seed, step, epoch)
         torch.manual_seed(seed)
         generator = torch.Generator(device).manual_seed(seed)

@@ -22,18 +22,19 @@ from tqdm import tqdm
 from iumad import distributed, increments, results, train
 from iumad.checkpoint import load_checkpoint, save_checkpoint
 from iumad.config import RunConfig
-from iumad.config_sections import MemoryBankConfig
+from iumad.config_sections import MemoryBankConfig, ReconstructionConfig
 from iumad.data import open_dataset
 from iumad.data.perturbed import PerturbedDataset
 from iumad.devices import device_name, pick_device
 from iumad.errors import ConfigError
-from iumad.evaluate import Detector, evaluate
+from iumad.evaluate import evaluate
 from iumad.finished import read_rows, rows_file, step_folder, steps_of
 from iumad.geometry import open_store
 from iumad.growth import load_grown
-from iumad.identity import stable_hash
-from iumad.models.detector import ReconstructionDetector
+from iumad.identity import stable_hash, without_neutral
+from iumad.models.base import TrainedDetector
 from iumad.models.memory_bank import MemoryBank
+from iumad.models.registry import Detector, make_detector
 from iumad.optimisation import StepPlan
 from iumad.provenance import record_provenance, write_provenance
 from iumad.store import FeatureStore
@@ -110,9 +111,7 @@ class Workplace:
         """The samples that a step is trained on."""
         return self._ids(self.steps[step], "train")
 
-    def retrain(
-        self, step: int, after_epoch: Callable[[ReconstructionDetector, int], object]
-    ) -> None:
+    def retrain(self, step: int, after_epoch: Callable[[TrainedDetector, int], object]) -> None:
         """Train a step once more to watch it: the same numbers come out, and nothing is written.
 
         Parameters
@@ -122,7 +121,7 @@ class Workplace:
             See `iumad.train.fit_step`.
         """
         detector = self._new_detector(step).to(self.device)
-        if not isinstance(detector, ReconstructionDetector):
+        if isinstance(detector, MemoryBank):
             raise ConfigError(f"{self._name}: this method has no epochs that could be watched")
         if step:
             load_grown(detector, self.trained(step - 1, "").state_dict())
@@ -184,14 +183,12 @@ class Workplace:
     def memory(self, step: int) -> increments.Memory:
         """What is remembered after a step; gathered once from that step's model and data."""
         config = self.run.increment
-        path = (
-            self.folder(step)
-            / f"memory-{stable_hash([config.model_dump(mode='json'), self.run.seed])}.pt"
-        )
+        content = without_neutral({"increment": config.model_dump(mode="json")})["increment"]
+        path = self.folder(step) / f"memory-{stable_hash([content, self.run.seed])}.pt"
         key = self._key(step)
         if not distributed.agree(path.exists()):
             detector = self.detector(step)
-            assert isinstance(detector, ReconstructionDetector)
+            assert isinstance(detector, TrainedDetector)
             earlier = self.memory(step - 1) if step else {}
             ids = self._ids(self.steps[step], "train")
             if distributed.is_first():
@@ -205,15 +202,15 @@ class Workplace:
     def _new_detector(self, step: int) -> Detector:
         torch.manual_seed(train.epoch_seed(self.run.seed, step, -1))
         model, data = self.run.model, self.run.data
-        if isinstance(model, MemoryBankConfig):
-            return MemoryBank(model, self.run.modalities, data.image_size)
-        return ReconstructionDetector(
+        channels = 0 if isinstance(model, MemoryBankConfig) else self.store.backbone.channels
+        grows = isinstance(model, ReconstructionConfig) and model.grow_logits
+        return make_detector(
             model,
             self.run.modalities,
-            self.store.backbone.channels,
+            channels,
             self.run.features.grid,
             data.image_size,
-            len(self._seen(step) if model.grow_logits else self.dataset.categories),
+            len(self._seen(step) if grows else self.dataset.categories),
         )
 
     def _fill(

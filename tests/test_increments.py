@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from iumad.config_sections import IncrementConfig
-from iumad.increments import Guard, projections, protected_layers, remember
+from iumad.increments import Guard, projections, remember
 
 LN2, LN3 = math.log(2), math.log(3)
 
@@ -72,7 +72,7 @@ def test_memories_merged_over_steps_equal_one_svd_of_all_rows():
 
 
 def test_the_protected_layers_are_the_second_linears_of_the_ffns(detector):
-    layers = protected_layers(detector)
+    layers = detector.protected_layers()
     assert sorted(layers) == sorted(
         f"networks.{modality}.{part}.{i}.ffn.3"
         for modality in ("rgb", "depth")
@@ -88,7 +88,7 @@ def test_the_protected_layers_are_the_second_linears_of_the_ffns(detector):
 def test_the_memory_is_gathered_from_each_images_mean_token_and_merged(store, detector):
     first, second = (tiny.train_ids(store, name) for name in tiny.CATEGORIES[:2])
     memory = remember(detector, store, first, config("projection"), {}, 0)
-    assert memory.keys() == protected_layers(detector).keys()
+    assert memory.keys() == detector.protected_layers().keys()
     name, layer = "networks.depth.decoder.1.ffn.3", detector.networks["depth"].decoder[1].ffn[3]
     rows = []
     handle = layer.register_forward_hook(lambda _m, _i, out: rows.append(out.mean(dim=1)))

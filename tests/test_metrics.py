@@ -186,6 +186,9 @@ def test_image_scores_by_hand():
         image_scores(maps, "std"), [maps[0].std(dtype=float), 0.0], rtol=1e-12
     )
     np.testing.assert_array_equal(image_scores(maps, pool=1), [14.0, 1.0])
+    np.testing.assert_array_equal(image_scores(maps, "top"), [14.0, 1.0])  # at least one pixel
+    large = np.arange(2500.0).reshape(1, 50, 50)
+    np.testing.assert_array_equal(image_scores(large, "top"), [2498.5])  # of 2499 and 2498
 
 
 @given(

@@ -19,10 +19,11 @@ from torch.nn import functional
 
 from iumad.config_sections import ReconstructionConfig
 from iumad.errors import ConfigError
+from iumad.models.base import TrainedDetector
 from iumad.models.compression import SemanticCompression
 from iumad.models.condition import ConditionNetwork
 from iumad.models.fusion import InformationBottleneck, fusion_operator, kl_categorical
-from iumad.models.reconstruction import ReconstructionNetwork, jitter
+from iumad.models.reconstruction import FeedForward, ReconstructionNetwork, jitter
 from iumad.store import Batch
 
 
@@ -47,7 +48,7 @@ class Output:
     rows: Float[Tensor, "levels b d"]
 
 
-class ReconstructionDetector(nn.Module):
+class ReconstructionDetector(TrainedDetector):
     """Reconstruct normal features of one or two modalities; what is not reconstructed is anomalous.
 
     Parameters
@@ -72,18 +73,13 @@ class ReconstructionDetector(nn.Module):
         image_size: int,
         n_categories: int,
     ) -> None:
-        super().__init__()
+        targets = modalities if config.depth_target else modalities[:1]
+        super().__init__(modalities, channels, grid, image_size, targets, config.standardise)
         if config.condition != "none" and image_size % grid:
             raise ConfigError(
                 f"image_size {image_size} must be a multiple of the grid {grid} for condition networks"
             )
-        self.config, self.modalities, self.grid, self.image_size = (
-            config,
-            modalities,
-            grid,
-            image_size,
-        )
-        self.targets = modalities if config.depth_target else modalities[:1]
+        self.config = config
         dim, n_streams = config.dim, len(modalities)
         project = [
             nn.Linear(channels, dim) for _ in range(1 if config.shared_projection else n_streams)
@@ -107,15 +103,23 @@ class ReconstructionDetector(nn.Module):
         self.project_out = nn.ModuleDict(
             {modality: nn.Linear(dim, channels) for modality in self.targets}
         )
-        for modality in modalities:
-            self.register_buffer(f"mean_{modality}", torch.zeros(channels))
-            self.register_buffer(f"std_{modality}", torch.ones(channels))
-            self.register_buffer(f"residual_{modality}", torch.ones(()))
 
     @property
     def every_parameter(self) -> bool:
         """Whether the loss reaches all parameters; the KL alone trains only one of its two heads."""
         return self.bottleneck is None or self.config.heads_cross_entropy != "none"
+
+    def protected_layers(self) -> dict[str, nn.Module]:
+        """The second FFN linear of every encoder and decoder layer, by parameter name."""
+        return {
+            f"{name}.{len(module) - 1}": module[-1]
+            for name, module in self.networks.named_modules(prefix="networks")
+            if isinstance(module, FeedForward)
+        }
+
+    def compiled_parts(self) -> tuple[nn.Module, ...]:
+        """Networks, conditions and fusion; the jitter is not, a compiled graph would not repeat its draws."""
+        return (*self.networks.values(), *self.conditions.values(), self.fusion)
 
     def _network(self) -> ReconstructionNetwork:
         config = self.config
@@ -141,11 +145,6 @@ class ReconstructionDetector(nn.Module):
             config.expand,
             config.bidirectional,
         )
-
-    def standardised(self, batch: Batch, modality: str) -> Float[Tensor, "b n c"]:
-        """Features as tokens, per channel (f - mean) / std with the base step's statistics."""
-        tokens = batch.features[modality].flatten(2).transpose(1, 2)
-        return (tokens - getattr(self, f"mean_{modality}")) / getattr(self, f"std_{modality}")
 
     def forward(self, batch: Batch, generator: torch.Generator | None = None) -> Output:
         """Reconstruct; in training mode the input features are jittered with noise from `generator`."""
@@ -227,21 +226,6 @@ class ReconstructionDetector(nn.Module):
             error = (reconstruction - self.standardised(batch, modality)).norm(dim=-1)
             maps[modality] = error.unflatten(1, (self.grid, self.grid))
         return maps
-
-    def anomaly_maps(self, batch: Batch) -> Float[Tensor, "b size size"]:
-        """Residual maps brought to image size, bilinear; with two targets the root mean square of both.
-
-        Each target's map is first divided by its mean over the step's training data (`residual_*`).
-        """
-        scaled = [
-            x / getattr(self, f"residual_{modality}")
-            for modality, x in self.residual_maps(batch).items()
-        ]
-        token_map = torch.stack(scaled).square().mean(dim=0).sqrt()
-        size = (self.image_size, self.image_size)
-        return functional.interpolate(
-            token_map[:, None], size, mode="bilinear", align_corners=True
-        )[:, 0]
 
 
 def _wide(logits: Float[Tensor, "b y"]) -> Float[Tensor, "b y"]:

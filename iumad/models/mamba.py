@@ -53,23 +53,30 @@ class EfficientStateSpace(nn.Module):
         d, N, and d_inner / d.
     bidirectional : bool
         Each sub-grid is also scanned backwards with the same parameters and the two results are added.
+    groups : int
+        Number of sequences that `split` makes, each with its own parameters.
     """
 
     def __init__(
-        self, dim: int, d_state: int = 16, expand: int = 2, bidirectional: bool = False
+        self,
+        dim: int,
+        d_state: int = 16,
+        expand: int = 2,
+        bidirectional: bool = False,
+        groups: int = GROUPS,
     ) -> None:
         super().__init__()
         inner, self.d_state, self.rank = expand * dim, d_state, math.ceil(dim / 16)
-        self.bidirectional = bidirectional
+        self.bidirectional, self.groups = bidirectional, groups
         self.project_in = nn.Linear(dim, 2 * inner, bias=False)
         self.convolution = nn.Conv2d(inner, inner, 3, padding=1, groups=inner)
-        self.project_bc = nn.Parameter(torch.empty(GROUPS, self.rank + 2 * d_state, inner))
-        self.project_delta = nn.Parameter(torch.empty(GROUPS, inner, self.rank))
-        self.delta_bias = nn.Parameter(torch.empty(GROUPS * inner))
+        self.project_bc = nn.Parameter(torch.empty(groups, self.rank + 2 * d_state, inner))
+        self.project_delta = nn.Parameter(torch.empty(groups, inner, self.rank))
+        self.delta_bias = nn.Parameter(torch.empty(groups * inner))
         self.log_decay = nn.Parameter(
-            torch.arange(1.0, d_state + 1).log().repeat(GROUPS * inner, 1)
+            torch.arange(1.0, d_state + 1).log().repeat(groups * inner, 1)
         )  # S4D-real
-        self.skip = nn.Parameter(torch.ones(GROUPS * inner))
+        self.skip = nn.Parameter(torch.ones(groups * inner))
         self.norm = nn.LayerNorm(inner)
         self.project_out = nn.Linear(inner, dim, bias=False)
         self._initialise(inner)
@@ -86,14 +93,24 @@ class EfficientStateSpace(nn.Module):
         """Mix the positions of a channels-last map."""
         inner, gate = self.project_in(x).chunk(2, dim=-1)
         inner = functional.silu(self.convolution(inner.permute(0, 3, 1, 2)))
-        sequences = es2d_split(inner)
+        sequences = self.split(inner)
         scanned = self._scan(sequences)
         if self.bidirectional:
             scanned = scanned + self._scan(sequences.flip(-1)).flip(-1)
-        merged = es2d_merge(scanned, *inner.shape[-2:]).permute(0, 2, 3, 1)
+        merged = self.merge(scanned, *inner.shape[-2:]).permute(0, 2, 3, 1)
         return self.project_out(self.norm(merged) * functional.silu(gate))
 
-    def _scan(self, sequences: Float[Tensor, "b 4 e l"]) -> Float[Tensor, "b 4 e l"]:
+    def split(self, x: Float[Tensor, "b e h w"]) -> Float[Tensor, "b k e l"]:
+        """The sequences that are scanned."""
+        return es2d_split(x)
+
+    def merge(
+        self, sequences: Float[Tensor, "b k e l"], height: int, width: int
+    ) -> Float[Tensor, "b e h w"]:
+        """The scanned sequences back on the grid."""
+        return es2d_merge(sequences, height, width)
+
+    def _scan(self, sequences: Float[Tensor, "b k e l"]) -> Float[Tensor, "b k e l"]:
         low_rank = self.project_bc @ sequences
         delta, b, c = low_rank.split([self.rank, self.d_state, self.d_state], dim=2)
         scanned = selective_scan(
@@ -106,7 +123,7 @@ class EfficientStateSpace(nn.Module):
             delta_bias=self.delta_bias,
             delta_softplus=True,
         )
-        return scanned.unflatten(1, (GROUPS, -1))
+        return scanned.unflatten(1, (self.groups, -1))
 
 
 class ChannelAttention(nn.Module):

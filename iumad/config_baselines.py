@@ -1,0 +1,152 @@
+"""The `model` section of each of the field's other systems; what is adapted is on the book's page of baselines.
+
+Symbols: C channels of the aligned features, g grid, d width.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from iumad.config_data import Section
+
+ScanOrder = Literal["hilbert", "sweep", "scan", "zorder", "zigzag"]
+
+
+class MambaADConfig(Section):
+    """MambaAD's decoder on one grid of frozen features (He et al., NeurIPS 2024)."""
+
+    kind: Literal["mambaad"] = "mambaad"
+    dim: PositiveInt = Field(64, description="d at the full grid; twice that at each coarser stage")
+    depths: tuple[PositiveInt, ...] = Field(
+        (2, 2), min_length=1, description="blocks of each stage, coarsest first; theirs: 3, 4, 6, 3"
+    )
+    scan: ScanOrder = Field("hilbert", description="the curve along which the grid is read")
+    directions: Literal[2, 4, 8] = Field(
+        8, description="of the curve: turned, transposed, reversed"
+    )
+    d_state: PositiveInt = Field(16, description="N of the state space model")
+    drop_path: float = Field(0.2, ge=0, lt=1, description="of the first block, falling to 0")
+    loss_weight: PositiveFloat = Field(5.0, description="factor of the squared error")
+    score: Literal["distance", "cosine"] = Field(
+        "cosine", description="theirs: cosine, though it is trained by distance"
+    )
+
+
+class SimpleNetConfig(Section):
+    """SimpleNet: adaptor and discriminator of noisy features (Liu et al., CVPR 2023)."""
+
+    kind: Literal["simplenet"] = "simplenet"
+    hidden: PositiveInt = Field(256, description="width of the discriminator; theirs: 1024")
+    noise: PositiveFloat = Field(
+        0.5,
+        description="of the negatives, relative to the adapted features; theirs: 0.015, absolute",
+    )
+    margin: PositiveFloat = Field(0.5, description="of both hinges")
+
+
+class CdadFeatConfig(Section):
+    """CDAD's ingredients on frozen features: an adaptation, not CDAD (Li et al., CVPR 2025)."""
+
+    kind: Literal["cdad-feat"] = "cdad-feat"
+    dim: PositiveInt = Field(64, multiple_of=8, description="d of denoiser and condition")
+    blocks: PositiveInt = Field(3, description="residual blocks of the denoiser")
+    layers: PositiveInt = Field(2, description="transformer layers of the condition; theirs: 8")
+    heads: PositiveInt = Field(4, description="of these layers; theirs: 8")
+    start: Annotated[int, Field(ge=1, le=999)] = Field(
+        250, description="noise level t at which sampling starts, of 1000; theirs: 999"
+    )
+    sampling_steps: PositiveInt = Field(5, description="of DDIM; theirs: 10")
+
+
+class _CrossMixture(Section):
+    """What both sizes of UniMMAD share; the numbers are the full size's."""
+
+    width: PositiveInt = Field(256, description="e of the experts")
+    leaders: PositiveInt = Field(32, description="J, experts that an item can be routed to")
+    bases: PositiveInt = Field(8, description="N, kernels that leaders are mixed of")
+    active: PositiveInt = Field(2, description="K, leaders that an item is routed to")
+    kernels: tuple[PositiveInt, ...] = Field(
+        (1, 3, 5), min_length=1, description="odd sizes, of experts and of inner bottlenecks"
+    )
+    gamma: float = Field(2.0, ge=0, description="exponent of the focal weight in Eq. 3")
+    balance: Literal["paper", "code"] = Field(
+        "paper", description="Eq. 1; code: squared variation and a z-loss"
+    )
+    score: Literal["paper", "code"] = Field(
+        "paper", description="Eq. 4; code: one root over modalities and levels"
+    )
+    sigma: PositiveFloat = Field(4.0, description="of the Gaussian over the maps, pixels")
+
+    @model_validator(mode="after")
+    def _experts_fit(self) -> "_CrossMixture":
+        if any(kernel % 2 == 0 for kernel in self.kernels):
+            raise ValueError(f"kernels must be odd, got {self.kernels}")
+        if self.active > self.leaders:
+            raise ValueError(f"active {self.active} must not exceed leaders, {self.leaders}")
+        return self
+
+
+class UniMMADConfig(_CrossMixture):
+    """UniMMAD with its own backbones, which read the images (Zhao et al.)."""
+
+    kind: Literal["unimmad"] = "unimmad"
+    backbone: str = Field("wide_resnet50_2", description="timm model with strides 4, 8, 16")
+    weights: Literal["pretrained", "random"] = Field(
+        "pretrained", description="random is for tests only"
+    )
+    slots: int = Field(4, ge=2, description="modalities that the input has room for")
+    prior_refinement: bool = Field(
+        False, description="mean prior added to the encoder's levels; in the paper, not in its code"
+    )
+
+
+class UniMMADLiteConfig(_CrossMixture):
+    """UniMMAD's experts on one grid of frozen features: an adaptation, not UniMMAD."""
+
+    kind: Literal["unimmad-lite"] = "unimmad-lite"
+    width: PositiveInt = Field(64, description="e of the experts; theirs: 256")
+    leaders: PositiveInt = Field(8, description="J; theirs: 32")
+    bases: PositiveInt = Field(4, description="N; theirs: 8")
+    kernels: tuple[PositiveInt, ...] = Field(
+        (1, 3), min_length=1, description="odd; theirs: 1, 3, 5"
+    )
+    sigma: PositiveFloat = Field(
+        1.0, description="of the Gaussian over the maps, pixels; theirs: 4 at 256 pixels"
+    )
+
+
+class CndConfig(Section):
+    """CND: distillation of CLIP features, held to a learnt text of normality (CNC, Wang et al., AAAI 2025)."""
+
+    kind: Literal["cnd"] = "cnd"
+    encoder: Literal["open-clip", "tiny"] = Field(
+        "open-clip", description="tiny: a small random network, for tests only"
+    )
+    architecture: str = Field(
+        "ViT-L-14-336-quickgelu", description="open_clip's name; for encoder open-clip"
+    )
+    weights: Literal["openai", "random"] = Field(
+        "openai", description="random is for tests only; for encoder open-clip"
+    )
+    layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (5, 11, 17), min_length=3, max_length=3, description="encoder blocks, the first is 0"
+    )
+    prompt_length: PositiveInt = Field(12, description="learnable tokens of a prompt")
+    experts: PositiveInt = Field(5, description="T")
+    active: PositiveInt = Field(2, description="K, experts per patch")
+    dropout: float = Field(0.1, ge=0, lt=1, description="of the multi-layer fusion")
+    noise: float = Field(0.1, ge=0, description="of the input, in units of a token's RMS")
+    temperature: PositiveFloat = Field(
+        0.01, description="tau; theirs: 0.001, at which the softmax of unit vectors saturates"
+    )
+    gamma: float = Field(0.1, ge=0, description="weight of the constraint on decoded features")
+    warm_up: int = Field(5, ge=0, description="epochs of a step before that constraint")
+    lambda_moe: float = Field(1.0, ge=0, description="weight of the importance loss")
+
+    @model_validator(mode="after")
+    def _experts_fit(self) -> "CndConfig":
+        if self.active > self.experts:
+            raise ValueError(f"active {self.active} must not exceed experts, {self.experts}")
+        if tuple(sorted(set(self.layers))) != self.layers:
+            raise ValueError(f"layers must rise, got {self.layers}")
+        return self

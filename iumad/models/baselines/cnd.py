@@ -1,0 +1,235 @@
+"""CND: distillation of CLIP features under a cross-modal normality constraint (CNC, Wang et al., AAAI 2025).
+
+A frozen CLIP gives three levels of an image's features. A decoder learns to give them back from their fusion,
+which passes a mixture of experts; learnt prompts hold what it gives to a text of normality. Written from the
+paper and a sheet of facts, not from the authors' code. Two modalities are two such streams over one encoder, whose
+maps are added: the paper has RGB only.
+
+Symbols: f_i, f^_i  encoded and decoded patches of level i; f*  the same after normality promotion; theta  warm-up;
+c, w, t  widths of image tokens, text tokens and the joint space; n = side * side  patches.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from iumad.config_baselines import CndConfig
+from iumad.models.base import TrainedDetector, noise_like
+from iumad.models.baselines.cnd_constraint import constraint, distillation, promoted
+from iumad.models.baselines.cnd_encoders import AttentionBlock, ClipEncoder, make_encoder
+from iumad.models.baselines.cnd_experts import GatedExperts, importance_loss
+from iumad.store import Batch
+
+SUFFIXES = ("object", "damaged object")  # of the normal and the abnormal prompt (Eq. 2, 3)
+ENCODER = "encoder."  # begins the names of its weights, which are fixed by the configuration
+
+
+class Stream(nn.Module):
+    """What is trained for one modality.
+
+    Parameters
+    ----------
+    config : CndConfig
+    width, text_width : c, w
+    """
+
+    def __init__(self, config: CndConfig, width: int, text_width: int) -> None:
+        super().__init__()
+        levels = len(config.layers)
+        shape = (levels, len(SUFFIXES), config.prompt_length, text_width)
+        self.prompts = nn.Parameter(0.02 * torch.randn(shape))
+        self.fusion = nn.Sequential(nn.Linear(levels * width, width), nn.Dropout(config.dropout))
+        self.experts = GatedExperts(width, config.experts, config.active)
+        self.decoder = nn.ModuleList(AttentionBlock(width) for _ in range(levels))
+
+    def forward(
+        self, levels: list[Float[Tensor, "b tokens c"]]
+    ) -> tuple[list[Float[Tensor, "b tokens c"]], Float[Tensor, "r experts"]]:
+        """Decoded levels in the order of the encoded ones, and the router's scores of all tokens (Eq. 12-14).
+
+        The decoder goes from the deepest level to the first, as reverse distillation does.
+        """
+        x = self.fusion(torch.cat(levels, dim=-1))
+        mixed, scores = self.experts(x.flatten(0, 1))
+        x = mixed.unflatten(0, x.shape[:2])
+        decoded = []
+        for block in self.decoder:
+            x = block(x)
+            decoded.append(x)
+        return decoded[::-1], scores
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """One modality of a batch; lists have an entry per level.
+
+    Attributes
+    ----------
+    encoded, decoded : f* and f^*
+    first, first_decoded : e and e^, class tokens in the joint space, unit norm
+    text : g_n and g_a, unit norm
+    scores : of the router
+    """
+
+    encoded: list[Float[Tensor, "b n c"]]
+    decoded: list[Float[Tensor, "b n c"]]
+    first: list[Float[Tensor, "b t"]]
+    first_decoded: list[Float[Tensor, "b t"]]
+    text: Float[Tensor, "levels 2 t"]
+    scores: Float[Tensor, "r experts"]
+
+
+class Cnd(TrainedDetector):
+    """The detector; increments are plain fine-tuning, the method has nothing for them.
+
+    Parameters
+    ----------
+    config, modalities, image_size : see `TrainedDetector`
+    channels, grid : C and g of the study's features, which are not used but for the grid of residual maps
+    n_categories : not used, the prompts are the same for all categories
+    encoder : default: the configuration's
+
+    Raises
+    ------
+    ConfigError
+        The encoder cannot be made.
+    """
+
+    def __init__(
+        self,
+        config: CndConfig,
+        modalities: tuple[str, ...],
+        channels: int,
+        grid: int,
+        image_size: int,
+        n_categories: int,
+        encoder: ClipEncoder | None = None,
+    ) -> None:
+        super().__init__(modalities, channels, grid, image_size, standardise=False)
+        self.config = config
+        self.constrained = config.warm_up == 0
+        self.encoder = encoder or make_encoder(config, image_size)
+        widths = (self.encoder.width, self.encoder.text_width)
+        self.streams = nn.ModuleDict({m: Stream(config, *widths) for m in modalities})
+        self.register_state_dict_post_hook(_leave_out_encoder)
+        self.register_load_state_dict_pre_hook(_keep_encoder)
+
+    def begin_epoch(self, epoch: int, epochs: int) -> None:
+        """Constrain decoded features from epoch theta on (Eq. 11)."""
+        self.constrained = epoch >= self.config.warm_up
+
+    def train(self, mode: bool = True) -> "Cnd":
+        """The encoder always stays in evaluation mode."""
+        super().train(mode)
+        self.encoder.eval()
+        return self
+
+    def text_features(self, stream: Stream) -> Float[Tensor, "levels 2 t"]:
+        """g_n and g_a of every level, unit norm; gradients pass the frozen text encoder to the prompts."""
+        sides = [self.encoder.text(stream.prompts[:, i], s) for i, s in enumerate(SUFFIXES)]
+        return functional.normalize(torch.stack(sides, dim=1), dim=-1)
+
+    def distil(
+        self, batch: Batch, modality: str, generator: torch.Generator | None = None
+    ) -> Distilled:
+        """Encode, decode and promote one modality; in training mode what is decoded is noisy."""
+        stream = self.streams[modality]
+        assert isinstance(stream, Stream)
+        with torch.no_grad():
+            levels = self.encoder.image_levels(batch.images[modality])
+        noisy = levels
+        if self.training and self.config.noise:
+            noisy = [
+                x
+                + self.config.noise
+                * x.square().mean(dim=-1, keepdim=True).sqrt()
+                * noise_like(x, batch, generator)
+                for x in levels
+            ]
+        decoded, scores = stream(noisy)
+        text = self.text_features(stream)
+        joint = [functional.normalize(self.encoder.project(x), dim=-1) for x in levels]
+        joint_decoded = [functional.normalize(self.encoder.project(x), dim=-1) for x in decoded]
+        return Distilled(
+            [promoted(*x) for x in _patches(levels, joint, text)],
+            [promoted(*x) for x in _patches(decoded, joint_decoded, text)],
+            [x[:, 0] for x in joint],
+            [x[:, 0] for x in joint_decoded],
+            text,
+            scores,
+        )
+
+    def losses(
+        self,
+        batch: Batch,
+        generator: torch.Generator | None = None,
+        base: bool = False,
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Terms of Eq. 16 per modality, each the sum over levels: `distill`, `constraint` and `moe`."""
+        config, terms = self.config, {}
+        for modality in self.modalities:
+            x = self.distil(batch, modality, generator)
+            pairs = zip(x.encoded, x.decoded, strict=True)
+            terms[f"distill_{modality}"] = _sum(distillation(*pair) for pair in pairs)
+            terms[f"constraint_{modality}"] = _sum(
+                constraint(first, text, config.temperature)
+                for first, text in zip(x.first, x.text, strict=True)
+            )
+            if self.constrained:
+                terms[f"constraint_decoded_{modality}"] = config.gamma * _sum(
+                    constraint(first, text, config.temperature)
+                    for first, text in zip(x.first_decoded, x.text.detach(), strict=True)
+                )
+            terms[f"moe_{modality}"] = config.lambda_moe * importance_loss(x.scores)
+        return terms
+
+    def _patch_map(self, batch: Batch, modality: str) -> Float[Tensor, "b side side"]:
+        """Sum over levels of 1 - cosine of f* and f^* at every patch (Eq. 17)."""
+        x = self.distil(batch, modality)
+        levels = [
+            1 - functional.cosine_similarity(f.float(), d.float(), dim=-1)
+            for f, d in zip(x.encoded, x.decoded, strict=True)
+        ]
+        return torch.stack(levels).sum(dim=0).unflatten(1, (self.encoder.side,) * 2)
+
+    @torch.no_grad()
+    def residual_maps(self, batch: Batch) -> dict[str, Float[Tensor, "b g g"]]:
+        """Eq. 17 on the grid, per modality."""
+        return {m: _resized(self._patch_map(batch, m), self.grid) for m in self.modalities}
+
+    @torch.no_grad()
+    def anomaly_maps(self, batch: Batch) -> Float[Tensor, "b size size"]:
+        """Eq. 17 at image size, summed over modalities."""
+        maps = [self._patch_map(batch, modality) for modality in self.modalities]
+        return _resized(torch.stack(maps).sum(dim=0), self.image_size)
+
+
+def _patches(levels: list[Tensor], joint: list[Tensor], text: Tensor) -> Any:
+    """Per level the patches, without class token, in both spaces, and the level's text features."""
+    return zip((x[:, 1:] for x in levels), (x[:, 1:] for x in joint), text, strict=True)
+
+
+def _sum(terms: Any) -> Float[Tensor, ""]:
+    return torch.stack(list(terms)).sum()
+
+
+def _resized(maps: Float[Tensor, "b h w"], size: int) -> Float[Tensor, "b {size} {size}"]:
+    return functional.interpolate(maps[:, None], (size, size), mode="bilinear", align_corners=True)[
+        :, 0
+    ]
+
+
+def _leave_out_encoder(_module: nn.Module, state: dict[str, Any], prefix: str, _meta: Any) -> None:
+    """Checkpoints do not repeat the encoder's weights, gigabytes that are the same after every step."""
+    for key in [key for key in state if key.startswith(prefix + ENCODER)]:
+        del state[key]
+
+
+def _keep_encoder(module: nn.Module, state: dict[str, Any], prefix: str, *_others: Any) -> None:
+    """Loading a checkpoint leaves the encoder as it is."""
+    own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    state.update({prefix + k: v for k, v in own.items() if k.startswith(ENCODER)})

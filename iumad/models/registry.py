@@ -1,0 +1,59 @@
+"""Which class is built from which section of the configuration."""
+
+from collections.abc import Callable
+
+from iumad.config_sections import (
+    CdadFeatConfig,
+    CndConfig,
+    MambaADConfig,
+    MemoryBankConfig,
+    ModelConfig,
+    ReconstructionConfig,
+    SimpleNetConfig,
+    UniMMADConfig,
+    UniMMADLiteConfig,
+)
+from iumad.models.base import TrainedDetector
+from iumad.models.baselines.cdad_feat import CdadFeat
+from iumad.models.baselines.cnd import Cnd
+from iumad.models.baselines.mambaad import MambaAD
+from iumad.models.baselines.simplenet import SimpleNet
+from iumad.models.baselines.unimmad import UniMMAD
+from iumad.models.baselines.unimmad_lite import UniMMADLite
+from iumad.models.detector import ReconstructionDetector
+from iumad.models.memory_bank import MemoryBank
+
+Detector = TrainedDetector | MemoryBank
+
+TRAINED: dict[type, Callable[..., TrainedDetector]] = {
+    ReconstructionConfig: ReconstructionDetector,
+    MambaADConfig: MambaAD,
+    SimpleNetConfig: SimpleNet,
+    CdadFeatConfig: CdadFeat,
+    UniMMADConfig: UniMMAD,
+    UniMMADLiteConfig: UniMMADLite,
+    CndConfig: Cnd,
+}
+"""Section -> class, all with the same arguments."""
+
+
+def make_detector(
+    config: ModelConfig,
+    modalities: tuple[str, ...],
+    channels: int,
+    grid: int,
+    image_size: int,
+    n_categories: int,
+) -> Detector:
+    """A new detector, with random weights from torch's global generator.
+
+    Parameters
+    ----------
+    config : section of the configuration; its `kind` decides
+    modalities : ("rgb",), ("depth",) or ("rgb", "depth")
+    channels, grid, image_size, n_categories : int
+        C and g of the features, side of the images in pixels, logits.
+    """
+    if isinstance(config, MemoryBankConfig):
+        return MemoryBank(config, modalities, image_size)
+    return TRAINED[type(config)](config, modalities, channels, grid, image_size, n_categories)

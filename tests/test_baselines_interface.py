@@ -1,0 +1,276 @@
+"""The field's other systems as detectors: one interface, one loop, checkpoints, increments, refusals."""
+
+import math
+
+import pandas as pd
+import pytest
+import tiny
+import torch
+
+from iumad import efficiency
+from iumad.config import StudyConfig, load_params
+from iumad.errors import ConfigError
+from iumad.increments import remember
+from iumad.model_card import gradient_reach, model_card
+from iumad.models.base import TrainedDetector
+from iumad.models.baselines.cdad_feat import CdadFeat
+from iumad.models.baselines.mambaad import MambaAD
+from iumad.models.baselines.simplenet import SimpleNet
+from iumad.models.detector import ReconstructionDetector
+from iumad.models.registry import make_detector
+from iumad.store import Batch
+from iumad.study import run_study
+from iumad.train import fit_step
+from iumad.validation import build
+
+MODELS = {
+    "uniad-original": {"neighbour_mask": 1},
+    "mambaad": {"dim": 8, "depths": [1, 1], "d_state": 4, "directions": 4},
+    "simplenet": {"hidden": 16},
+    "cdad-feat": {"dim": 16, "blocks": 1, "layers": 1, "heads": 2, "sampling_steps": 2},
+}
+CLASSES = {
+    "uniad-original": ReconstructionDetector,
+    "mambaad": MambaAD,
+    "simplenet": SimpleNet,
+    "cdad-feat": CdadFeat,
+}
+PUBLISHED = {
+    "iuf": "7e6511793ab6",
+    "ib-iumad": "88e238388062",
+    "ib-iumad-plus": "f0e576a41925",
+    "memory-bank": "8b29c8673bf8",
+}
+MODALITIES = ["rgb", "depth", "rgb+depth"]
+
+
+def run(method: str, modality: str = "rgb+depth", **changes):
+    """The one run of this method, at the smallest size."""
+    methods = {method: {"model": MODELS[method]}}
+    (only,) = tiny.study(methods=methods, modalities=[modality], **changes).runs()
+    return only
+
+
+def make(method: str, modality: str = "rgb+depth", seed: int = 0) -> TrainedDetector:
+    config = run(method, modality)
+    torch.manual_seed(seed)
+    shape = (config.modalities, tiny.CHANNELS, tiny.GRID, tiny.SIZE, len(tiny.CATEGORIES))
+    return make_detector(config.model, *shape)
+
+
+def total(detector: TrainedDetector, batch: Batch, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.stack(list(detector.losses(batch, generator, base=True).values())).sum()
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+@pytest.mark.parametrize("method", MODELS)
+def test_shapes(method, modality):
+    detector, batch = make(method, modality), tiny.batch(modality)
+    assert type(detector) is CLASSES[method]
+    for value in detector.losses(batch, torch.Generator().manual_seed(0), True).values():
+        assert value.shape == ()
+    detector.eval()
+    maps = detector.residual_maps(batch)
+    assert tuple(maps) == detector.targets
+    assert {tuple(x.shape) for x in maps.values()} == {(3, tiny.GRID, tiny.GRID)}
+    assert detector.anomaly_maps(batch).shape == (3, tiny.SIZE, tiny.SIZE)
+
+
+@pytest.mark.parametrize("method", MODELS)
+def test_the_gradient_reaches_every_parameter(method):
+    detector = make(method).train()
+    detector.begin_increment()
+    total(detector, tiny.batch()).backward()
+    assert detector.every_parameter
+    unreached = [name for name, p in detector.named_parameters() if p.grad is None]
+    assert not unreached
+    assert all(torch.isfinite(p.grad).all() for p in detector.parameters())
+
+
+@pytest.mark.parametrize("method", MODELS)
+def test_a_constant_image_has_finite_scores(method):
+    detector = make(method).eval()
+    batch = tiny.batch()
+    flat = {name: torch.ones_like(x) for name, x in batch.features.items()}
+    images = {name: torch.ones_like(x) for name, x in batch.images.items()}
+    assert torch.isfinite(detector.anomaly_maps(Batch(flat, images, batch.category))).all()
+
+
+@pytest.mark.parametrize("method", MODELS)
+def test_an_images_map_depends_on_nothing_else(method):
+    detector, batch = make(method).eval(), tiny.batch()
+    alone = Batch(
+        {name: x[1:2] for name, x in batch.features.items()},
+        {name: x[1:2] for name, x in batch.images.items()},
+        batch.category[1:2],
+    )
+    together = detector.anomaly_maps(batch)[1:2]
+    torch.testing.assert_close(detector.anomaly_maps(alone), together, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", MODELS)
+def test_the_state_dict_is_the_whole_model(method):
+    detector, other, batch = make(method, seed=0), make(method, seed=1), tiny.batch()
+    assert not torch.equal(detector.eval().anomaly_maps(batch), other.eval().anomaly_maps(batch))
+    other.load_state_dict(detector.state_dict())
+    assert torch.equal(detector.anomaly_maps(batch), other.anomaly_maps(batch))
+
+
+@pytest.mark.parametrize("method", ["uniad-original", "mambaad", "cdad-feat"])
+def test_a_share_of_a_batch_gets_the_noise_that_it_would_get_in_the_whole(method):
+    """Without batch statistics and dropout, two shares' mean loss is the whole batch's.
+
+    SimpleNet is not among them: the scale of its noise is a statistic of the batch it sees.
+    """
+    detector = make(method).eval()
+    whole = tiny.batch(size=4)
+    halves = [
+        Batch(
+            {name: x[first : first + 2] for name, x in whole.features.items()},
+            {name: x[first : first + 2] for name, x in whole.images.items()},
+            whole.category[first : first + 2],
+            first=first,
+            total=4,
+        )
+        for first in (0, 2)
+    ]
+    expected = total(detector, whole)
+    found = torch.stack([total(detector, half) for half in halves]).mean()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", MODELS)
+def test_a_short_fit_lowers_the_loss(method, tmp_path):
+    config = run(
+        method,
+        data={"n_train": 8},
+        training={"epochs": 12, "lr": 3e-3, "batch_size": 4, "schedule": "constant"},
+    )
+    store = tiny.open_store(config)
+    ids = tiny.train_ids(store, tiny.CATEGORIES[0])
+    torch.manual_seed(0)
+    shape = (config.modalities, store.backbone.channels, tiny.GRID, tiny.SIZE, 3)
+    detector = make_detector(config.model, *shape)
+    log = pd.DataFrame(fit_step(detector, store, ids, config, 0, {}, tmp_path / "partial.pt"))
+    losses = log.groupby("epoch")["value"].sum()
+    assert losses.iloc[-3:].mean() < losses.iloc[:2].mean()
+
+
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory):
+    """Rows of all methods over a base step and an increment."""
+    study = tiny.study(
+        methods={name: {"model": model} for name, model in MODELS.items()},
+        modalities=["rgb"],
+        training={"epochs": 1},
+        increment={"epochs": 1},
+    )
+    return run_study(study, tmp_path_factory.mktemp("results"))
+
+
+@pytest.mark.parametrize("method", MODELS)
+def test_base_step_and_increment_end_to_end(studied, method):
+    rows = studied[studied["method"] == method]
+    assert set(rows["step"]) == {0, 1}
+    assert set(rows[rows["step"] == 1]["category"]) >= set(tiny.CATEGORIES)
+    assert rows["value"].notna().all()
+
+
+@pytest.mark.parametrize("strategy", ["none", "ewc", "replay", "svd"])
+@pytest.mark.parametrize("method", MODELS)
+def test_every_strategy_without_protected_layers_works(method, strategy, tmp_path):
+    config = run(method, "rgb", increment={"epochs": 1})
+    increment = config.increment.model_copy(update={"strategy": strategy})
+    config = config.model_copy(update={"increment": increment})
+    store = tiny.open_store(config)
+    shape = (config.modalities, store.backbone.channels, tiny.GRID, tiny.SIZE, 3)
+    detector = make_detector(config.model, *shape)
+    first, second = (tiny.train_ids(store, name) for name in tiny.CATEGORIES[:2])
+    memory = remember(detector, store, first, increment, {}, 0)
+    again = remember(detector, store, first, increment, {}, 0)
+    assert memory.keys() == again.keys()
+    log = fit_step(detector, store, second, config, 1, memory, tmp_path / "partial.pt")
+    assert all(math.isfinite(row["value"]) for row in log)
+
+
+def test_projection_needs_layers_to_protect():
+    for method in ("mambaad", "simplenet", "cdad-feat"):
+        with pytest.raises(ConfigError, match=rf"method '{method}'.*projection.*{method} has none"):
+            methods = {method: {"increment": {"strategy": "projection"}}}
+            build(StudyConfig, tiny.params(methods=methods), "file.yaml")
+    store = tiny.open_store(tiny.run())
+    strategy = tiny.run().increment
+    ids = tiny.train_ids(store, tiny.CATEGORIES[0])
+    with pytest.raises(ConfigError, match="SimpleNet has no layers"):
+        remember(make("simplenet"), store, ids, strategy, {}, 0)
+
+
+@pytest.mark.parametrize("method", MODELS)
+@pytest.mark.parametrize("wrong", [(), ("thermal",), ("depth", "rgb"), ("rgb", "rgb")], ids=str)
+def test_other_modalities_are_refused(method, wrong):
+    with pytest.raises(ConfigError, match=r"needs modalities rgb, depth or rgb\+depth"):
+        make_detector(run(method).model, wrong, tiny.CHANNELS, tiny.GRID, tiny.SIZE, 3)
+
+
+@pytest.mark.parametrize("grid", [3, 5, 7, 8])
+def test_mambaad_takes_odd_grids(grid):
+    config = run("mambaad", "rgb").model
+    detector = make_detector(config, ("rgb",), tiny.CHANNELS, grid, tiny.SIZE, 3).eval()
+    features = {"rgb": torch.randn(2, tiny.CHANNELS, grid, grid)}
+    images = {"rgb": torch.zeros(2, 3, tiny.SIZE, tiny.SIZE)}
+    batch = Batch(features, images, torch.zeros(2, dtype=torch.long))
+    assert detector.residual_maps(batch)["rgb"].shape == (2, grid, grid)
+
+
+def test_a_grid_too_small_for_the_stages_is_refused():
+    config = run("mambaad", "rgb").model
+    with pytest.raises(ConfigError, match=r"2 stages.*at least 3, got 2"):
+        make_detector(config, ("rgb",), tiny.CHANNELS, 2, tiny.SIZE, 3)
+
+
+def test_an_unknown_kind_names_the_nearest():
+    with pytest.raises(ConfigError, match=r"'mambad', did you mean 'mambaad'\?"):
+        methods = {"mine": {"preset": "iuf", "model": {"kind": "mambad"}}}
+        build(StudyConfig, tiny.params(methods=methods), "file.yaml")
+
+
+@pytest.mark.parametrize("method", MODELS)
+def test_parts_are_counted(method):
+    card = model_card(run(method), n_categories=3).set_index("part")
+    assert card.loc["all", "gflops"] > card.loc["backbone", "gflops"] > 0
+    assert (card.drop(index=["all", "backbone"])["gflops"] > 0).any()
+    reach = gradient_reach(run(method), n_categories=3)
+    assert (reach.max(axis=1) > 0).all()
+
+
+def test_a_size_that_a_method_refuses_has_no_costs(monkeypatch):
+    def build_only(config, categories, size, batch, _where):
+        grid = config.features.grid * size // config.data.image_size
+        make_detector(config.model, config.modalities, tiny.CHANNELS, grid, size, categories)
+        return [1.0 * batch], 1.0
+
+    monkeypatch.setattr(efficiency, "_time", build_only)
+    monkeypatch.setattr(efficiency, "_counted", lambda _run, _categories: [])
+    rows = efficiency.measure(run("mambaad", "rgb", settings=["3-0"]), 0, "cpu")
+    assert {row["image_size"] for row in rows} == {tiny.SIZE, 2 * tiny.SIZE}  # half the grid is 2
+
+
+def test_new_keys_leave_stored_results_found(repository):
+    """Hashes of the published mini study from before these methods existed."""
+    runs = load_params(repository / "params/mini.yaml").runs()
+    hashes = {run.method: run.run_id for run in runs if run.seed == 0}
+    assert hashes == PUBLISHED
+
+
+@pytest.mark.parametrize("name", ["baselines", "baselines_full"])
+def test_params_files_build_every_method(repository, name):
+    study = load_params(repository / f"params/{name}.yaml")
+    names = {run.method for run in study.runs()}
+    assert names >= {"uniad-original", "mambaad", "simplenet", "cdad-feat", "ib-iumad"}
+    for config in study.select(settings=study.settings[:1], seeds=study.seeds[:1]).runs():
+        if config.method not in MODELS:
+            continue
+        shape = (config.modalities, 272, config.features.grid, config.data.image_size, 10)
+        detector = make_detector(config.model, *shape)
+        assert sum(p.numel() for p in detector.parameters()) > 0
