@@ -28,7 +28,8 @@ OWN_STUDY = {
     "09_efficiency": "efficiency",
     "10_claims": "settings",
 }
-STUDIES = [*dict.fromkeys(OWN_STUDY.values()), "settings_many", "switches", "protection"]
+OTHERS = ["settings_many", "switches", "protection", "bottleneck"]  # shown on pages of another study
+STUDIES = [*dict.fromkeys(OWN_STUDY.values()), *OTHERS]
 
 
 def made_up(study: StudyConfig, folder: Path) -> None:

@@ -58,7 +58,7 @@ def test_kinds_of_defects_are_scored_against_the_good_images(finished, tmp_path)
     assert list(table.index) == ["iuf", "ib-iumad", "memory-bank"]
     shapes = [name.endswith(" *") for name in table]
     assert shapes == sorted(shapes, reverse=True)
-    assert "stain" in table
+    assert "bump *" in table
     assert table.min().min() >= 0
     assert table.max().max() <= 100
     assert defect_table(finished.study, tmp_path).empty
