@@ -26,6 +26,7 @@ OWN_STUDY = {
     "07_ablation": "ablation",
     "08_fusion": "fusion",
     "09_efficiency": "efficiency",
+    "15_others": "baselines",
     "10_claims": "settings",
 }
 OTHERS = ["settings_many", "switches", "protection", "bottleneck"]  # shown on pages of another study
