@@ -8,6 +8,7 @@
 
 import base64
 import multiprocessing
+import os
 import re
 import shutil
 import subprocess
@@ -81,10 +82,8 @@ def execute_notebooks(
         Checked against the schema first, because papermill accepts any key.
     out : Path
         Executed notebooks go to ``<out>/executed``.
-    root : Path
-        The repository.
-    results : Path, optional
-        Folder of runs; default: the notebooks' own, ``results/`` of the repository.
+    root, results : Path
+        See `make_book`.
 
     Returns
     -------
@@ -103,9 +102,9 @@ def execute_notebooks(
         raise BookError(f"no notebooks in {root / 'notebooks'}: run this in the repository")
     load_params(params)  # a mistake in it shows before anything runs
     executed = out / "executed"
-    context = multiprocessing.get_context("spawn")
     jobs = min(usable_cores(), len(notebooks))
-    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+    spawn, threads = multiprocessing.get_context("spawn"), usable_cores() // jobs
+    with ProcessPoolExecutor(jobs, spawn, _share_cores, (threads,)) as pool:
         tasks = [pool.submit(execute_notebook, n, params, executed, results) for n in notebooks]
         try:
             for task in tqdm(as_completed(tasks), total=len(tasks), desc="notebooks", unit="page"):
@@ -114,6 +113,11 @@ def execute_notebooks(
             pool.shutdown(cancel_futures=True)
             raise
         return [task.result() for task in tasks]
+
+
+def _share_cores(threads: int) -> None:
+    """Limit the threads of the kernels that this process starts; more threads than cores wait for each other."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
 
 
 def execute_notebook(notebook: Path, params: Path, out: Path, results: Path | None = None) -> Path:

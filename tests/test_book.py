@@ -20,6 +20,7 @@ from iumad.book import (
     failures,
     make_book,
 )
+from iumad.cores import usable_cores
 from iumad.errors import ConfigError
 
 MAX_PAGE = 3_000_000  # bytes of html
@@ -95,6 +96,14 @@ def test_figures_of_tables_are_kept_as_svg_and_csv(small_repository):
     assert (root / "figures" / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert "</svg>" in (root / "figures" / "curve.svg").read_text()
     assert (root / "figures" / "curve.csv").read_text() == "x\n1\n2\n"
+
+
+def test_a_kernel_takes_no_more_threads_than_its_share_of_the_cores(small_repository, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    root = small_repository("import os; print(os.environ['OMP_NUM_THREADS'])")
+    (path,) = execute_notebooks(write_params(root, "seeds: [3]\n"), root / "out", root)
+    (output,) = nbformat.read(path, as_version=4).cells[-1].outputs
+    assert int(output.text) == usable_cores()  # one notebook has them all
 
 
 def test_a_failing_cell_stops_the_run_and_is_remembered(small_repository):

@@ -29,7 +29,12 @@ OWN_STUDY = {
     "15_others": "baselines",
     "10_claims": "settings",
 }
-OTHERS = ["settings_many", "switches", "protection", "bottleneck"]  # shown on pages of another study
+OTHERS = [
+    "settings_many",
+    "switches",
+    "protection",
+    "bottleneck",
+]  # shown on pages of another study
 STUDIES = [*dict.fromkeys(OWN_STUDY.values()), *OTHERS]
 
 
