@@ -92,10 +92,8 @@ def execute_notebooks(
 
     Raises
     ------
-    BookError
-        A cell failed, or there are no notebooks.
-    ConfigError
-        The params file is wrong.
+    BookError, ConfigError
+        A cell failed, or there are no notebooks; the params file is wrong.
     """
     notebooks = sorted((root / "notebooks").glob("*.ipynb"))
     if not notebooks:
