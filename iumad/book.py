@@ -93,7 +93,6 @@ def execute_notebooks(
     Raises
     ------
     BookError, ConfigError
-        A cell failed, or there are no notebooks; the params file is wrong.
     """
     notebooks = sorted((root / "notebooks").glob("*.ipynb"))
     if not notebooks:
