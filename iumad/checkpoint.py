@@ -1,28 +1,21 @@
 """Checkpoints: one file of tensors and plain values, written atomically, read without running code."""
 
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from iumad.atomic import replacing
 from iumad.errors import CheckpointError
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint atomically: after a failure the file is the old one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink()
-        raise
+    with replacing(path) as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def load_checkpoint(path: Path, key: dict[str, Any]) -> dict[str, Any]:

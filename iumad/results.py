@@ -3,8 +3,6 @@
 One row is one number. Metrics of detection are fractions in [0, 1]; the paper prints percent.
 """
 
-import os
-import tempfile
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -14,6 +12,7 @@ import pandas as pd
 import pandera.pandas as pa
 from pandera.errors import SchemaError, SchemaErrors
 
+from iumad.atomic import replacing
 from iumad.errors import DataError
 from iumad.metrics import forgetting
 
@@ -90,16 +89,9 @@ def validate_rows(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_text(text: str, path: Path) -> None:
-    """Write a file in one step: a reader, or a killed writer, never leaves half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink()
-        raise
+    """Write a file in one step (`iumad.atomic`), UTF-8."""
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
