@@ -21,8 +21,6 @@ from iumad.store import Batch
 from iumad.study import is_trained, score_categories
 from iumad.workplace import Workplace
 
-SMALL_KL = 0.1  # nats
-
 
 def diagnose(run: RunConfig, folder: str | Path) -> pd.DataFrame:
     """What a finished run's model knows after each step, on good test images of the categories seen so far.
@@ -133,9 +131,11 @@ def told(table: pd.DataFrame) -> str:
                 else f"- Only {old[gate].iloc[0]:.0f} % of its gate's variance lies between categories."
             )
     if "KL" in table:
-        largest = table["KL"].max()
-        pull = "so small that it hardly pulls" if largest < SMALL_KL else "which is a real pull"
-        lines.append(f"- The KL of the two predictions is at most {largest:.2f} nats, {pull}.")
+        least, most = table["KL"].min(), table["KL"].max()
+        lines.append(
+            f"- The KL of the two predictions lies between {least:.2f} and {most:.2f} nats; "
+            "what it is worth is the difference without it."
+        )
     if "frozen" in table and len(old):
         lines.append(
             f"- The projection keeps updates away from {old['frozen'].iloc[0]:.0f} % of what earlier features "

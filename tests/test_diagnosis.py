@@ -72,9 +72,14 @@ def test_what_is_told_of_a_look_inside():
     ]
     columns = ["step", "categories", "accuracy rgb", "gate rgb", "KL", "frozen"]
     text = told(pd.DataFrame(rows, columns=columns))
-    for part in ("knows 100 %", "40 % of the earlier", "0 % of the newest", "98 %", "0.05 nats"):
+    for part in (
+        "knows 100 %",
+        "40 % of the earlier",
+        "0 % of the newest",
+        "98 %",
+        "0.00 and 0.05 nats",
+    ):
         assert part in text
-    assert "hardly pulls" in text
     assert "88 % of what earlier features" in text
     assert told(pd.DataFrame({"method": ["iuf"], "status": ["no trained model"]})).startswith("No ")
 
