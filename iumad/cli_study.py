@@ -103,7 +103,9 @@ def study_notebook(
     notebook: Annotated[Path, typer.Argument(help="e.g. notebooks/05_settings.ipynb")],
     params: Params,
     out: Annotated[Path, typer.Option(help="folder of the executed notebook")] = Path("build"),
-    results: Results = Path("results"),
+    results: Annotated[
+        Path | None, typer.Option(help="results folder; default: the notebook's own")
+    ] = None,
 ) -> None:
     """Execute one notebook; one that compares runs keeps its own study, the others take the params file."""
     from iumad.book import execute_notebook
