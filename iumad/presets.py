@@ -14,7 +14,7 @@ Modality = Literal["rgb", "depth", "rgb+depth"]
 _UNIAD = {"fusion": "addition", "bottleneck": False, "channel_reduction": "mean"}
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "ib-iumad": {},
-    "ib-iumad-plus": {"model": {"depth_target": True}},
+    "ib-iumad-plus": {"model": {"depth_target": True, "bottleneck_residual": True}},
     "uniad": {"model": {"condition": "none"} | _UNIAD},
     "uniad-original": {
         "model": {"condition": "none", "neighbour_mask": 7, "dropout": 0.1, "standardise": False}

@@ -38,7 +38,7 @@ CLASSES = {
 PUBLISHED = {
     "iuf": "7e6511793ab6",
     "ib-iumad": "88e238388062",
-    "ib-iumad-plus": "f0e576a41925",
+    "ib-iumad-plus": "6cbd3a0e99a0",
     "memory-bank": "8b29c8673bf8",
 }
 MODALITIES = ["rgb", "depth", "rgb+depth"]
