@@ -1,5 +1,4 @@
 import copy
-import importlib.util
 import math
 import sys
 
@@ -16,7 +15,12 @@ from iumad.errors import ConfigError
 from iumad.models.base import TrainedDetector
 from iumad.models.baselines.cnd import Cnd, Stream
 from iumad.models.baselines.cnd_constraint import constraint, distillation, promoted
-from iumad.models.baselines.cnd_encoders import OpenClipEncoder, TinyEncoder, make_encoder
+from iumad.models.baselines.cnd_encoders import (
+    OpenClipEncoder,
+    TinyEncoder,
+    clip_normalised,
+    make_encoder,
+)
 from iumad.models.baselines.cnd_experts import GatedExperts, importance_loss
 from iumad.models.registry import make_detector
 from iumad.store import Batch
@@ -124,10 +128,8 @@ def test_the_tiny_encoder_has_the_interface_and_is_the_same_every_time():
     assert not torch.allclose(normal, abnormal)
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("open_clip") is not None, reason="open_clip is installed"
-)
-def test_without_open_clip_the_error_names_the_extra():
+def test_without_open_clip_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(ConfigError, match=r"open_clip_torch.*iumad\[clip\]"):
         Cnd(CndConfig(), BOTH, *SHAPE)
 
@@ -143,16 +145,18 @@ def test_any_failure_of_open_clip_is_one_line(monkeypatch):
         make_encoder(CndConfig(architecture="ViT-X"), 32)
 
 
-def test_open_clip_prompts_equal_its_own_text_encoder():
+def test_open_clip_gives_what_its_own_encoders_give():
     pytest.importorskip("open_clip")
-    encoder = OpenClipEncoder("ViT-B-32-quickgelu", "random", (3, 6, 9), 64).eval()
+    encoder = OpenClipEncoder("ViT-B-32-quickgelu", "random", (3, 6, 11), 64).eval()
     tokens = encoder.tokenizer(["x " * 12 + "damaged object"])
-    context = encoder.model.token_embedding(tokens)[:, 1:13]
+    context, images = encoder.model.token_embedding(tokens)[:, 1:13], torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(
             encoder.text(context, "damaged object"), encoder.model.encode_text(tokens)
         )
-        levels = encoder.image_levels(torch.rand(2, 3, 64, 64))
+        levels = encoder.image_levels(images)
+        classes = encoder.project(levels[-1])[:, 0]  # of the last block
+        torch.testing.assert_close(classes, encoder.model.encode_image(clip_normalised(images)))
     assert [x.shape for x in levels] == [(2, 1 + encoder.side**2, encoder.width)] * 3
 
 
