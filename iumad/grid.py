@@ -1,7 +1,9 @@
 """A whole grid of runs: what is done, how long the rest may take, and several runs at the same time."""
 
 import multiprocessing
+import os
 import sys
+import threading
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partialmethod
 from pathlib import Path
@@ -89,7 +91,8 @@ def run_parallel(study: StudyConfig, folder: Path, device: str, jobs: int) -> No
 
 
 def _begin_worker(threads: int, counter: Any, lock: Any) -> None:
-    """Share the cores, and give the worker's progress bars a line of their own."""
+    """Share the cores, give the worker's progress bars a line of their own, and end with the parent."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     with counter.get_lock():
         counter.value += 1
@@ -97,6 +100,14 @@ def _begin_worker(threads: int, counter: Any, lock: Any) -> None:
     tqdm.set_lock(lock)
     interval = 0.5 if sys.stderr.isatty() else 30.0  # seconds; a log file needs no more
     tqdm.__init__ = partialmethod(tqdm.__init__, position=line, leave=False, mininterval=interval)
+
+
+def _end_with_parent() -> None:
+    """Leave at once when the parent was killed: what is half done lies beside, and is resumed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _plan_row(run: RunConfig, steps: int, missing: list[tuple], times: pd.DataFrame) -> dict:

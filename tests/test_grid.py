@@ -1,6 +1,10 @@
 """A grid on several processes: the rows of one process, files of a finished run, a clear first error."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
@@ -30,6 +34,33 @@ def test_the_first_error_is_raised(tmp_path):
     study = tiny.study(seeds=[0, 1], features={"levels": [9]})
     with pytest.raises(ConfigError, match=r"features\.levels"):
         run_parallel(study, tmp_path, "cpu", jobs=2)
+
+
+PARENT = """
+import multiprocessing, os, time
+from concurrent.futures import ProcessPoolExecutor
+from iumad import grid
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    begin = (1, context.Value("i", 0), context.RLock())
+    with ProcessPoolExecutor(1, context, grid._begin_worker, begin) as pool:
+        print(pool.submit(os.getpid).result(), flush=True)
+        pool.submit(time.sleep, 600).result()
+"""
+
+
+def test_a_worker_ends_with_a_killed_parent(tmp_path):
+    program = tmp_path / "parent.py"
+    program.write_text(PARENT)
+    with subprocess.Popen([sys.executable, str(program)], stdout=subprocess.PIPE) as parent:
+        worker = int(parent.stdout.readline())
+        parent.kill()
+        try:
+            parent.communicate(timeout=20)  # ends when nobody holds the worker's output any more
+        except subprocess.TimeoutExpired:
+            os.kill(worker, signal.SIGKILL)
+            pytest.fail("the worker outlived its parent")
 
 
 def test_jobs_suit_the_device():
