@@ -1,14 +1,15 @@
-# PYTHON: any Python 3.11 or newer. PARAMS: the params file of `make study`.
+# PYTHON: any Python 3.11 or newer. PARAMS: the params file of `make study`. MARK: which tests; `make test MARK=` for all.
 PYTHON = python3
 PARAMS = params/smoke.yaml
+MARK = not slow
 
 .PHONY: study test check book bench clean
 
 study: .venv/installed  ## run the study of PARAMS, build its book, print the page to open
 	.venv/bin/iumad study run $(PARAMS) && .venv/bin/iumad book $(PARAMS)
 
-test: check  ## all checks, then all tests, on up to four cores
-	.venv/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup
+test: check  ## all checks, then the tests that MARK chooses, on up to four cores
+	.venv/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup -m "$(MARK)"
 
 check: .venv/installed  ## style, types, import rules
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports

@@ -27,9 +27,11 @@ settings.load_profile("study")
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a file's tests, and all tests of the built book, in one process where several run them."""
+    """Keep a file's tests, and all tests of the built book, in one process; the latter are slow."""
     for item in items:
         of_book = "built_book" in getattr(item, "fixturenames", ())
+        if of_book:
+            item.add_marker(pytest.mark.slow)
         item.add_marker(pytest.mark.xdist_group("book" if of_book else item.path.stem))
 
 
