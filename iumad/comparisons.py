@@ -145,20 +145,26 @@ def paired_table(rows: pd.DataFrame, reference: str) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        modality, setting, metric, method, n (pairs), difference, low, high (points), effect size, p, p_holm. What
-        has fewer than two pairs is left out; the table is empty where nothing can be compared.
+        modality, setting, metric, method, seeds, n (pairs), difference, low, high (points), effect size, p,
+        p_holm. What has fewer than two pairs is left out; the table is empty where nothing can be compared.
     """
-    columns = [*BY, "method", "n", "difference", "low", "high", "effect_size", "p", "p_holm"]
+    numbers = ["n", "difference", "low", "high", "effect_size", "p", "p_holm"]
+    columns = [*BY, "method", "seeds", *numbers]
     table = _comparable(_values(rows), reference) if not rows.empty else rows
     if table.empty:
         return pd.DataFrame(columns=columns)
-    tests = paired_tests(table, reference, by=BY, pair=PAIR)[columns]
+    tests = paired_tests(table, reference, by=BY, pair=PAIR)
+    seeds = table.groupby([*BY, "method"])["seed"].nunique().rename("seeds")
+    tests = tests.merge(seeds.reset_index(), on=[*BY, "method"])[columns]
     tests[["difference", "low", "high"]] *= 100
     return tests.assign(metric=tests["metric"].map(SHORT))
 
 
 def told(tests: pd.DataFrame, reference: str) -> str:
-    """Markdown: one line a comparison of `paired_table`, and whether the difference can be told from chance."""
+    """Markdown: one line a comparison of `paired_table`, and whether the difference can be told from chance.
+
+    The categories of a single seed share one model, so that they say nothing about the next: no verdict is given.
+    """
     if tests.empty:
         return (
             f"Nothing can be compared with `{reference}` yet: {NOT_RUN}, or fewer than two pairs."
@@ -168,7 +174,9 @@ def told(tests: pd.DataFrame, reference: str) -> str:
         forgetting = row.metric.startswith("FM")
         sign = -1 if forgetting else 1
         verdict = "not told apart from it"
-        if row.p_holm < 1 - CONFIDENCE and row.low * row.high > 0:
+        if row.seeds < 2:
+            verdict = "one seed, no claim"
+        elif row.p_holm < 1 - CONFIDENCE and row.low * row.high > 0:
             verdict = "better" if sign * row.difference > 0 else "worse"
         lines.append(
             f"- {row.modality}, {row.setting}, `{row.method}` against `{reference}`, {row.metric}: "

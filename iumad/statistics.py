@@ -13,6 +13,7 @@ from statsmodels.stats.multitest import multipletests
 from iumad.errors import DataError
 
 CONFIDENCE = 0.95
+FEW = 6  # pairs from which an exact signed rank test can reach p < 0.05: 2 / 2**6
 
 
 def summarise(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
@@ -74,8 +75,9 @@ def paired_tests(
     -------
     pandas.DataFrame
         `by`, factor, reference, n, difference (mean of level - reference), low, high, effect_size
-        (Cohen's d of the differences; missing if they are all equal), p (two-sided Wilcoxon signed
-        rank; 1 if all differences are 0), p_holm (Holm's correction over all rows of the result).
+        (Cohen's d of the differences; missing if they are all equal), p (two-sided; Wilcoxon's signed
+        rank test, or Student's t test of fewer than `FEW` pairs, where the former cannot fall below
+        5 %; 1 if all differences are 0), p_holm (Holm's correction over all rows of the result).
 
     Raises
     ------
@@ -163,8 +165,17 @@ def _compare(difference: np.ndarray) -> tuple[int, float, float, float, float, f
     n, mean, sd = len(difference), difference.mean(), difference.std(ddof=1)
     half = _half_width(sd, n)
     effect_size = mean / sd if sd > 0 else np.nan
-    p = stats.wilcoxon(difference).pvalue if difference.any() else 1.0
-    return n, mean, mean - half, mean + half, effect_size, p
+    return n, mean, mean - half, mean + half, effect_size, _p_value(difference)
+
+
+def _p_value(difference: np.ndarray) -> float:
+    if not difference.any():
+        return 1.0
+    if len(difference) >= FEW:
+        return float(stats.wilcoxon(difference).pvalue)
+    if (difference == difference[0]).all():
+        return 0.0  # the limit of the t test, which divides by the deviation
+    return float(stats.ttest_1samp(difference, 0.0).pvalue)
 
 
 def _friedman(ranks: np.ndarray) -> float:

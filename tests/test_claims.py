@@ -94,6 +94,21 @@ def test_a_difference_of_differences():
     assert np.isnan(row["paper"])
 
 
+def test_what_the_paper_prints_is_expected_as_it_is_and_a_point_where_it_speaks_against_the_claim():
+    at = {"first": [0.80, 0.82, 0.81], "second": [0.799, 0.813, 0.808]}  # -0.5 to 1.6 points
+    table = values({"ib-iumad": at["first"], "iuf": at["second"]})
+    terms = ((1, "ib-iumad", BOTH), (-1, "iuf", BOTH))
+    for first, second, dataset, reason in (
+        ("ib-iumad[mamba]", "ib-iumad[none]", "mvtec3d", "the paper says 0.7"),
+        ("ib-iumad[none]", "ib-iumad[mamba]", "mvtec3d", "the margin is 1.0"),
+        ("ib-iumad[mamba]", "ib-iumad[none]", "eyecandies", "the margin is 1.0"),
+    ):
+        contrast = Contrast(terms, "6-1", "i_auroc", {"ib-iumad": first, "iuf": second})
+        claim = Claim("one", "s", "w", "settings", "05", (contrast,))
+        (row,) = evaluate_claims((claim,), {"settings": table}, dataset).to_dict("records")
+        assert row["verdict"] == UNTESTABLE and reason in row["reason"], row
+
+
 def test_a_claim_holds_only_if_all_of_its_differences_do():
     good = {"ib-iumad": [0.80, 0.83, 0.86], "iuf": [0.78, 0.80, 0.82]}
     bad = {"ib-iumad": [0.70, 0.70, 0.70], "iuf": [0.78, 0.79, 0.80]}

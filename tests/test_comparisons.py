@@ -74,6 +74,17 @@ def test_differences_are_those_of_the_paired_test_in_points(study):
     assert "ib-iumad" in comparisons.told(table.reset_index(), "iuf")
 
 
+def test_one_seed_gets_no_verdict(study):
+    both = pd.concat([rows(study, "iuf"), rows(study, "ib-iumad", gain=0.01)])
+    table = comparisons.paired_table(both, "iuf")
+    assert set(table["seeds"]) == {3}
+    assert "no claim" not in comparisons.told(table, "iuf")
+    alone = comparisons.paired_table(both.query("seed == 0"), "iuf")
+    assert set(alone["seeds"]) == {1}
+    lines = comparisons.told(alone, "iuf").splitlines()
+    assert lines and all(line.endswith("**one seed, no claim**") for line in lines)
+
+
 def test_a_method_without_common_pairs_is_left_out(study):
     other = rows(study, "ib-iumad").query("seed == 0 and category == 'donut'")
     assert comparisons.paired_table(pd.concat([rows(study, "iuf"), other]), "iuf").empty

@@ -322,6 +322,7 @@ for a, b in zip(*(torch.autograd.grad(out.square().sum(), arguments) for out in 
 """
 
 
+@pytest.mark.slow
 def test_late_import_fork_and_torch_compile():
     # a new process, because run-time checks of annotations hide the code from torch.compile
     subprocess.run([sys.executable, "-c", IN_A_NEW_PROCESS], check=True, timeout=600)

@@ -10,7 +10,7 @@ from scipy import stats
 from iumad.errors import DataError
 from iumad.statistics import mean_ranks, paired_tests, summarise
 
-CATEGORIES = ["a", "b", "c", "d"]
+CATEGORIES = ["a", "b", "c", "d", "e", "f"]
 
 
 def make_table(values):
@@ -59,24 +59,35 @@ def test_summary_refuses_values_that_by_does_not_tell_apart():
 def test_paired_test_by_hand():
     table = make_table(
         {
-            "iuf": [[0.5, 0.5, 0.5, 0.5]],
-            "ib-iumad": [[0.51, 0.52, 0.53, 0.54]],
-            "uniad": [[0.5] * 4],
+            "iuf": [[0.5] * 6],
+            "ib-iumad": [[0.51, 0.52, 0.53, 0.54, 0.55, 0.56]],
+            "uniad": [[0.5] * 6],
         }
     )
     tests = paired_tests(table, reference="iuf").set_index("method")
     better = tests.loc["ib-iumad"]
-    # Mean difference (1 + 2 + 3 + 4) / 4 = 2.5 points, sd = sqrt(5 / 3) points.
-    assert better["difference"] == pytest.approx(0.025)
-    assert better["effect_size"] == pytest.approx(2.5 / np.sqrt(5 / 3))
-    # All four signs agree: two-sided exact p = 2 / 2^4. Holm doubles the smaller of two p.
-    assert better["p"] == pytest.approx(0.125)
-    assert better["p_holm"] == pytest.approx(0.25)
-    assert better["low"] < 0.025 < better["high"]
-    assert better["n"] == 4
+    # Mean difference (1 + 2 + ... + 6) / 6 = 3.5 points, sd = sqrt(17.5 / 5) points.
+    assert better["difference"] == pytest.approx(0.035)
+    assert better["effect_size"] == pytest.approx(3.5 / np.sqrt(3.5))
+    # All six signs agree: two-sided exact p = 2 / 2^6. Holm doubles the smaller of two p.
+    assert better["p"] == pytest.approx(2 / 64)
+    assert better["p_holm"] == pytest.approx(4 / 64)
+    assert better["low"] < 0.035 < better["high"]
+    assert better["n"] == 6
     assert tests.loc["uniad", "p"] == 1.0
     assert tests.loc["uniad", "difference"] == 0.0
     assert np.isnan(tests.loc["uniad", "effect_size"])
+
+
+def test_few_pairs_are_compared_by_the_t_test_that_agrees_with_the_interval():
+    for values, told_apart in (([0.51, 0.515, 0.52], True), ([0.50, 0.51, 0.55], False)):
+        table = make_table({"iuf": [[0.5], [0.5], [0.5]], "ours": [[value] for value in values]})
+        (row,) = paired_tests(table, reference="iuf").to_dict("records")
+        t = row["difference"] / (np.std(np.array(values) - 0.5, ddof=1) / np.sqrt(3))
+        assert row["p"] == pytest.approx(2 * stats.t.sf(t, 2))
+        assert (row["p"] < 0.05) == (row["low"] > 0) == told_apart
+    same = make_table({"iuf": [[0.5], [0.5]], "ours": [[0.75], [0.75]]})
+    assert paired_tests(same, reference="iuf")["p"].tolist() == [0.0]
 
 
 def test_only_common_pairs_count():
