@@ -108,7 +108,7 @@ def category_table(study: StudyConfig, rows: pd.DataFrame, metric: str) -> pd.Da
         return grid
     last = last_step(rows[rows["metric"] == metric])
     order = list(dict.fromkeys(last["category"]))
-    wide = last.pivot_table("value", CELL, "category", observed=True)[order]
+    wide = last.pivot_table("value", CELL, "category", observed=True).reindex(columns=order)
     wide = 100 * wide.assign(mean=wide.mean(axis=1, skipna=False))
     return grid.merge(wide.reset_index(), "left", on=CELL)
 

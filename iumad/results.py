@@ -147,19 +147,22 @@ def forgetting_table(rows: pd.DataFrame) -> pd.DataFrame:
     -------
     pandas.DataFrame
         `RUN_COLUMNS`, category ("mean"), metric ("fm_i_auroc", ...), value in the metric's unit.
-        A run of a single step (10-0) has no row, because nothing can be forgotten in it.
+        A run of a single step (10-0) has no row, because nothing can be forgotten in it. The value is missing
+        where the metric is undefined for a category (a test set without defects).
 
     Raises
     ------
     MetricError
-        If a category has no value at a step after it was first seen.
+        If a category has no row at a step after it was first seen.
     """
     records = []
     for keys, run in rows.groupby([*RUN_COLUMNS, "metric"], sort=False):
         if run["step"].min() < run["step"].max():
             # Unlike pivot_table, pivot keeps a category that has no value at all.
             scores = run.pivot(index="step", columns="category", values="value")  # noqa: PD010
-            records.append((*keys[:-1], MEAN, f"fm_{keys[-1]}", forgetting(scores.to_numpy())))
+            undefined = run["value"].isna().any()
+            value = float("nan") if undefined else forgetting(scores.to_numpy())
+            records.append((*keys[:-1], MEAN, f"fm_{keys[-1]}", value))
     table = pd.DataFrame(records, columns=[*RUN_COLUMNS, "category", "metric", "value"])
     return table.astype({"value": float})  # without records all columns would be objects
 

@@ -60,6 +60,19 @@ def test_one_step_has_nothing_to_forget(study):
     assert comparisons.incremental(single).empty
 
 
+def test_a_category_without_defects_is_undefined_and_hides_nothing(study):
+    table = rows(study, "iuf")
+    table.loc[table["category"] == "donut", "value"] = float("nan")
+    shown = comparisons.category_table(study, table, "i_auroc")
+    (line,) = shown[shown["n"] > 0].to_dict("records")
+    assert line["cookie"] == pytest.approx(76) and pd.isna(line["donut"]) and pd.isna(line["mean"])
+    cells = comparisons.result_table(study, table, ["i_auroc", "fm_i_auroc"]).set_index(
+        comparisons.CELL
+    )
+    assert cells.loc[("rgb", "6-1", "iuf"), "image AUROC"] == "undefined"
+    assert comparisons.paired_table(table, "iuf").empty
+
+
 def test_differences_are_those_of_the_paired_test_in_points(study):
     both = pd.concat([rows(study, "iuf"), rows(study, "ib-iumad", gain=0.01)])
     table = comparisons.paired_table(both, "iuf").set_index("metric")

@@ -75,10 +75,16 @@ def test_one_step_has_no_forgetting():
     assert forgetting_table(make_rows({0: {"a": 0.9}})).empty
 
 
-def test_forgetting_of_a_missing_value_raises():
-    rows = make_rows({0: {"a": 0.9, "b": 0.8}, 1: {"a": np.nan, "b": 0.8}})
+def test_forgetting_of_a_missing_row_raises():
+    rows = make_rows({0: {"a": 0.9, "b": 0.8}, 1: {"b": 0.8}})
     with pytest.raises(MetricError, match="every step"):
         forgetting_table(rows)
+
+
+def test_forgetting_of_an_undefined_metric_is_undefined():
+    rows = make_rows({0: {"a": 0.9, "b": np.nan}, 1: {"a": 0.8, "b": np.nan}})
+    assert forgetting_table(rows)["value"].isna().all()
+    assert final_table(rows)["value"].isna().all()
 
 
 def test_runs_are_kept_apart(rows):
