@@ -1,6 +1,7 @@
 """The Snakemake workflow: one job a run, nothing twice, the rest after a kill. Needs the extra `cluster`."""
 
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
@@ -10,12 +11,15 @@ import pytest
 import tiny
 import yaml
 
+from iumad.claims_paper import PAPER_CLAIMS
 from iumad.config import load_params
 from iumad.finished import finished_rows, progress, row_files
+from iumad.profiles import COMMON, COMPARED, MEASURED
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKFLOW = ROOT / "workflow" / "Snakefile"
-pytestmark = pytest.mark.skipif(
+PROFILES = ROOT / "workflow" / "profiles"
+needs_snakemake = pytest.mark.skipif(
     importlib.util.find_spec("snakemake") is None, reason='needs pip install "iumad[cluster]"'
 )
 
@@ -50,6 +54,25 @@ def jobs(text: str) -> dict[str, int]:
     return {line.split()[0]: int(line.split()[1]) for line in table}
 
 
+def test_every_study_that_a_notebook_shows_is_run():
+    text = "".join(path.read_text() for path in (ROOT / "notebooks").glob("*.ipynb"))
+    own = re.findall(r'params_file = \\"\.\./params/(\w+)\.yaml', text)
+    beside = re.findall(r'with_name\(\\"(\w+)\.yaml', text)
+    claimed = [claim.study for claim in PAPER_CLAIMS if claim.study]
+    named = {*own, *beside, *claimed} - {"smoke"}  # shown with the common study
+    assert named - {COMMON, MEASURED} == set(COMPARED)
+    assert {"settings", "protection", "bottleneck", "baselines"} <= named
+
+
+@pytest.mark.parametrize("profile", ["local", "slurm"])
+def test_profiles_name_rules_that_exist(profile):
+    rules = re.findall(r"^rule (\w+):", WORKFLOW.read_text(), flags=re.MULTILINE)
+    content = yaml.safe_load((PROFILES / profile / "config.yaml").read_text())
+    named = {*content.get("set-resources", {}), *content.get("set-threads", {})}
+    assert named <= set(rules)
+
+
+@needs_snakemake
 def test_a_run_that_two_studies_share_is_one_job(place):
     planned = jobs(snakemake(place, "-n", "--cores", "2"))
     notebooks = len(list((place / "notebooks").glob("*.ipynb")))
@@ -59,13 +82,20 @@ def test_a_run_that_two_studies_share_is_one_job(place):
     }
 
 
-def test_the_slurm_profile_plans_the_same_jobs(place):
-    profile = str(ROOT / "workflow" / "profiles" / "slurm")
-    text = snakemake(place, "-n", "--profile", profile)
+@needs_snakemake
+def test_the_slurm_profile_plans_the_same_jobs_with_its_own_resources(place):
+    text = snakemake(place, "-n", "--profile", str(PROFILES / "slurm"), "--cores", "64")
     assert jobs(text)["run"] == 3
-    assert "gpu=1" in text
+    planned = {part.split(":")[0]: part for part in re.split(r"^rule ", text, flags=re.MULTILINE)}
+    for name, wanted in {"run": ("32000", "720"), "notebook": ("8000", "60")}.items():
+        assert f"mem_mb={wanted[0]}," in planned[name]
+        assert f"runtime={wanted[1]}" in planned[name]
+    assert "gpu=1" in planned["run"]
+    assert "threads: 8\n" in planned["run"]
+    assert "threads: 8\n" in planned["efficiency"]
 
 
+@needs_snakemake
 @pytest.mark.slow
 def test_two_cores_make_what_is_missing_and_nothing_else(place):
     first = snakemake(place, "runs", "--cores", "2")
