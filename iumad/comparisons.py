@@ -114,11 +114,13 @@ def category_table(study: StudyConfig, rows: pd.DataFrame, metric: str) -> pd.Da
 
 
 def paper_category_table(dataset: str, metric: str, setting: str = "10-0") -> pd.DataFrame:
-    """The paper's values of a metric per category; without rows where the paper has none for the data set."""
+    """The paper's values of a metric of the methods that have them per category; without rows where none has."""
     table = paper_results()
     chosen = (table["dataset"] == dataset) & (table["metric"] == metric)
     table = table[chosen & (table["setting"] == setting)]
     table = table.drop_duplicates(["modality", "method", "category"])
+    each = table[table["category"] != MEAN][["modality", "method"]].drop_duplicates()
+    table = table.merge(each, on=["modality", "method"])
     order = [*dict.fromkeys(table["category"])]
     return table.pivot_table("value", ["modality", "method"], "category")[order].reset_index()
 

@@ -7,7 +7,7 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from iumad.config import RunConfig, StudyConfig
-from iumad.data import open_dataset
+from iumad.data import categories_of
 from iumad.errors import DataError
 from iumad.finished import finished_rows, step_folder, steps_of
 from iumad.provenance import Provenance, read_provenance
@@ -18,7 +18,7 @@ def provenance_table(study: StudyConfig, folder: str | Path) -> pd.DataFrame:
     """What each run of a study cost: finished steps, minutes and the largest memory of them, code."""
     records = []
     for run in study.runs():
-        steps = _provenance(run, folder)
+        steps = list(_provenance(run, folder).values())
         records.append(
             {
                 "method": run.method,
@@ -36,9 +36,15 @@ def provenance_table(study: StudyConfig, folder: str | Path) -> pd.DataFrame:
 
 
 def environment_table(study: StudyConfig, folder: str | Path) -> pd.DataFrame:
-    """Machines and versions that a study's steps ran with; more than one value where they differ."""
-    steps = [step for run in study.runs() for step in _provenance(run, folder)]
+    """Time that a study's steps took together, a step that runs share counted once, and where they ran.
+
+    More than one machine or version is named where they differ.
+    """
+    found = {path: step for run in study.runs() for path, step in _provenance(run, folder).items()}
+    steps = found.values()
+    hours = sum(step.duration_s for step in steps) / 3600
     facts = {
+        "time": f"{hours:.1f} h for {len(steps)} steps" if steps else "",
         "machine": _distinct(f"{step.cpu}, {step.cores} cores" for step in steps),
         "device": _distinct(step.device for step in steps),
         "system": _distinct(step.system for step in steps),
@@ -85,11 +91,11 @@ def linked(table: pd.DataFrame, column: str) -> Styler:
     return shown(table.assign(**{column: anchors}))
 
 
-def _provenance(run: RunConfig, folder: str | Path) -> list[Provenance]:
-    steps = steps_of(run, open_dataset(run.data).categories)
+def _provenance(run: RunConfig, folder: str | Path) -> dict[Path, Provenance]:
+    steps = steps_of(run, categories_of(run.data))
     ends = range(1, len(steps) + 1)
     paths = [step_folder(Path(folder), run, steps[:end]) / "provenance.json" for end in ends]
-    return [read_provenance(path) for path in paths if path.exists()]
+    return {path: read_provenance(path) for path in paths if path.exists()}
 
 
 def _code(step: Provenance) -> str:

@@ -115,3 +115,12 @@ def test_provenance_of_nothing_is_empty_not_an_error(study, tmp_path):
     table = pages.provenance_table(pages.detail(study), tmp_path)
     assert (table["steps"] == 0).all()
     assert pages.environment_table(study, tmp_path)["value"].eq("").all()
+
+
+def test_the_time_of_a_study_counts_shared_steps_once(finished):
+    both = finished.study.model_copy(update={"methods": dict(finished.study.methods)})
+    both.methods["again"] = both.methods["ib-iumad"].model_copy(update={"preset": "ib-iumad"})
+    for study in (finished.study, both):
+        facts = pages.environment_table(study, finished.results).set_index("what")["value"]
+        steps = len(list(finished.results.glob("steps/*/provenance.json")))
+        assert facts["time"].endswith(f"h for {steps} steps")
