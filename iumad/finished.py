@@ -9,7 +9,7 @@ import pandas as pd
 
 from iumad import results
 from iumad.config import RunConfig, StudyConfig
-from iumad.data import open_dataset
+from iumad.data import categories_of
 from iumad.identity import stable_hash
 from iumad.scenario import parse_setting
 
@@ -41,7 +41,7 @@ def row_files(run: RunConfig, folder: Path, categories: tuple[str, ...]) -> list
 
 def finished_rows(study: StudyConfig, folder: str | Path) -> pd.DataFrame:
     """Rows of the runs of a study that are finished, of all their steps (`iumad.results.ROW_SCHEMA`)."""
-    categories = open_dataset(study.data).categories
+    categories = categories_of(study.data)
     tables = []
     for run in study.runs():
         files = row_files(run, Path(folder), categories)
@@ -55,7 +55,7 @@ def finished_rows(study: StudyConfig, folder: str | Path) -> pd.DataFrame:
 
 def training_log(study: StudyConfig, folder: str | Path) -> pd.DataFrame:
     """Loss terms per epoch of the finished steps of a study, as `iumad.results.LOG_SCHEMA`."""
-    categories = open_dataset(study.data).categories
+    categories = categories_of(study.data)
     tables = []
     for run in study.runs():
         steps = steps_of(run, categories)
@@ -99,7 +99,7 @@ def remaining_error(log: pd.DataFrame, term: str = "fusion") -> pd.DataFrame:
 
 def progress(study: StudyConfig, folder: str | Path) -> pd.DataFrame:
     """All runs of a study: method, modality, setting, seed, and whether the run is finished."""
-    categories = open_dataset(study.data).categories
+    categories = categories_of(study.data)
     records = []
     for run in study.runs():
         done = all(file.exists() for file in row_files(run, Path(folder), categories))

@@ -15,14 +15,16 @@ from tqdm import tqdm
 
 from iumad.config import RunConfig, StudyConfig
 from iumad.cores import usable_cores
+from iumad.data import categories_of
 from iumad.devices import pick_device
+from iumad.finished import step_folder, steps_of
 from iumad.provenance import read_provenance
 from iumad.study import is_trained, run_one
-from iumad.workplace import CHECKPOINT, Workplace
+from iumad.workplace import CHECKPOINT
 
 
 def plan(study: StudyConfig, folder: Path) -> tuple[pd.DataFrame, float | None]:
-    """The grid's runs and an estimate of the time that is left.
+    """The grid's runs and an estimate of the time that is left; reads no image.
 
     Returns
     -------
@@ -34,22 +36,23 @@ def plan(study: StudyConfig, folder: Path) -> tuple[pd.DataFrame, float | None]:
     """
     finished, rows = [], []
     missing: dict[str, tuple] = {}
+    names = categories_of(study.data)
     for run in study.runs():
-        workplace = Workplace(run, folder, "cpu")
+        steps = steps_of(run, names)
         keys = []
-        for step, categories in enumerate(workplace.steps):
-            path = workplace.folder(step)
+        for step, categories in enumerate(steps):
+            path = step_folder(folder, run, steps[: step + 1])
             what = (run.method, run.modality, step > 0, len(categories))
             if (path / CHECKPOINT).exists():
                 finished.append((*what, read_provenance(path / "provenance.json").duration_s))
             else:
                 missing.setdefault(path.name, what)
                 keys.append(what)
-        rows.append((run, len(workplace.steps), keys))
+        rows.append((run, len(steps), keys))
     times = pd.DataFrame(
         finished, columns=["method", "modality", "increment", "categories", "seconds"]
     )
-    table = pd.DataFrame([_plan_row(run, steps, keys, times) for run, steps, keys in rows])
+    table = pd.DataFrame([_plan_row(run, n_steps, keys, times) for run, n_steps, keys in rows])
     left = [_expected(what, times) for what in missing.values()]
     known = [seconds for seconds in left if seconds is not None]
     return table, float(sum(known)) if len(known) == len(left) else None

@@ -5,9 +5,28 @@ from iumad.data.eyecandies import Eyecandies
 from iumad.data.folders import MVTec, MVTec3D
 from iumad.data.minicandies import MiniCandies
 from iumad.data.own import OwnDataset
+from iumad.data.published import EYECANDIES, MVTEC_3D_AD
 from iumad.data.sample import Dataset, Sample
 
-__all__ = ["Dataset", "Sample", "open_dataset"]
+__all__ = ["Dataset", "Sample", "categories_of", "open_dataset"]
+
+_PUBLISHED = {"mvtec3d": MVTEC_3D_AD, "eyecandies": EYECANDIES}
+
+
+def categories_of(config: DataConfig) -> tuple[str, ...]:
+    """Names of the categories, in order, for what needs no images.
+
+    Where a copy of MVTec 3D-AD or Eyecandies is not on this machine, they are those that the configuration names,
+    or else the published ones.
+
+    Raises
+    ------
+    DataError, ConfigError
+        The data set on disk is missing, and not one of these two, or is broken.
+    """
+    if config.name in _PUBLISHED and not config.root.exists():
+        return config.categories or tuple(_PUBLISHED[config.name])
+    return open_dataset(config).categories
 
 
 def open_dataset(config: DataConfig) -> Dataset:
