@@ -51,11 +51,19 @@ class CdadFeatConfig(Section):
     dim: PositiveInt = Field(64, multiple_of=8, description="d of denoiser and condition")
     blocks: PositiveInt = Field(3, description="residual blocks of the denoiser")
     layers: PositiveInt = Field(2, description="transformer layers of the condition; theirs: 8")
-    heads: PositiveInt = Field(4, description="of these layers; theirs: 8")
+    heads: PositiveInt = Field(4, description="of these layers, a divisor of dim; theirs: 8")
     start: Annotated[int, Field(ge=1, le=999)] = Field(
         250, description="noise level t at which sampling starts, of 1000; theirs: 999"
     )
     sampling_steps: PositiveInt = Field(5, description="of DDIM; theirs: 10")
+
+    @model_validator(mode="after")
+    def _heads_divide_dim(self) -> "CdadFeatConfig":
+        if self.dim % self.heads:
+            raise ValueError(
+                f"dim must be divisible by heads, got dim {self.dim}, heads {self.heads}"
+            )
+        return self
 
 
 class _CrossMixture(Section):
@@ -90,7 +98,9 @@ class UniMMADConfig(_CrossMixture):
     """UniMMAD with its own backbones, which read the images (Zhao et al.)."""
 
     kind: Literal["unimmad"] = "unimmad"
-    backbone: str = Field("wide_resnet50_2", description="timm model with strides 4, 8, 16")
+    backbone: str = Field(
+        "wide_resnet50_2.tv2_in1k", description="timm model with strides 4, 8, 16"
+    )
     weights: Literal["pretrained", "random"] = Field(
         "pretrained", description="random is for tests only"
     )
@@ -104,7 +114,7 @@ class UniMMADLiteConfig(_CrossMixture):
     """UniMMAD's experts on one grid of frozen features: an adaptation, not UniMMAD."""
 
     kind: Literal["unimmad-lite"] = "unimmad-lite"
-    width: PositiveInt = Field(64, description="e of the experts; theirs: 256")
+    width: int = Field(64, ge=2, description="e of the experts; theirs: 256")
     leaders: PositiveInt = Field(8, description="J; theirs: 32")
     bases: PositiveInt = Field(4, description="N; theirs: 8")
     kernels: tuple[PositiveInt, ...] = Field(
@@ -131,7 +141,11 @@ class CndConfig(Section):
     layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         (5, 11, 17), min_length=3, max_length=3, description="encoder blocks, the first is 0"
     )
-    prompt_length: PositiveInt = Field(12, description="learnable tokens of a prompt")
+    prompt_length: PositiveInt = Field(
+        12,
+        le=73,
+        description="learnable tokens; with start, two words and end they fill CLIP's 77 at 73",
+    )
     experts: PositiveInt = Field(5, description="T")
     active: PositiveInt = Field(2, description="K, experts per patch")
     dropout: float = Field(0.1, ge=0, lt=1, description="of the multi-layer fusion")

@@ -13,9 +13,10 @@ from torch.nn import functional
 from iumad.config_baselines import CndConfig
 from iumad.errors import ConfigError
 from iumad.models.base import TrainedDetector
-from iumad.models.baselines.cnd import Cnd, Stream
+from iumad.models.baselines.cnd import SUFFIXES, Cnd, Stream
 from iumad.models.baselines.cnd_constraint import constraint, distillation, promoted
 from iumad.models.baselines.cnd_encoders import (
+    CONTEXT,
     OpenClipEncoder,
     TinyEncoder,
     clip_normalised,
@@ -158,6 +159,56 @@ def test_open_clip_gives_what_its_own_encoders_give():
         classes = encoder.project(levels[-1])[:, 0]  # of the last block
         torch.testing.assert_close(classes, encoder.model.encode_image(clip_normalised(images)))
     assert [x.shape for x in levels] == [(2, 1 + encoder.side**2, encoder.width)] * 3
+
+
+@pytest.fixture
+def small_clip(monkeypatch):
+    """Lets open_clip make its own CLIP, with three small blocks, whatever the architecture."""
+    open_clip = pytest.importorskip("open_clip")
+    vision = {"image_size": tiny.SIZE, "layers": 3, "width": 64, "head_width": 32, "patch_size": 8}
+    text = {"width": 32, "heads": 2, "layers": 1}
+
+    def create_model(_architecture, **_options):
+        return open_clip.model.CLIP(24, vision, text)
+
+    monkeypatch.setattr(open_clip, "create_model", create_model)
+
+
+@pytest.mark.usefixtures("small_clip")
+def test_a_checkpoint_with_a_real_clip_is_read_again():
+    """CLIP's attention mask is a buffer that is in no state."""
+    changes = {"encoder": "open-clip", "architecture": "ViT-B-32", "weights": "random"}
+    first, second, batch = cnd(**changes), cnd(**changes), tiny.batch()
+    assert isinstance(first.encoder, OpenClipEncoder)
+    for parameter in second.streams.parameters():
+        nn.init.normal_(parameter)
+    second.load_state_dict(first.state_dict())
+    expected = first.eval().anomaly_maps(batch)
+    torch.testing.assert_close(second.eval().anomaly_maps(batch), expected, rtol=0, atol=0)
+
+
+@pytest.mark.usefixtures("small_clip")
+def test_blocks_that_a_clip_does_not_have_are_refused():
+    with pytest.raises(ConfigError, match=r"less than 3, the blocks of ViT-B-32, got \(1, 2, 3\)"):
+        OpenClipEncoder("ViT-B-32", "random", (1, 2, 3), tiny.SIZE)
+
+
+def test_a_clip_without_a_vision_transformer_is_refused():
+    pytest.importorskip("open_clip")
+    with pytest.raises(ConfigError, match=r"'RN50': cnd needs a CLIP with a vision transformer"):
+        OpenClipEncoder("RN50", "random", (0, 1, 2), 64)
+
+
+def test_the_longest_prompt_leaves_room_for_its_words():
+    open_clip = pytest.importorskip("open_clip")
+    tokenizer = open_clip.get_tokenizer("ViT-B-32-quickgelu")
+    longest = CndConfig(prompt_length=73).prompt_length
+    words = tokenizer([SUFFIXES[1]])[0, 1:3].tolist()
+    tokens = tokenizer(["x " * longest + SUFFIXES[1]])[0].tolist()
+    assert len(tokens) == CONTEXT
+    assert tokens[-3:-1] == words
+    with pytest.raises(ValidationError, match="less than or equal to 73"):
+        CndConfig(prompt_length=longest + 1)
 
 
 # Detector

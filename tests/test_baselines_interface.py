@@ -229,6 +229,12 @@ def test_a_grid_too_small_for_the_stages_is_refused():
         make_detector(config, ("rgb",), tiny.CHANNELS, 2, tiny.SIZE, 3)
 
 
+def test_heads_that_do_not_divide_the_width_are_refused():
+    with pytest.raises(ConfigError, match="divisible by heads, got dim 64, heads 5"):
+        methods = {"cdad-feat": {"model": {"dim": 64, "heads": 5}}}
+        build(StudyConfig, tiny.params(methods=methods), "file.yaml").runs()
+
+
 def test_an_unknown_kind_names_the_nearest():
     with pytest.raises(ConfigError, match=r"'mambad', did you mean 'mambaad'\?"):
         methods = {"mine": {"preset": "iuf", "model": {"kind": "mambad"}}}

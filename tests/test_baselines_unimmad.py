@@ -3,6 +3,7 @@ import math
 from dataclasses import replace
 
 import pytest
+import timm
 import tiny
 import torch
 from pydantic import ValidationError
@@ -55,7 +56,7 @@ def full(modalities=BOTH, **changes):
 
 def lite(modalities=BOTH, **changes):
     torch.manual_seed(0)
-    return UniMMADLite(UniMMADLiteConfig(width=16, **changes), modalities, *SHAPE)
+    return UniMMADLite(UniMMADLiteConfig(**({"width": 16} | changes)), modalities, *SHAPE)
 
 
 SIZES = pytest.mark.parametrize("make", [full, lite])
@@ -254,6 +255,9 @@ def test_wrong_sizes_are_refused():
         UniMMADLiteConfig(kernels=(2,))
     with pytest.raises(ValidationError, match="must not exceed leaders"):
         UniMMADConfig(leaders=1)
+    with pytest.raises(ValidationError, match="greater than or equal to 2"):
+        UniMMADLiteConfig(width=1)  # half of it is the width of inner blocks
+    assert lite(width=2).eval().anomaly_maps(batch_of()).isfinite().all()
 
 
 @SIZES
@@ -323,6 +327,10 @@ def test_pretrained_weights_are_the_classifiers():
     levels = pyramid.eval()(pyramid.normalised(torch.rand(1, 3, SIZE, SIZE)))
     assert [tuple(x.shape[1:]) for x in levels] == [(24, 16, 16), (40, 8, 8), (112, 4, 4)]
     assert all((x >= 0).all() for x in levels)
+
+
+def test_the_default_weights_are_those_of_the_authors():
+    assert timm.get_pretrained_cfg(UniMMADConfig().backbone).tag == "tv2_in1k"
 
 
 def test_switches_change_the_result():

@@ -231,5 +231,6 @@ def _leave_out_encoder(_module: nn.Module, state: dict[str, Any], prefix: str, _
 
 def _keep_encoder(module: nn.Module, state: dict[str, Any], prefix: str, *_others: Any) -> None:
     """Loading a checkpoint leaves the encoder as it is."""
-    own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    state.update({prefix + k: v for k, v in own.items() if k.startswith(ENCODER)})
+    assert isinstance(module, Cnd)
+    own = module.encoder.state_dict()  # not all buffers: CLIP's attention mask is in no state
+    state.update({prefix + ENCODER + k: v for k, v in own.items()})

@@ -15,6 +15,7 @@ from iumad.config_baselines import CndConfig
 from iumad.errors import ConfigError
 from iumad.models.reconstruction import Attention
 
+CONTEXT = 77  # tokens of CLIP's text encoder; the limit of model.prompt_length follows from it
 CLIP_MEAN, CLIP_STD = (0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)
 
 
@@ -84,6 +85,7 @@ class OpenClipEncoder(ClipEncoder):
             )
         except Exception as error:  # the package and its hub client raise many kinds
             raise ConfigError(f"model.architecture {architecture!r}: {error}") from error
+        _require_vision_transformer(open_clip, architecture, model, layers)
         self.model, self.layers = model, list(layers)
         self.tokenizer: Any = open_clip.get_tokenizer(architecture)
         self.width, self.joint_width = model.visual.proj.shape
@@ -114,6 +116,33 @@ class OpenClipEncoder(ClipEncoder):
         x = model.transformer(x + model.positional_embedding, attn_mask=model.attn_mask)
         end = tokens[0].argmax()  # the end-of-text token has the highest number
         return model.ln_final(x)[:, end] @ model.text_projection
+
+
+def _require_vision_transformer(
+    open_clip: Any, architecture: str, model: Any, layers: tuple[int, ...]
+) -> None:
+    """Refuse other image and text encoders than CLIP's own transformers, and blocks that they do not have.
+
+    Raises
+    ------
+    ConfigError
+        The text says what is needed.
+    """
+    transformers = (
+        isinstance(model, open_clip.model.CLIP)
+        and isinstance(model.visual, open_clip.transformer.VisionTransformer)
+        and model.context_length == CONTEXT
+    )
+    if not transformers:
+        raise ConfigError(
+            f"model.architecture {architecture!r}: cnd needs a CLIP with a vision transformer and "
+            f"{CONTEXT} text tokens, such as ViT-L-14-336-quickgelu"
+        )
+    blocks = len(model.visual.transformer.resblocks)
+    if layers[-1] >= blocks:
+        raise ConfigError(
+            f"model.layers must be less than {blocks}, the blocks of {architecture}, got {layers}"
+        )
 
 
 class TinyEncoder(ClipEncoder):
