@@ -9,9 +9,14 @@ import sys
 import pandas as pd
 import pytest
 import tiny
+import trees
 
-from iumad.errors import ConfigError
-from iumad.grid import default_jobs, run_parallel
+from iumad.config import load_params
+from iumad.config_sections import EyecandiesConfig, FolderConfig
+from iumad.data import categories_of, open_dataset
+from iumad.data.published import EYECANDIES, MVTEC_3D_AD
+from iumad.errors import ConfigError, DataError
+from iumad.grid import default_jobs, plan, run_parallel
 from iumad.study import is_trained, run_study
 
 
@@ -61,6 +66,49 @@ def test_a_worker_ends_with_a_killed_parent(tmp_path):
         except subprocess.TimeoutExpired:
             os.kill(worker, signal.SIGKILL)
             pytest.fail("the worker outlived its parent")
+
+
+@pytest.mark.parametrize("name", ["mvtec3d", "eyecandies"])
+def test_the_papers_grids_are_planned_without_their_data(repository, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)  # the data set's root is relative
+    study = load_params(repository / f"params/{name}.yaml")
+    table, seconds = plan(study, tmp_path / "results")
+    assert len(table) == 144
+    assert table.groupby("setting")["steps"].unique().map(list).to_dict() == {
+        "10-0": [1],
+        "9-1": [2],
+        "6-4": [2],
+        "6-1": [5],
+    }
+    assert seconds is None
+    with pytest.raises(DataError, match=f"data/{name}: does not exist"):
+        run_study(study, tmp_path / "results", "cpu")
+    assert not list(tmp_path.iterdir())
+
+
+PARTS = (("train", ()), ("val", ()), ("test_public", ()), ("test_public", ("bumps",)))
+
+
+def test_names_without_the_data_are_those_of_the_data(tmp_path):
+    folder = FolderConfig(name="mvtec3d", root=tmp_path / "mvtec3d")
+    candies = EyecandiesConfig(name="eyecandies", root=tmp_path / "eyecandies")
+    before = {config: categories_of(config) for config in (folder, candies)}
+    trees.small_mvtec3d(folder.root, reversed(MVTEC_3D_AD))
+    tree = trees.EyecandiesTree(candies.root, tmp_path / "store")
+    for category in EYECANDIES:
+        for split, kinds in PARTS:
+            tree.add(category, split, f"{len(kinds):03d}", kinds)
+    for config, names in before.items():
+        assert len(names) == 10
+        assert categories_of(config) == open_dataset(config).categories == names
+
+
+def test_chosen_names_need_no_data_and_other_data_sets_do(tmp_path):
+    root = tmp_path / "nowhere"
+    chosen = FolderConfig(name="mvtec3d", root=root, categories=("foam", "rope"))
+    assert categories_of(chosen) == ("foam", "rope")
+    with pytest.raises(DataError, match="does not exist"):
+        categories_of(FolderConfig(name="mvtec", root=root))
 
 
 def test_jobs_suit_the_device():

@@ -10,7 +10,7 @@ from iumad.data.sample import Dataset, Sample
 
 __all__ = ["Dataset", "Sample", "categories_of", "open_dataset"]
 
-_PUBLISHED = {"mvtec3d": MVTEC_3D_AD, "eyecandies": EYECANDIES}
+_PUBLISHED = {"mvtec3d": tuple(MVTEC_3D_AD), "eyecandies": tuple(EYECANDIES)}
 
 
 def categories_of(config: DataConfig) -> tuple[str, ...]:
@@ -24,8 +24,10 @@ def categories_of(config: DataConfig) -> tuple[str, ...]:
     DataError, ConfigError
         The data set on disk is missing, and not one of these two, or is broken.
     """
+    if isinstance(config, MiniCandiesConfig):
+        return open_dataset(config).categories
     if config.name in _PUBLISHED and not config.root.exists():
-        return config.categories or tuple(_PUBLISHED[config.name])
+        return config.categories or _PUBLISHED[config.name]
     return open_dataset(config).categories
 
 
