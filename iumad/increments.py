@@ -94,13 +94,13 @@ class Guard:
 
     Parameters
     ----------
-    detector : the model at the start of the step; a copy of its weights is kept
+    detector : the model at the start of the step; a copy of what is trained of its weights is kept
     config, memory : strategy and what is remembered; an empty memory protects nothing
     """
 
     def __init__(self, detector: nn.Module, config: IncrementConfig, memory: Memory) -> None:
         self.config, self.memory = config, memory
-        self._parameters = dict(detector.named_parameters())
+        self._parameters = _trained(detector)
         self._old = {name: p.detach().clone() for name, p in self._parameters.items()}
         device = next(detector.parameters()).device
         projected = projections(memory) if config.strategy == "projection" else {}
@@ -191,12 +191,13 @@ def _squared_gradients(
     detector.eval()
     device = _device(detector)
     generator = torch.Generator(device).manual_seed(seed)
-    total = {name: torch.zeros_like(p, device="cpu") for name, p in detector.named_parameters()}
+    parameters = _trained(detector)
+    total = {name: torch.zeros_like(p, device="cpu") for name, p in parameters.items()}
     for sample_id in sample_ids:
         detector.zero_grad()
         terms = detector.losses(store.batch([sample_id]).to(device), generator)
         torch.stack(list(terms.values())).sum().backward()
-        for name, p in detector.named_parameters():
+        for name, p in parameters.items():
             if p.grad is not None:
                 total[name] += p.grad.cpu().square() / len(sample_ids)
     detector.zero_grad()
@@ -211,6 +212,11 @@ def _choose(
         lambda ids: ids.sample(min(per_category, len(ids)), random_state=seed)
     )
     return list(chosen)
+
+
+def _trained(detector: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters by name, without the frozen ones, which need no protection."""
+    return {name: p for name, p in detector.named_parameters() if p.requires_grad}
 
 
 def _device(detector: nn.Module) -> torch.device:

@@ -29,11 +29,12 @@ ROUNDING = 1e-12  # eigenvalues below this share of the trace are zero
 
 
 def linear_layers(network: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
-    """Linear layers and dense convolutions, by the name of their weight."""
+    """Linear layers and dense convolutions that are trained, by the name of their weight."""
     return {
         f"{name}.weight": module
         for name, module in network.named_modules()
-        if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
+        if (isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1))
+        and module.weight.requires_grad
     }
 
 

@@ -191,6 +191,8 @@ class Workplace:
             assert isinstance(detector, TrainedDetector)
             earlier = self.memory(step - 1) if step else {}
             ids = self._ids(self.steps[step], "train")
+            epochs = StepPlan.of(self.run, step).epochs
+            detector.begin_epoch(epochs - 1, epochs)  # what is remembered is that of the last loss
             if distributed.is_first():
                 memory = increments.remember(
                     detector, self.training_store(step), ids, config, earlier, self.run.seed

@@ -11,7 +11,9 @@ from torch import nn
 from torch.nn import functional
 
 from iumad.config_baselines import CndConfig
+from iumad.config_sections import IncrementConfig
 from iumad.errors import ConfigError
+from iumad.increments import Guard, remember
 from iumad.models.base import TrainedDetector
 from iumad.models.baselines.cnd import SUFFIXES, Cnd, Stream
 from iumad.models.baselines.cnd_constraint import constraint, distillation, promoted
@@ -349,6 +351,18 @@ def test_base_step_and_increment_end_to_end(tmp_path):
     logs = pd.concat(pd.read_csv(path) for path in tmp_path.rglob("log.csv"))
     constrained = logs[logs["term"] == "constraint_decoded_rgb"]
     assert constrained["epoch"].tolist() == [1]  # of 0 and 1 in the base step, 0 in the increment
+
+
+@pytest.mark.parametrize("strategy", ["ewc", "svd"])
+def test_the_frozen_encoder_is_not_remembered(strategy):
+    config = IncrementConfig(strategy=strategy)
+    store, detector = tiny.open_store(tiny.run()), cnd()
+    ids = tiny.train_ids(store, tiny.CATEGORIES[0])
+    memory = remember(detector, store, ids, config, {}, 0)
+    guard = Guard(detector, config, memory)
+    assert memory
+    for names in (memory, guard._old, guard._watched):
+        assert not any(name.startswith("encoder.") for name in names)
 
 
 def test_the_preset_builds_the_detector():

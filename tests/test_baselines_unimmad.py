@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional
 
+from iumad import increments
 from iumad.config_baselines import UniMMADConfig, UniMMADLiteConfig
 from iumad.errors import ConfigError
 from iumad.features import imagenet_classifier
@@ -30,6 +31,7 @@ from iumad.models.registry import make_detector
 from iumad.store import Batch
 from iumad.study import run_study
 from iumad.train import fit_step
+from iumad.workplace import Workplace
 
 BOTH = ("rgb", "depth")
 GRID, SIZE = 8, 64  # the smallest
@@ -427,6 +429,26 @@ def test_every_strategy_trains_an_increment(strategy, tmp_path):
     log = fit_step(detector, store, second, config, 1, memory, tmp_path / "partial.pt")
     assert all(math.isfinite(row["value"]) for row in log)
     assert tiny.same_tensors(before, detector.compression.state_dict())
+
+
+def test_what_is_remembered_of_a_step_is_that_of_its_last_loss(tmp_path, monkeypatch):
+    """The balance loss is annealed, so a freshly loaded detector has another loss than was trained."""
+    seen = []
+    monkeypatch.setattr(
+        increments, "remember", lambda detector, *_: seen.append(detector.progress) or {}
+    )
+    config = tiny.run(
+        "unimmad-lite",
+        "rgb",
+        model={"width": 16},
+        training={"epochs": 4},
+        increment={"epochs": 2},
+        **DATA,
+    )
+    place = Workplace(config, tmp_path, "cpu")
+    place.trained(1, "")
+    place.memory(1)
+    assert seen == [3 / 4, 1 / 2]
 
 
 @pytest.mark.parametrize("method", ["unimmad", "unimmad-lite"])
