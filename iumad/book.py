@@ -9,7 +9,6 @@
 import base64
 import multiprocessing
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -20,15 +19,14 @@ from typing import Any
 
 import nbformat
 import papermill
-import yaml
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
 from iumad.config import load_params
 from iumad.cores import usable_cores
 from iumad.errors import IumadError
+from iumad.profiles import notebook_parameters, seen_from
 
-COMMON = "smoke.yaml"  # which notebooks without a study of their own name
 LOG_LINES = 25  # of the builder's log shown when it fails
 
 
@@ -73,8 +71,8 @@ def execute_notebooks(
 ) -> list[Path]:
     """Run every notebook with the content of a params file as its parameters, one on each core.
 
-    A notebook whose own params file is not the common one compares runs of a study of its own: it keeps that,
-    trains nothing, and says what of it is not run.
+    A notebook whose own params file is not the common one compares runs of a study of its own: it shows the
+    file of that name beside `params` if there is one, trains nothing, and says what of it is not run.
 
     Parameters
     ----------
@@ -120,16 +118,10 @@ def _share_cores(threads: int) -> None:
 def execute_notebook(notebook: Path, params: Path, out: Path, results: Path | None = None) -> Path:
     """Run one notebook and write it to a folder; see `execute_notebooks`."""
     out.mkdir(parents=True, exist_ok=True)
-    parameters = {} if has_own_study(notebook) else _notebook_parameters(params)
+    parameters = notebook_parameters(notebook, params)
     if results is not None:
-        parameters["results"] = str(results.resolve())
+        parameters["results"] = seen_from(notebook, results)
     return _execute(notebook, out / notebook.name, parameters)
-
-
-def has_own_study(notebook: Path) -> bool:
-    """Whether a notebook's parameters cell names another params file than the common one."""
-    found = re.search(r"params_file = \\?[\"'](.*?)\\?[\"']", notebook.read_text(encoding="utf-8"))
-    return found is not None and Path(found[1]).name != COMMON
 
 
 def failures(notebook: Path) -> list[str]:
@@ -194,12 +186,6 @@ def build_book(executed: list[Path], out: Path, root: Path = Path()) -> Path:
     shutil.move(out / "_build" / "html", html)
     shutil.copytree(source / "figures", html / "figures", dirs_exist_ok=True)
     return html / "index.html"
-
-
-def _notebook_parameters(params: Path) -> dict[str, Any]:
-    study = load_params(params)
-    content: Mapping[str, Any] = yaml.safe_load(params.read_text(encoding="utf-8"))
-    return {"profile": study.profile, **content}
 
 
 def _execute(notebook: Path, output: Path, parameters: Mapping[str, Any]) -> Path:

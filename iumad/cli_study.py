@@ -74,6 +74,24 @@ def study_plan(params: Params, results: Results = Path("results")) -> None:
     )
 
 
+@study_app.command("derive")
+def study_derive(
+    params: Params,
+    out: Annotated[Path, typer.Option(help="folder of the new params files")],
+    change: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="change one key: KEY=VALUE, e.g. data.root=my/folder (repeatable)"
+        ),
+    ] = None,
+) -> None:
+    """Write the studies of all pages with the data, sizes and training of a params file."""
+    from iumad.derive import derive_studies
+
+    for path in derive_studies(params, out, change or []):
+        console.print(f"{path}: {len(load_params(path).runs())} runs", highlight=False)
+
+
 @study_app.command("efficiency")
 def study_efficiency(
     params: Params, results: Results = Path("results"), device: Device = "auto"
@@ -107,7 +125,7 @@ def study_notebook(
         Path | None, typer.Option(help="results folder; default: the notebook's own")
     ] = None,
 ) -> None:
-    """Execute one notebook; one that compares runs keeps its own study, the others take the params file."""
+    """Execute one notebook with a params file; one that compares runs takes the file of its study beside it."""
     from iumad.book import execute_notebook
 
     console.print(str(execute_notebook(notebook, params, out, results)), highlight=False)

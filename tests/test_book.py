@@ -59,7 +59,7 @@ def test_notebooks_get_the_content_of_the_params_file(small_repository):
     (path,) = execute_notebooks(params, root / "out", root, root / "runs")
     assert failures(path) == []
     output = nbformat.read(path, as_version=4).cells[-1].outputs[0].text
-    assert output.split() == ["two", "[3,", "4]", str(root / "runs")]
+    assert output.split() == ["two", "[3,", "4]", "../runs"]
 
 
 def test_a_notebook_with_a_study_of_its_own_keeps_it(small_repository):
@@ -72,7 +72,28 @@ def test_a_notebook_with_a_study_of_its_own_keeps_it(small_repository):
         write_params(root, "seeds: [3]\n"), root / "out", root, root / "runs"
     )
     output = nbformat.read(done, as_version=4).cells[-1].outputs[0].text
-    assert output.split() == ["None", "None", str(root / "runs")]
+    assert output.split() == ["None", "None", "../runs"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "shown"),
+    [("params/other", "../params/other/settings.yaml"), ("params", "../params/settings.yaml")],
+)
+def test_a_study_beside_the_params_file_is_shown(small_repository, folder, shown):
+    root = small_repository("print(params_file)")
+    path = root / "notebooks" / "01_one.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[0].source += '\nparams_file = "../params/settings.yaml"'
+    nbformat.write(notebook, path)
+    (root / folder).mkdir(parents=True)
+    (root / folder / "settings.yaml").write_text("seeds: [1]\n")
+    params = write_params(root / folder, "seeds: [3]\n")
+    (done,) = execute_notebooks(params, root / "out", root)
+    cells = nbformat.read(done, as_version=4).cells
+    assert cells[-1].outputs[0].text.strip() == shown
+    injected = [c for c in cells if "injected-parameters" in c.metadata.get("tags", [])]
+    assert len(injected) == (folder != "params")  # its default is left alone
+    assert str(root) not in done.read_text()
 
 
 def test_executed_notebooks_do_not_name_the_machine(small_repository):

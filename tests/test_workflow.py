@@ -40,9 +40,9 @@ def place(tmp_path) -> Path:
     return tmp_path
 
 
-def snakemake(place: Path, *arguments: str) -> str:
+def snakemake(place: Path, *arguments: str, config: tuple[str, ...] = ()) -> str:
     command = [sys.executable, "-m", "snakemake", "-s", str(WORKFLOW), "--directory", str(place)]
-    command += [*arguments, "--config", "common=one", "studies=two", "device=cpu"]
+    command += [*arguments, "--config", "common=one", "studies=two", "device=cpu", *config]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=place)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -93,6 +93,14 @@ def test_the_slurm_profile_plans_the_same_jobs_with_its_own_resources(place):
     assert "gpu=1" in planned["run"]
     assert "threads: 8\n" in planned["run"]
     assert "threads: 8\n" in planned["efficiency"]
+
+
+@needs_snakemake
+def test_a_folder_of_params_files_is_planned(place):
+    shutil.move(place / "params", place / "elsewhere")
+    text = snakemake(place, "-n", "--cores", "2", config=("params=elsewhere",))
+    assert jobs(text)["run"] == 3
+    assert "elsewhere/efficiency.yaml" in text
 
 
 @needs_snakemake
