@@ -2,7 +2,8 @@
 
 Costs do not depend on what a model has learnt, so detectors here have random weights, and banks hold random
 patches in the number that training would give. Methods are measured in processes of their own: only so is the
-largest memory that of one method. Time includes the backbone, from images in memory to anomaly maps.
+largest memory that of one method. Time includes the backbone, from images in memory to anomaly maps; methods that
+encode the images themselves have none.
 """
 
 import multiprocessing
@@ -25,7 +26,12 @@ from iumad.errors import ConfigError
 from iumad.features import Backbone
 from iumad.model_card import model_card
 from iumad.models.memory_bank import MemoryBank
-from iumad.models.registry import Detector, make_detector
+from iumad.models.registry import (
+    Detector,
+    make_detector,
+    reads_features,
+    with_random_weights,
+)
 from iumad.store import Batch
 
 PROCESSES = 3  # for each method and modality
@@ -101,25 +107,28 @@ def _time(
     """Seconds of each repeat, and the megabytes of backbone and detector."""
     grid = run.features.grid * size // run.data.image_size
     torch.manual_seed(0)
-    random = run.features.model_copy(update={"weights": "random", "grid": grid})
-    backbone = Backbone(random).to(where)
-    detector = _detector(run, backbone.channels, categories, size, grid, where)
+    backbone = None
+    if reads_features(run.model):
+        random = run.features.model_copy(update={"weights": "random", "grid": grid})
+        backbone = Backbone(random).to(where)
+    channels = backbone.channels if backbone else 0
+    detector = _detector(run, channels, categories, size, grid, where)
     images = torch.rand(batch, 3, size, size, device=where)
     labels = torch.arange(batch, device=where) % categories
     seconds = []
     for _ in range(1 + (REPEATS if batch == 1 else 2)):
         start = time.perf_counter()
-        features = {modality: backbone(images) for modality in run.modalities}
+        features = {modality: backbone(images) for modality in run.modalities} if backbone else {}
         batch_of = Batch(features, dict.fromkeys(run.modalities, images), labels)
         detector.anomaly_maps(batch_of).cpu()  # waits for the device
         seconds.append(time.perf_counter() - start)
-    return seconds[1:], (_bytes(backbone) + _bytes(detector)) / 1e6
+    return seconds[1:], sum(_bytes(part) for part in (backbone, detector) if part is not None) / 1e6
 
 
 def _detector(
     run: RunConfig, channels: int, categories: int, size: int, grid: int, where: torch.device
 ) -> Detector:
-    model = run.model
+    model = with_random_weights(run.model)
     if isinstance(model, MemoryBankConfig) and model.depth_features == "fpfh":
         raise ConfigError(f"method {run.method!r}: the time of FPFH is not measured")
     if isinstance(model, ReconstructionConfig) and model.neighbour_mask is not None:

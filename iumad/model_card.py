@@ -5,12 +5,13 @@ torch's counter and the formulas below) and the scan; not counted is what works 
 activations, softmax, dropout, interpolation.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Set
+from contextlib import contextmanager
 from typing import Any
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from iumad.config import RunConfig, StudyConfig
@@ -18,7 +19,7 @@ from iumad.config_sections import MemoryBankConfig, ReconstructionConfig
 from iumad.errors import ConfigError
 from iumad.features import Backbone
 from iumad.models.base import TrainedDetector
-from iumad.models.registry import make_detector
+from iumad.models.registry import make_detector, reads_features, with_random_weights
 from iumad.store import Batch
 
 INSIDE = ("bottleneck", "fusion")  # shown part by part where gradients are looked at
@@ -39,7 +40,7 @@ def model_card(run: RunConfig, n_categories: int) -> pd.DataFrame:
     -------
     DataFrame
         part, parameters (the sum counts the backbone once), trained (of those), gflops (10^9 operations of a
-        forward pass for one image of all modalities).
+        forward pass for one image of all modalities). A method that encodes the images itself has no backbone.
 
     Raises
     ------
@@ -48,30 +49,27 @@ def model_card(run: RunConfig, n_categories: int) -> pd.DataFrame:
     """
     if isinstance(run.model, MemoryBankConfig):
         raise ConfigError(f"method {run.method!r}: a {run.model.kind} has no parts to count")
-    backbone = Backbone(run.features.model_copy(update={"weights": "random"}))
-    shape = (run.model, run.modalities, backbone.channels, run.features.grid, run.data.image_size)
+    images = dict.fromkeys(run.modalities, torch.rand(1, 3, *(run.data.image_size,) * 2))
+    parts: dict[str, nn.Module] = {}
+    features: dict[str, Tensor] = {}
+    operations, channels = {}, 0
+    if reads_features(run.model):
+        backbone = Backbone(run.features.model_copy(update={"weights": "random"}))
+        with _counter() as counter:
+            features = {modality: backbone(x) for modality, x in images.items()}
+        parts["backbone"], channels = backbone, backbone.channels
+        operations["backbone"] = _total(counter, "Global")
+    model = with_random_weights(run.model)
+    shape = (model, run.modalities, channels, run.features.grid, run.data.image_size)
     detector = make_detector(*shape, n_categories).eval()
-    images = torch.rand(1, 3, run.data.image_size, run.data.image_size)
-    with _counter() as counter:
-        features = [backbone(images) for _ in run.modalities]
-    counts = {"backbone": _total(counter, "Global")}
-    batch = Batch(
-        dict(zip(run.modalities, features, strict=True)),
-        dict.fromkeys(run.modalities, images),
-        torch.zeros(1, dtype=torch.long),
-    )
     with _counter() as counter, torch.no_grad():
-        detector(batch)
-    parts: dict[str, nn.Module] = {"backbone": backbone}
+        detector(Batch(features, images, torch.zeros(1, dtype=torch.long)))
     for name, child in detector.named_children():
         several = isinstance(child, nn.ModuleDict | nn.ModuleList)  # one for each modality
         inner = child.named_children() if several else [("", child)]
         parts |= {f"{name}.{key}".rstrip("."): module for key, module in inner}
-    rows = [
-        _row(name, part, counts.get(name, _total(counter, f"{type(detector).__name__}.{name}")))
-        for name, part in parts.items()
-    ]
-    table = pd.DataFrame(rows)
+    operations |= _shares(counter, type(detector).__name__, parts.keys() - {"backbone"})
+    table = pd.DataFrame([_row(name, part, operations[name]) for name, part in parts.items()])
     table = table[table["parameters"] > 0]
     total = table.drop(columns="part").sum().to_dict()
     return pd.concat([table, pd.DataFrame([{"part": "all", **total}])], ignore_index=True).astype(
@@ -103,7 +101,7 @@ def gradient_reach(run: RunConfig, n_categories: int) -> pd.DataFrame:
         One row for each part with parameters (index `part`), one column for each term: the share of the part's
         parameter tensors that the term's gradient reaches, in [0, 1].
     """
-    grid, channels, model = run.features.grid, 8, run.model
+    grid, channels, model = run.features.grid, 8, with_random_weights(run.model)
     if isinstance(model, ReconstructionConfig):
         model = model.model_copy(update={"neighbour_mask": None})
     shape = (model, run.modalities, channels, grid, run.data.image_size)
@@ -156,13 +154,23 @@ def attention_operations(
     return 2 * batch * heads * tokens * key[2] * (width + value[3])
 
 
-def _counter() -> FlopCounterMode:
-    """Torch's counter, with what it does not know: the scan, and the attention kernel of the CPU."""
+@contextmanager
+def _counter() -> Iterator[FlopCounterMode]:
+    """Torch's counter, with what it does not know: the scan, and the attention kernel of the CPU.
+
+    Torch's own attention layer, which CLIP has, takes a way of single operations: its fast one is not counted.
+    """
     mapping: dict[Any, Callable[..., int]] = {
         torch.ops.iumad.selective_scan: _count_scan,
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _count_attention,
     }
-    return FlopCounterMode(display=False, depth=8, custom_mapping=mapping)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with FlopCounterMode(display=False, depth=8, custom_mapping=mapping) as counter:
+            yield counter
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def _count_scan(u: tuple[int, ...], _delta: Any, decay: tuple[int, ...], *_: Any, **__: Any) -> int:
@@ -174,6 +182,17 @@ def _count_attention(
     query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...], *_: Any, **__: Any
 ) -> int:
     return attention_operations(query, key, value)
+
+
+def _shares(counter: FlopCounterMode, whole: str, parts: Set[str]) -> dict[str, int]:
+    """Operations of each part; one of which only inner modules are called gets what no other part does."""
+    counted = counter.get_flop_counts()
+    shares = {part: _total(counter, f"{whole}.{part}") for part in parts}
+    for part in parts:
+        path = f"{whole}.{part}"
+        if path not in counted and any(name.startswith(f"{path}.") for name in counted):
+            shares[part] = _total(counter, whole) - sum(shares.values())
+    return shares
 
 
 def _total(counter: FlopCounterMode, name: str) -> int:

@@ -14,6 +14,7 @@ from iumad.config_baselines import CndConfig
 from iumad.config_sections import IncrementConfig
 from iumad.errors import ConfigError
 from iumad.increments import Guard, remember
+from iumad.model_card import model_card
 from iumad.models.base import TrainedDetector
 from iumad.models.baselines.cnd import SUFFIXES, Cnd, Stream
 from iumad.models.baselines.cnd_constraint import constraint, distillation, promoted
@@ -187,6 +188,27 @@ def test_a_checkpoint_with_a_real_clip_is_read_again():
     second.load_state_dict(first.state_dict())
     expected = first.eval().anomaly_maps(batch)
     torch.testing.assert_close(second.eval().anomaly_maps(batch), expected, rtol=0, atol=0)
+
+
+@pytest.mark.usefixtures("small_clip")
+def test_operations_of_a_clip_by_hand():
+    """Weights are asked of the network by default, and neither fetched nor is a backbone counted."""
+    methods = {"cnd": {"model": {"layers": (0, 1, 2), "architecture": "ViT-B-32"}}}
+    (run,) = tiny.study(methods=methods, modalities=["rgb"]).runs()
+    assert run.model.weights == "openai"
+    card = model_card(run, 3).set_index("part")
+    assert list(card.index) == ["encoder", "streams.rgb", "all"]
+
+    def block(tokens, width):
+        return 2 * 12 * tokens * width**2 + 2 * 2 * tokens**2 * width
+
+    patches, joint = 16, 24
+    image = 2 * patches * (3 * 8 * 8) * 64 + 3 * block(1 + patches, 64) + 2 * 64 * joint
+    prompts = 2 * 3  # normal and abnormal, of three levels
+    text = prompts * (block(77, 32) + 2 * 32 * joint)
+    levels = 2 * 3  # encoded and decoded
+    compared = levels * 2 * ((1 + patches) * 64 * joint + patches * joint * 2)
+    assert card.loc["encoder", "gflops"] * 1e9 == pytest.approx(image + text + compared)
 
 
 @pytest.mark.usefixtures("small_clip")

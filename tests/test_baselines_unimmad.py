@@ -2,6 +2,7 @@ import copy
 import math
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import timm
 import tiny
@@ -10,12 +11,12 @@ from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional
 
-from iumad import increments
+from iumad import efficiency, increments
 from iumad.config_baselines import UniMMADConfig, UniMMADLiteConfig
 from iumad.errors import ConfigError
 from iumad.features import imagenet_classifier
 from iumad.increments import remember
-from iumad.model_card import model_card
+from iumad.model_card import gradient_reach, model_card
 from iumad.models.baselines.unimmad import UniMMAD
 from iumad.models.baselines.unimmad_balance import (
     balance_of_the_code,
@@ -440,7 +441,6 @@ def test_what_is_remembered_of_a_step_is_that_of_its_last_loss(tmp_path, monkeyp
     config = tiny.run(
         "unimmad-lite",
         "rgb",
-        model={"width": 16},
         training={"epochs": 4},
         increment={"epochs": 2},
         **DATA,
@@ -457,3 +457,22 @@ def test_parts_are_counted(method):
     (run,) = tiny.study(methods=methods, modalities=["rgb+depth"], **DATA).runs()
     card = model_card(run, n_categories=3).set_index("part")
     assert card.loc["all", "gflops"] > 0
+    assert ("backbone" in card.index) == (method == "unimmad-lite")
+
+
+def test_costs_need_neither_pretrained_weights_nor_the_study_s_backbone(monkeypatch):
+    def refuse(*_arguments):
+        raise AssertionError
+
+    monkeypatch.setattr("iumad.models.baselines.unimmad_pyramid.imagenet_classifier", refuse)
+    monkeypatch.setattr("iumad.model_card.Backbone", refuse)
+    monkeypatch.setattr("iumad.efficiency.Backbone", refuse)
+    methods = {"unimmad": {"model": STUDIED["unimmad"] | {"weights": "pretrained"}}}
+    (run,) = tiny.study(methods=methods, modalities=["rgb"], settings=["3-0"], **DATA).runs()
+    rows = pd.DataFrame(efficiency.measure(run, 1, "cpu"))
+    sizes = rows.groupby("metric")["value"].first()
+    assert sizes["operations (10^9)"] > 0
+    floats = sizes["parameters (M)"] * 4
+    assert floats < sizes["model (MB)"] < 1.05 * floats  # the rest are buffers
+    reach = gradient_reach(run, n_categories=3)
+    assert reach.loc["compression", "decompression"] > 0

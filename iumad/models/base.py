@@ -4,6 +4,8 @@ Training, increments, evaluation and costs work with any `TrainedDetector`; a me
 `losses` and `residual_maps`, and a section of the configuration (`iumad.models.registry` joins the two).
 """
 
+from typing import ClassVar
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -28,11 +30,18 @@ class TrainedDetector(nn.Module):
     standardise : bool
         Whether the base step measures `mean_*` and `std_*`; else they stay 0 and 1.
 
+    Attributes
+    ----------
+    reads_features : bool
+        Of the class: whether the method reads the study's features; else it encodes the images itself.
+
     Raises
     ------
     ConfigError
         The modalities are not one of the three combinations.
     """
+
+    reads_features: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -37,6 +37,18 @@ TRAINED: dict[type, Callable[..., TrainedDetector]] = {
 """Section -> class, all with the same arguments."""
 
 
+def reads_features(config: ModelConfig) -> bool:
+    """Whether a model reads the study's features, as banks do too; else it encodes the images itself."""
+    return getattr(TRAINED.get(type(config)), "reads_features", True)
+
+
+def with_random_weights(config: ModelConfig) -> ModelConfig:
+    """The section of a model of the same size for which no weights need to be at hand."""
+    if "weights" not in type(config).model_fields:
+        return config
+    return config.model_copy(update={"weights": "random"})
+
+
 def make_detector(
     config: ModelConfig,
     modalities: tuple[str, ...],

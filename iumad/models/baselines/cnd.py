@@ -99,6 +99,8 @@ class Cnd(TrainedDetector):
         The encoder cannot be made.
     """
 
+    reads_features = False
+
     def __init__(
         self,
         config: CndConfig,

@@ -33,6 +33,8 @@ class UniMMAD(MixtureDetector):
         The image size is not a multiple of 32 or less than 64.
     """
 
+    reads_features = False
+
     def __init__(
         self,
         config: UniMMADConfig,
