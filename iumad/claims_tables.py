@@ -8,7 +8,7 @@ import pandas as pd
 from iumad.claims import values_of
 from iumad.config import StudyConfig, load_params
 from iumad.costs import claim_values, read_costs
-from iumad.data import open_dataset
+from iumad.data import categories_of
 from iumad.finished import finished_rows, progress
 
 COSTS = "efficiency"  # the study that is measured, not trained
@@ -27,7 +27,7 @@ def claim_tables(studies: dict[str, StudyConfig], results: str | Path) -> dict[s
     tables = {}
     for name, study in studies.items():
         if name == COSTS:
-            categories = len(open_dataset(study.data).categories)
+            categories = len(categories_of(study.data))
             costs = read_costs(study, results)
             tables[name] = claim_values(costs, categories, study.data.image_size)
         else:

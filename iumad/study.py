@@ -13,9 +13,10 @@ from jaxtyping import Float32
 
 from iumad import results
 from iumad.config import RunConfig, StudyConfig
+from iumad.data import categories_of
 from iumad.evaluate import anomaly_maps
 from iumad.evaluation_details import Scored
-from iumad.finished import with_run_columns
+from iumad.finished import step_folder, steps_of, with_run_columns
 from iumad.metrics import image_scores
 from iumad.workplace import CHECKPOINT, Workplace
 
@@ -86,5 +87,5 @@ def score_categories(run: RunConfig, folder: str | Path = RESULTS) -> Iterator[S
 
 def is_trained(run: RunConfig, folder: str | Path = RESULTS) -> bool:
     """Whether the model after the run's last step exists."""
-    workplace = Workplace(run, Path(folder), "cpu")
-    return (workplace.folder(len(workplace.steps) - 1) / CHECKPOINT).exists()
+    steps = steps_of(run, categories_of(run.data))
+    return (step_folder(Path(folder), run, steps) / CHECKPOINT).exists()

@@ -11,10 +11,11 @@ import pytest
 import tiny
 
 from iumad import costs
-from iumad.book import failures
+from iumad.book import execute_notebook, failures
 from iumad.config import StudyConfig, load_params
 from iumad.costs import costs_file
 from iumad.data import open_dataset
+from iumad.derive import derive_studies
 from iumad.finished import row_files, steps_of
 from iumad.results import write_table
 
@@ -124,6 +125,18 @@ def test_a_trained_study_of_another_profile_is_shown(finished, tmp_path):
     rows = finished.rows
     last = rows[(rows["method"] == "iuf") & (rows["metric"] == "p_auroc") & (rows["step"] == 1)]
     assert f"{100 * last['value'].mean():.1f}" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["06_unified", "07_ablation", "09_efficiency", "10_claims"])
+def test_the_paper_s_grid_is_shown_without_its_data(name, tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    notebook = tmp_path / "notebooks" / f"{name}.ipynb"
+    notebook.write_text((ROOT / "notebooks" / notebook.name).read_text())
+    derive_studies(ROOT / "params" / "mvtec3d.yaml", tmp_path / "params")
+    page = execute_notebook(notebook, tmp_path / "params" / "mini.yaml", tmp_path / "out")
+    assert not failures(page)
+    assert "not run" in page.read_text() or "not measured" in page.read_text()
 
 
 @pytest.mark.parametrize("name", OWN_STUDY)
