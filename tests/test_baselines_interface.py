@@ -269,6 +269,16 @@ def test_new_keys_leave_stored_results_found(repository):
     assert hashes == PUBLISHED
 
 
+def test_replay_shares_the_base_step(repository):
+    study = load_params(repository / "params/baselines.yaml")
+    lite, replay = (
+        study.select(methods=[name], settings=["6-1"]).runs()[0]
+        for name in ("unimmad-lite", "unimmad-lite-replay")
+    )
+    assert lite.step_key([("a",)]) == replay.step_key([("a",)])
+    assert lite.step_key([("a",), ("b",)]) != replay.step_key([("a",), ("b",)])
+
+
 @pytest.mark.parametrize("name", ["baselines", "baselines_full"])
 def test_params_files_build_every_method(repository, name):
     study = load_params(repository / f"params/{name}.yaml")
