@@ -129,7 +129,7 @@ def data_parallel(detector: nn.Module, every_parameter: bool) -> nn.Module:
     """A module that returns the detector's loss terms and averages gradients over processes.
 
     Batch norm takes its statistics over all processes on CUDA; on the CPU, where torch has no such layer, over the
-    process's own share. On both, the scale of SimpleNet's noise, UniMMAD's balance losses and CND's importance loss
+    process's own share. On both, SimpleNet's noise scale, UniMMAD's balance losses and CND's importance loss
     are those of the share. Beyond rounding and dropout there is no other difference from a single process.
 
     Parameters
