@@ -23,9 +23,7 @@ from iumad.results import FRACTIONS, MEAN, final_table, paper_results
 from iumad.statistics import summarise
 
 HOLDS, FAILS, UNTESTABLE = "holds", "does not hold", "not testable here"
-MARGIN = (
-    0.01  # one point: what a claim without a number in the paper that favours it is taken to mean
-)
+MARGIN = 0.01  # one point: what a claim means for which the paper prints no difference in its favour
 
 
 @dataclass(frozen=True)
