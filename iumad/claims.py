@@ -23,7 +23,7 @@ from iumad.results import FRACTIONS, MEAN, final_table, paper_results
 from iumad.statistics import summarise
 
 HOLDS, FAILS, UNTESTABLE = "holds", "does not hold", "not testable here"
-MARGIN = 0.01  # one point: what a claim means for which the paper prints no difference in its favour
+MARGIN = 0.01  # one point: what a claim means where the paper prints nothing in its favour
 
 
 @dataclass(frozen=True)
