@@ -16,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from tqdm import tqdm
 
 from iumad import results
 from iumad.config import RunConfig, StudyConfig
@@ -41,19 +42,23 @@ N_TRAIN = 250  # images a category that a bank keeps where the configuration doe
 
 def measure_study(study: StudyConfig, folder: str | Path, device: str = "auto") -> pd.DataFrame:
     """Costs of every method and modality of a study, written for `iumad.costs.read_costs`; made anew each time."""
-    tables = [_one_run(run, device) for run in runs_to_measure(study)]
+    runs = runs_to_measure(study)
+    with tqdm(total=PROCESSES * len(runs), desc="costs", unit="process") as bar:
+        tables = [_one_run(run, device, bar) for run in runs]
     table = pd.concat(tables, ignore_index=True)[COLUMNS]
     results.write_table(table, costs_file(study, folder))
     return table
 
 
-def _one_run(run: RunConfig, device: str) -> pd.DataFrame:
+def _one_run(run: RunConfig, device: str, bar: tqdm) -> pd.DataFrame:
     tables = []
+    bar.set_postfix_str(f"{run.method} {run.modality}")
     for process in range(PROCESSES):
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(1, mp_context=context) as pool:
             rows = pool.submit(measure, run, process, device).result()
         tables.append(pd.DataFrame(rows))
+        bar.update()
     return pd.concat(tables, ignore_index=True)
 
 

@@ -54,7 +54,10 @@ COLOURS = {
     "depth": "#009E73",
     "rgb+depth": "#0072B2",
 }
-SPARE_COLOURS = ("#56B4E9", "#CC79A7", "#E69F00", "#009E73", "#D55E00", "#555555", "#0072B2")
+SPARE_COLOURS = (
+    *("#56B4E9", "#CC79A7", "#E69F00", "#009E73", "#D55E00", "#555555", "#0072B2"),
+    *("#332288", "#882255", "#999933"),  # from Tol's muted scheme, for more than Okabe and Ito have
+)
 PANEL_WIDTH, PANEL_HEIGHT = 3.0, 2.6  # inches
 MAX_COLUMNS = 3
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
