@@ -7,6 +7,7 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from iumad.config import RunConfig, StudyConfig
+from iumad.costs import read_costs
 from iumad.data import categories_of
 from iumad.errors import DataError
 from iumad.finished import finished_rows, step_folder, steps_of
@@ -58,6 +59,8 @@ def environment_table(study: StudyConfig, folder: str | Path) -> pd.DataFrame:
 def write_tables(study: StudyConfig, folder: str | Path, out: Path) -> list[Path]:
     """Write the rows of a study's finished runs, and what each run cost, to ``<out>/<profile>*.csv``.
 
+    What `iumad study efficiency` measured of its methods comes with them, where it has.
+
     Raises
     ------
     DataError
@@ -72,6 +75,9 @@ def write_tables(study: StudyConfig, folder: str | Path, out: Path) -> list[Path
         study.profile: rows.drop(columns=["profile", "run_id"]).round({"value": 6}),
         f"{study.profile}-runs": costs.round({"minutes": 2, "memory (MB)": 0}),
     }
+    measured = read_costs(study, folder)
+    if len(measured):
+        tables[f"{study.profile}-costs"] = measured.round({"value": 4})
     paths = [out / f"{name}.csv" for name in tables]
     for path, table in zip(paths, tables.values(), strict=True):
         write_table(table, path)

@@ -15,7 +15,9 @@ from typer.testing import CliRunner
 
 from iumad import cli, cli_output
 from iumad.config import StudyConfig
+from iumad.costs import COLUMNS, costs_file
 from iumad.data import open_dataset
+from iumad.results import write_table
 from iumad.store import default_cache
 from iumad.workplace import CHECKPOINT, Workplace
 
@@ -132,6 +134,17 @@ def test_study_tables_are_the_rows_and_costs_of_finished_runs(iumad, finished, t
     refused = iumad("study", "tables", finished.params, "--results", "empty", "--out", "tables")
     check_refusal(refused, ["empty", "no run", "is finished"])
     assert not everything(tmp_path)
+
+
+def test_study_tables_bring_the_measured_costs(iumad, finished, tmp_path):
+    shutil.copytree(finished.results, tmp_path / "results")
+    measured = pd.DataFrame([dict.fromkeys(COLUMNS, "x") | {"batch": 1, "value": 2.5}])
+    write_table(measured, costs_file(finished.study, tmp_path / "results"))
+    code, out, _ = iumad("study", "tables", finished.params, "--out", "tables")
+    assert code == 0
+    costs = out.split()[-1]
+    assert costs.endswith("-costs.csv")
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / costs), measured)
 
 
 def test_evaluate_prints_and_writes_the_rows(iumad, finished, tmp_path):
