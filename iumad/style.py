@@ -1,7 +1,8 @@
 """One look for all figures: fonts, colours and labels of methods, modalities and metrics.
 
-Colours are those of Okabe and Ito, which readers with any common colour blindness can tell apart.
-Each method keeps its colour in every figure, and lines also differ in their marker.
+Colours are those of Okabe and Ito, which readers with any common colour blindness can tell apart; the field's other
+systems, too many for these, have some of Tol's muted scheme. Each method keeps its colour in every figure, and
+lines also differ in their marker.
 """
 
 import io
@@ -50,14 +51,18 @@ COLOURS = {
     "memory-bank": "#555555",
     "joint": "#CC79A7",
     "finetune": "#E69F00",
+    "ib-iumad-plus": "#56B4E9",
+    "mambaad": "#332288",
+    "simplenet": "#882255",
+    "cdad-feat": "#999933",
+    "unimmad-lite": "#661100",
+    "unimmad-lite-replay": "#AA4499",
+    "uniad-original": "#44AA99",
     "rgb": "#D55E00",
     "depth": "#009E73",
     "rgb+depth": "#0072B2",
 }
-SPARE_COLOURS = (
-    *("#56B4E9", "#CC79A7", "#E69F00", "#009E73", "#D55E00", "#555555", "#0072B2"),
-    *("#332288", "#882255", "#999933"),  # from Tol's muted scheme, for more than Okabe and Ito have
-)
+SPARE_COLOURS = ("#56B4E9", "#CC79A7", "#E69F00", "#009E73", "#D55E00", "#555555", "#0072B2")
 PANEL_WIDTH, PANEL_HEIGHT = 3.0, 2.6  # inches
 MAX_COLUMNS = 3
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")

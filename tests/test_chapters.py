@@ -103,6 +103,8 @@ def execute(name: str, folder: Path, results: Path, **parameters) -> str:
 def test_a_complete_study_is_shown_whole(name, complete, tmp_path):
     text = execute(name, tmp_path, complete)
     assert "not run" not in text.lower()
+    if name in ("05_settings", "06_unified", "09_efficiency", "15_others"):
+        assert all(method in text for method in ("mambaad", "simplenet", "unimmad-lite"))
     if name in ("04_spurious_redundant", "07_ablation", "08_fusion", "10_claims"):
         assert re.search(r"does not hold|holds|not testable here", text)
 
