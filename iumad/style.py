@@ -1,8 +1,8 @@
 """One look for all figures: fonts, colours and labels of methods, modalities and metrics.
 
-Colours are those of Okabe and Ito, which readers with any common colour blindness can tell apart; the field's other
-systems, too many for these, have some of Tol's muted scheme. Each method keeps its colour in every figure, and
-lines also differ in their marker.
+Colours are those of Okabe and Ito, which readers with any common colour blindness can tell apart; the field's
+other systems, too many for these, have some of Tol's muted scheme. Each method keeps its colour in every figure,
+and lines also differ in their marker.
 """
 
 import io
