@@ -1,4 +1,4 @@
-"""The paper's claims, in our words; `iumad.claims` tests them."""
+"""The paper's claims, in our words, and two questions of our own; `iumad.claims` tests them."""
 
 from iumad.claims import Claim, Contrast
 
@@ -95,6 +95,26 @@ SPURIOUS = (
         "How forgetting from spurious and redundant features is relieved is crucial.",
         "Sec. 2.3, observation 4",
         why_not="a summary of observations 1 to 3, without a test of its own",
+    ),
+)
+CREDIT = (  # ours, not the paper's: which part of observation 3 is the bottleneck's own
+    Claim(
+        "attention relieves without a bottleneck",
+        "Cross-attention and the sum over channels, without a bottleneck, already reduce the harm.",
+        "control",
+        "spurious",
+        "04_spurious_redundant",
+        _more_harm(("iuf", NOISIER, BOTH), ("iuf-attention", "iuf-attention+both-1", BOTH)),
+    ),
+    Claim(
+        "the bottleneck relieves further",
+        "The bottleneck reduces the harm below that of the same network without it.",
+        "control",
+        "spurious",
+        "04_spurious_redundant",
+        _more_harm(
+            ("iuf-attention", "iuf-attention+both-1", BOTH), ("iuf-ib", "iuf-ib+both-1", BOTH)
+        ),
     ),
 )
 ABLATION = (
