@@ -64,8 +64,8 @@ def full_size(method: str, changes: list[str]) -> RunConfig:
     return chosen.runs()[0]
 
 
-def mini(method: str) -> RunConfig:
-    study = load_params(PARAMS / "mini.yaml")
+def small(profile: str, method: str) -> RunConfig:
+    study = load_params(PARAMS / f"{profile}.yaml")
     chosen = study.select(methods=[method], modalities=["rgb+depth"], seeds=study.seeds[:1])
     return chosen.runs()[0]
 
@@ -103,10 +103,11 @@ def main() -> None:
         f"full {name}": Case(full_size(name, arguments.set), arguments.batch, device)
         for name in arguments.methods
     }
-    for name in arguments.methods:
-        if name in load_params(PARAMS / "mini.yaml").methods:
-            run = mini(name)
-            cases[f"mini {name}"] = Case(run, run.training.batch_size, device)
+    for study in ("mini", "unified"):
+        for name in arguments.methods:
+            if name in load_params(PARAMS / f"{study}.yaml").methods:
+                run = small(study, name)
+                cases[f"{study} {name}"] = Case(run, run.training.batch_size, device)
     calls = {
         (name, kind): getattr(case, kind)
         for name, case in cases.items()
