@@ -19,7 +19,7 @@ from iumad.results import (
     last_step,
     paper_results,
 )
-from iumad.statistics import CONFIDENCE, mean_ranks, paired_tests, summarise
+from iumad.statistics import mean_ranks, paired_tests, summarise
 
 NOT_RUN = "not run"
 CELL = ["modality", "setting", "method"]
@@ -160,32 +160,6 @@ def paired_table(rows: pd.DataFrame, reference: str) -> pd.DataFrame:
     tests = tests.merge(seeds.reset_index(), on=[*BY, "method"])[columns]
     tests[["difference", "low", "high"]] *= 100
     return tests.assign(metric=tests["metric"].map(SHORT))
-
-
-def told(tests: pd.DataFrame, reference: str) -> str:
-    """Markdown: one line a comparison of `paired_table`, and whether the difference can be told from chance.
-
-    The categories of a single seed share one model, so that they say nothing about the next: no verdict is given.
-    """
-    if tests.empty:
-        return (
-            f"Nothing can be compared with `{reference}` yet: {NOT_RUN}, or fewer than two pairs."
-        )
-    lines = []
-    for row in tests.itertuples():
-        forgetting = row.metric.startswith("FM")
-        sign = -1 if forgetting else 1
-        verdict = "not told apart from it"
-        if row.seeds < 2:
-            verdict = "one seed, no claim"
-        elif row.p_holm < 1 - CONFIDENCE and row.low * row.high > 0:
-            verdict = "better" if sign * row.difference > 0 else "worse"
-        lines.append(
-            f"- {row.modality}, {row.setting}, `{row.method}` against `{reference}`, {row.metric}: "
-            f"{row.difference:+.1f} points [{row.low:+.1f}, {row.high:+.1f}], n = {row.n}, "
-            f"p (Holm) {row.p_holm:.2g}: **{verdict}**"
-        )
-    return "\n".join(lines)
 
 
 def interval_text(mean: float, low: float, high: float) -> str:

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from iumad import comparisons, figures_study, finished
+from iumad import comparisons, conclusions, figures_study, finished
 from iumad.config import StudyConfig
 from iumad.finished import no_rows
 from iumad.results import ROW_SCHEMA
@@ -50,7 +50,7 @@ def test_an_empty_study_is_a_whole_table(study):
     assert comparisons.category_table(study, no_rows(), "i_auroc")["n"].tolist() == [0] * 8
     assert comparisons.paired_table(no_rows(), "iuf").empty
     assert comparisons.ranks(no_rows()).empty
-    assert "not run" in comparisons.told(comparisons.paired_table(no_rows(), "iuf"), "iuf")
+    assert "not run" in conclusions.told(comparisons.paired_table(no_rows(), "iuf"), "iuf")
 
 
 def test_one_step_has_nothing_to_forget(study):
@@ -84,18 +84,35 @@ def test_differences_are_those_of_the_paired_test_in_points(study):
     assert found["p"] == pytest.approx(expected["p"])
     assert table.loc["FM AUPRO", "n"] == 3
     assert table.loc["FM AUPRO", "difference"] == pytest.approx(0)
-    assert "ib-iumad" in comparisons.told(table.reset_index(), "iuf")
+    assert "ib-iumad" in conclusions.told(table.reset_index(), "iuf")
 
 
 def test_one_seed_gets_no_verdict(study):
     both = pd.concat([rows(study, "iuf"), rows(study, "ib-iumad", gain=0.01)])
     table = comparisons.paired_table(both, "iuf")
     assert set(table["seeds"]) == {3}
-    assert "no claim" not in comparisons.told(table, "iuf")
+    assert "no claim" not in conclusions.told(table, "iuf")
     alone = comparisons.paired_table(both.query("seed == 0"), "iuf")
     assert set(alone["seeds"]) == {1}
-    lines = comparisons.told(alone, "iuf").splitlines()
+    lines = conclusions.told(alone, "iuf").splitlines()
     assert lines and all(line.endswith("**one seed, no claim**") for line in lines)
+
+
+def test_many_methods_are_sorted_by_what_can_be_told(study):
+    both = pd.concat([rows(study, "iuf"), rows(study, "ib-iumad", gain=0.01)])
+    (test,) = (
+        comparisons.paired_table(both, "iuf").query("metric == 'image AUROC'").to_dict("records")
+    )
+    up = test | {"p_holm": 0.01, "difference": 2.0, "low": 1.0, "high": 3.0}
+    down = up | {"method": "uniad", "difference": -2.0, "low": -3.0, "high": -1.0}
+    chance = down | {"method": "simplenet", "p_holm": 0.5}
+    tests = pd.DataFrame([up, down, chance])
+    line = "- rgb, 6-1, {}, against `iuf`: better: `{}`; worse: `{}`; not told apart from it: `simplenet`"
+    text = conclusions.sorted_out(tests, "iuf")
+    assert text == line.format("image AUROC", "ib-iumad", "uniad")
+    text = conclusions.sorted_out(tests.assign(metric="FM AUPRO"), "iuf")
+    assert text == line.format("FM AUPRO", "uniad", "ib-iumad")
+    assert "not run" in conclusions.sorted_out(comparisons.paired_table(no_rows(), "iuf"), "iuf")
 
 
 def test_a_method_without_common_pairs_is_left_out(study):
