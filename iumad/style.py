@@ -58,11 +58,22 @@ COLOURS = {
     "unimmad-lite": "#661100",
     "unimmad-lite-replay": "#AA4499",
     "uniad-original": "#44AA99",
+    "iuf+redundant-0.5": "#56B4E9",
+    "iuf+redundant-1": "#CC79A7",
+    "iuf+both-0.5": "#E69F00",
+    "iuf+both-1": "#009E73",
+    "iuf-ib": "#555555",
+    "iuf-ib+both-1": "#0072B2",
+    "iuf-attention": "#332288",
+    "iuf-attention+both-1": "#999933",
     "rgb": "#D55E00",
     "depth": "#009E73",
     "rgb+depth": "#0072B2",
 }
-SPARE_COLOURS = ("#56B4E9", "#CC79A7", "#E69F00", "#009E73", "#D55E00", "#555555", "#0072B2")
+SPARE_COLOURS = (
+    *("#56B4E9", "#CC79A7", "#E69F00", "#009E73", "#D55E00", "#555555", "#0072B2"),
+    *("#332288", "#882255", "#999933"),
+)
 PANEL_WIDTH, PANEL_HEIGHT = 3.0, 2.6  # inches
 MAX_COLUMNS = 3
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
