@@ -183,8 +183,8 @@ EFFICIENCY = (
 )
 UNIFIED = tuple(
     Claim(
-        f"better than {name}, 10-0",
-        f"With colour alone and all categories at once, IB-IUMAD is better than {name}.",
+        f"better than {label}, 10-0",
+        f"With colour alone and all categories at once, IB-IUMAD is better than {label}.",
         "Sec. 4.2, Table 3",
         "baselines",
         "15_others",
@@ -193,10 +193,11 @@ UNIFIED = tuple(
             for metric in metrics
         ),
     )
-    for name, method, metrics in (
-        ("UniAD", "uniad-original", METRICS),
-        ("MambaAD", "mambaad", METRICS[:1]),
-        ("SimpleNet", "simplenet", METRICS),
+    for label, name, method, metrics in (
+        ("UniAD as its authors train it", "UniAD", "uniad-original", METRICS),
+        ("UniAD as trained here", "UniAD", "uniad", METRICS),
+        ("MambaAD", "MambaAD", "mambaad", METRICS[:1]),
+        ("SimpleNet", "SimpleNet", "simplenet", METRICS),
     )
 )
 UNTESTED = (
