@@ -26,13 +26,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from iumad.config import RunConfig, StudyConfig
+from iumad.config.study import RunConfig, StudyConfig
 from iumad.data import Dataset, Sample, open_dataset
 from iumad.data.export import export_mvtec3d
 from iumad.data.prepare import prepare
 from iumad.data.sample import build_index
-from iumad.features import one_thread
-from iumad.store import FeatureStore, clear_cache
+from iumad.features.backbone import one_thread
+from iumad.features.cache import FeatureStore, clear_cache
 
 REFERENCE = "plain loop, 1 thread (reference)"
 STREAM_SIZE = 64

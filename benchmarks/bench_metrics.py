@@ -7,7 +7,7 @@ import numpy as np
 from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
-from iumad.metrics import aupro, image_scores, pixel_auroc
+from iumad.evaluation.metrics import aupro, image_scores, pixel_auroc
 
 SIDE = 224
 REPEATS = 3

@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from iumad.config import RunConfig, load_params
+from iumad.config.study import RunConfig, load_params
+from iumad.features.cache import Batch
 from iumad.models.detector import ReconstructionDetector
-from iumad.optimisation import StepPlan, autocast, make_optimizer
-from iumad.provenance import peak_memory_mb
-from iumad.store import Batch
+from iumad.study.provenance import peak_memory_mb
+from iumad.training.loop import StepPlan, autocast, make_optimizer
 
 PARAMS = Path(__file__).resolve().parents[1] / "params"
 CHANNELS = {"tf_efficientnet_b4": 272, "tf_efficientnet_lite0": 192}  # of levels 0 ... 3

@@ -20,7 +20,7 @@ import torch
 from bench_training import Case, full_size
 
 from iumad.errors import ConfigError
-from iumad.features import Backbone
+from iumad.features.backbone import Backbone
 from iumad.models.scan import selective_scan
 
 BACKWARD_TOLERANCE = 1e-4  # of the largest entry: float32 sums over batch and length

@@ -62,7 +62,7 @@ def feature_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tiny.Finished:
     """A very small study that has been run: its params file, results folder and rows."""
-    from iumad.study import run_study
+    from iumad.study.runner import run_study
 
     folder = tmp_path_factory.mktemp("finished")
     study = tiny.study(**tiny.FINISHED)
@@ -74,7 +74,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tiny.Finished:
 @pytest.fixture(scope="session")
 def built_book(tmp_path_factory: pytest.TempPathFactory, finished: tiny.Finished) -> Path:
     """Folder of the book's pages, from notebooks that show the study of `finished`."""
-    from iumad.book import make_book
+    from iumad.report.book import make_book
 
     folder = tmp_path_factory.mktemp("book")
     return make_book(finished.params, folder, REPOSITORY, finished.results).parent

@@ -2,8 +2,8 @@
 
 import pandas as pd
 
-from iumad.answer import answer, as_html
-from iumad.results import ROW_SCHEMA
+from iumad.report.text import answer, as_html
+from iumad.study.results import ROW_SCHEMA
 
 KEYS = ["method", "seed", "step", "category"]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from iumad.atomic import replacing
+from iumad.machine import replacing
 
 
 def test_a_file_is_replaced_at_the_end(tmp_path):

@@ -10,25 +10,31 @@ from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional
 
-from iumad.config_baselines import CndConfig
-from iumad.config_sections import IncrementConfig
+from iumad.config.sections import CndConfig, IncrementConfig
 from iumad.errors import ConfigError
-from iumad.increments import Guard, remember
-from iumad.model_card import model_card
+from iumad.features.cache import Batch
 from iumad.models.base import TrainedDetector
-from iumad.models.baselines.cnd import SUFFIXES, Cnd, Stream
-from iumad.models.baselines.cnd_constraint import constraint, distillation, promoted
-from iumad.models.baselines.cnd_encoders import (
+from iumad.models.baselines.clip import (
     CONTEXT,
     OpenClipEncoder,
     TinyEncoder,
     clip_normalised,
     make_encoder,
 )
-from iumad.models.baselines.cnd_experts import GatedExperts, importance_loss
+from iumad.models.baselines.cnd import (
+    SUFFIXES,
+    Cnd,
+    GatedExperts,
+    Stream,
+    constraint,
+    distillation,
+    importance_loss,
+    promoted,
+)
 from iumad.models.registry import make_detector
-from iumad.store import Batch
-from iumad.study import run_study
+from iumad.study.efficiency import model_card
+from iumad.study.runner import run_study
+from iumad.training.increments import Guard, remember
 
 BOTH = ("rgb", "depth")
 SHAPE = (tiny.CHANNELS, tiny.GRID, tiny.SIZE, 3)

@@ -3,9 +3,15 @@
 import pytest
 import torch
 
-from iumad.config_sections import MambaADConfig
-from iumad.models.baselines.mambaad import CurveStateSpace
-from iumad.models.baselines.scan_orders import CURVES, hilbert, scan_orders, z_order, zigzag
+from iumad.config.sections import MambaADConfig
+from iumad.models.baselines.mambaad import (
+    CURVES,
+    CurveStateSpace,
+    hilbert,
+    scan_orders,
+    z_order,
+    zigzag,
+)
 
 
 @pytest.mark.parametrize("side", [1, 2, 3, 4, 7, 8, 14])

@@ -6,10 +6,17 @@ import torch
 from test_baselines_interface import make, run
 from torch import nn
 
-from iumad.config_sections import IncrementConfig
-from iumad.increments import Guard, remember
+from iumad.config.sections import IncrementConfig
 from iumad.models.registry import make_detector
-from iumad.subspaces import grow_basis, input_rows, linear_layers, outside_of, second_moments
+from iumad.training.increments import (
+    Guard,
+    grow_basis,
+    input_rows,
+    linear_layers,
+    outside_of,
+    remember,
+    second_moments,
+)
 
 
 def low_rank(generator, rank: int, shared: torch.Tensor | None = None, d: int = 24) -> torch.Tensor:

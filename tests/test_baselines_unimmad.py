@@ -11,28 +11,28 @@ from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional
 
-from iumad import efficiency, increments
-from iumad.config_baselines import UniMMADConfig, UniMMADLiteConfig
+from iumad.config.sections import UniMMADConfig, UniMMADLiteConfig
 from iumad.errors import ConfigError
-from iumad.features import imagenet_classifier
-from iumad.increments import remember
-from iumad.model_card import gradient_reach, model_card
-from iumad.models.baselines.unimmad import UniMMAD
-from iumad.models.baselines.unimmad_balance import (
+from iumad.features.backbone import imagenet_classifier
+from iumad.features.cache import Batch
+from iumad.models.baselines.unimmad import (
+    UniMMAD,
+    UniMMADLite,
     balance_of_the_code,
     balance_of_the_paper,
     coefficient_of_variation,
     leader_frequency,
+    score_of_the_code,
+    score_of_the_paper,
 )
-from iumad.models.baselines.unimmad_experts import ExpertBranch, grouped_dynamic_convolution
-from iumad.models.baselines.unimmad_lite import UniMMADLite
-from iumad.models.baselines.unimmad_pyramid import Pyramid
-from iumad.models.baselines.unimmad_score import score_of_the_code, score_of_the_paper
+from iumad.models.baselines.unimmad_layers import ExpertBranch, Pyramid, grouped_dynamic_convolution
 from iumad.models.registry import make_detector
-from iumad.store import Batch
-from iumad.study import run_study
-from iumad.train import fit_step
-from iumad.workplace import Workplace
+from iumad.study import efficiency
+from iumad.study.efficiency import gradient_reach, model_card
+from iumad.study.runner import Workplace, run_study
+from iumad.training import increments
+from iumad.training.increments import remember
+from iumad.training.loop import fit_step
 
 BOTH = ("rgb", "depth")
 GRID, SIZE = 8, 64  # the smallest
@@ -464,9 +464,9 @@ def test_costs_need_neither_pretrained_weights_nor_the_study_s_backbone(monkeypa
     def refuse(*_arguments):
         raise AssertionError
 
-    monkeypatch.setattr("iumad.models.baselines.unimmad_pyramid.imagenet_classifier", refuse)
-    monkeypatch.setattr("iumad.model_card.Backbone", refuse)
-    monkeypatch.setattr("iumad.efficiency.Backbone", refuse)
+    monkeypatch.setattr("iumad.models.baselines.unimmad_layers.imagenet_classifier", refuse)
+    monkeypatch.setattr("iumad.study.efficiency.Backbone", refuse)
+    monkeypatch.setattr("iumad.study.efficiency.Backbone", refuse)
     methods = {"unimmad": {"model": STUDIED["unimmad"] | {"weights": "pretrained"}}}
     (run,) = tiny.study(methods=methods, modalities=["rgb"], settings=["3-0"], **DATA).runs()
     rows = pd.DataFrame(efficiency.measure(run, 1, "cpu"))

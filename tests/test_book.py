@@ -12,7 +12,9 @@ import yaml
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_notebook
 
-from iumad.book import (
+from iumad.errors import ConfigError
+from iumad.machine import usable_cores
+from iumad.report.book import (
     BookError,
     build_book,
     execute_notebooks,
@@ -20,8 +22,6 @@ from iumad.book import (
     failures,
     make_book,
 )
-from iumad.cores import usable_cores
-from iumad.errors import ConfigError
 
 MAX_PAGE = 3_000_000  # bytes of html
 
@@ -104,7 +104,7 @@ def test_executed_notebooks_do_not_name_the_machine(small_repository):
 
 def test_figures_of_tables_are_kept_as_svg_and_csv(small_repository):
     root = small_repository(
-        "import pandas as pd\nfrom matplotlib import pyplot as plt\nfrom iumad.style import in_style\n"
+        "import pandas as pd\nfrom matplotlib import pyplot as plt\nfrom iumad.report.style import in_style\n"
         "@in_style\ndef draw(table):\n    figure, axis = plt.subplots()\n    axis.plot(table['x'])\n"
         "    return figure\ndraw(pd.DataFrame({'x': [1, 2]}))"
     )

@@ -10,14 +10,14 @@ import papermill
 import pytest
 import tiny
 
-from iumad import costs
-from iumad.book import execute_notebook, failures
-from iumad.config import StudyConfig, load_params
-from iumad.costs import costs_file
+from iumad.config.files import derive_studies
+from iumad.config.study import StudyConfig, load_params
 from iumad.data import open_dataset
-from iumad.derive import derive_studies
-from iumad.finished import row_files, steps_of
-from iumad.results import write_table
+from iumad.report.book import execute_notebook, failures
+from iumad.study import costs
+from iumad.study.costs import costs_file
+from iumad.study.load import row_files, steps_of
+from iumad.study.results import write_table
 
 ROOT = Path(__file__).resolve().parents[1]
 OWN_STUDY = {

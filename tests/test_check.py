@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import trees
 
-from iumad.config_sections import MiniCandiesConfig
+from iumad.config.sections import MiniCandiesConfig
 from iumad.data.check import check_dataset, detect_layout, open_folder
-from iumad.data.folders import MVTec3D
-from iumad.data.mapping import Mapping, new_dataset
+from iumad.data.folders.mvtec import MVTec3D
+from iumad.data.folders.own import Mapping, new_dataset
 from iumad.data.minicandies import MiniCandies
 from iumad.data.sheet import ALPHAS, LABEL, TILE, contact_sheet, outlined, perturbation_sheet
 from iumad.errors import DataError

@@ -5,9 +5,13 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from iumad.claims import (
+from iumad.config.study import load_params
+from iumad.data import open_dataset
+from iumad.study.claims import (
+    CREDIT,
     FAILS,
     HOLDS,
+    PAPER_CLAIMS,
     UNTESTABLE,
     Claim,
     Contrast,
@@ -16,9 +20,6 @@ from iumad.claims import (
     values_of,
     verdicts,
 )
-from iumad.claims_paper import CREDIT, PAPER_CLAIMS
-from iumad.config import load_params
-from iumad.data import open_dataset
 
 BOTH = "rgb+depth"
 

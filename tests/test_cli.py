@@ -13,13 +13,14 @@ import typer.main
 import yaml
 from typer.testing import CliRunner
 
-from iumad import cli, cli_output
-from iumad.config import StudyConfig
-from iumad.costs import COLUMNS, costs_file
+from iumad import cli
+from iumad.cli import output as cli_output
+from iumad.config.study import StudyConfig
 from iumad.data import open_dataset
-from iumad.results import write_table
-from iumad.store import default_cache
-from iumad.workplace import CHECKPOINT, Workplace
+from iumad.features.cache import default_cache
+from iumad.study.costs import COLUMNS, costs_file
+from iumad.study.results import write_table
+from iumad.study.runner import CHECKPOINT, Workplace
 
 
 @pytest.fixture

@@ -14,13 +14,12 @@ import yaml
 from test_corruption import DAMAGES, damage
 
 from iumad import cli
-from iumad.config import StudyConfig, load_params
+from iumad.config.study import StudyConfig, load_params
 from iumad.data import open_dataset
 from iumad.data.check import check_dataset
 from iumad.data.depth import training_range
-from iumad.data.mapping import SAMPLES_FILE, SETTINGS_FILE, Mapping
+from iumad.data.folders.own import SAMPLES_FILE, SETTINGS_FILE, Mapping, OwnDataset
 from iumad.data.minicandies import MiniCandies
-from iumad.data.own import OwnDataset
 
 
 @pytest.fixture

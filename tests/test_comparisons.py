@@ -1,14 +1,17 @@
-"""Tables of the comparison pages: cells that are not run say so, and tests are those of `iumad.statistics`."""
+"""Tables of the comparison pages: cells that are not run say so; tests are those of the statistics module."""
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from iumad import comparisons, conclusions, figures_study, finished
-from iumad.config import StudyConfig
-from iumad.finished import no_rows
-from iumad.results import ROW_SCHEMA
-from iumad.statistics import paired_tests
+from iumad.config.study import StudyConfig
+from iumad.report import comparisons
+from iumad.report import figures as figures_study
+from iumad.report import text as conclusions
+from iumad.study import load as finished
+from iumad.study.load import no_rows
+from iumad.study.results import ROW_SCHEMA
+from iumad.study.statistics import paired_tests
 
 
 @pytest.fixture

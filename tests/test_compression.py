@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iumad.config_sections import ReconstructionConfig
+from iumad.config.sections import ReconstructionConfig
 from iumad.models.compression import SemanticCompression, small_singular_values
 
 
@@ -91,24 +91,6 @@ def test_evaluation_mode_does_not_remember():
     compression = SemanticCompression(dim=2, levels=1).eval()
     compression(torch.randn(1, 3, 2))
     assert int(compression.filled) == 0
-
-
-def test_shares_of_a_batch_add_up_to_its_gradient():
-    """Two processes: each has the gradient of its own rows, scaled so that the weighted mean is the sum."""
-    batch = with_singular_values([3, 1, 0.02, 0.01], rows=6).float()[None]
-    whole = batch.clone().requires_grad_()
-    SemanticCompression(4, 1)(whole).backward()
-
-    parts = []
-    for first, stop in ((0, 2), (2, 6)):
-        own = batch[:, first:stop].clone().requires_grad_()
-        compression = SemanticCompression(4, 1)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("iumad.models.compression.whole_batch", lambda *_: batch)
-            compression(own, first, 6).backward()
-        weight, processes = 2 * (stop - first) / 6, 2
-        parts.append(own.grad * weight / processes)
-    torch.testing.assert_close(torch.cat(parts, dim=1), whole.grad)
 
 
 def test_only_the_base_step_of_iuf_has_the_term():

@@ -8,16 +8,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 import iumad
-from iumad import config_sections
-from iumad.config import (
-    MethodConfig,
-    RunConfig,
-    StudyConfig,
-    load_params,
-    notebook_params,
-    stable_hash,
-)
-from iumad.config_sections import (
+from iumad.config import sections as config_sections
+from iumad.config.hashing import without_neutral
+from iumad.config.sections import (
     EvaluationConfig,
     EyecandiesConfig,
     FeaturesConfig,
@@ -29,9 +22,16 @@ from iumad.config_sections import (
     ReconstructionConfig,
     TrainingConfig,
 )
+from iumad.config.study import (
+    MethodConfig,
+    RunConfig,
+    StudyConfig,
+    load_params,
+    notebook_params,
+    stable_hash,
+)
+from iumad.config.validation import build
 from iumad.errors import ConfigError
-from iumad.identity import without_neutral
-from iumad.validation import build
 
 SECTIONS = [
     value

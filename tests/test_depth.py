@@ -11,12 +11,12 @@ from iumad.data.depth import (
     decode_z,
     encode_depth,
     fill_invalid,
+    remove_plane,
     scaling_range,
     surface_normals,
     training_range,
     valid_mask,
 )
-from iumad.data.plane import remove_plane
 from iumad.errors import ConfigError, DataError
 
 SIZE = 48

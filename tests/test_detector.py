@@ -170,9 +170,7 @@ def test_maps_do_not_depend_on_the_rest_of_the_batch():
 @pytest.mark.parametrize(
     ("change", "of"),
     [
-        ({"shared_projection": True}, "project_in"),
         ({"bottleneck_width": 0.5}, "bottleneck.compress"),
-        ({"bidirectional": True}, None),
         ({"bottleneck_residual": True}, None),
         ({"neighbour_mask": 3}, None),
         ({"expand": 1}, "conditions.rgb"),

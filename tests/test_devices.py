@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from iumad import devices
 from iumad.errors import ConfigError
+from iumad.models import device as devices
 
 
 @pytest.fixture
@@ -25,13 +25,6 @@ def test_cuda_devices_by_number():
     assert devices.pick_device("cuda:1") == torch.device("cuda:1")
     with pytest.raises(ConfigError, match=r"cuda:2.*only: cpu, cuda:0, cuda:1"):
         devices.pick_device("cuda:2")
-
-
-@pytest.mark.usefixtures("two_gpus")
-def test_each_process_takes_its_own_device(monkeypatch):
-    monkeypatch.setattr(devices, "world_size", lambda: 2)
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert devices.pick_device("auto") == torch.device("cuda:1")
 
 
 @pytest.mark.parametrize("name", ["gpu", "tpu", "cuda:x", "", "CPU", "cuda:-1"])

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from iumad.diagnosis import (
+from iumad.study.diagnosis import (
     accuracy,
     between_share,
     defect_table,

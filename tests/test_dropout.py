@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from iumad.models.dropout import Dropout, attention_with_dropout, keep_rate, kept
+from iumad.models.reconstruction import Dropout, attention_with_dropout, keep_rate, kept
 
 
 @pytest.mark.parametrize("probability", [0.0001, 0.1, 0.5, 0.9])
@@ -55,8 +55,8 @@ def test_attention_is_torchs_when_nothing_is_dropped(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, 3, 5, 4, generator=generator) for _ in range(3))
     mask = torch.zeros(5, 5).fill_diagonal_(float("-inf"))
-    monkeypatch.setattr("iumad.models.dropout.kept", lambda shape, _: torch.ones(shape) > 0)
-    monkeypatch.setattr("iumad.models.dropout.keep_rate", lambda _: 1.0)
+    monkeypatch.setattr("iumad.models.reconstruction.kept", lambda shape, _: torch.ones(shape) > 0)
+    monkeypatch.setattr("iumad.models.reconstruction.keep_rate", lambda _: 1.0)
     for scores in (None, mask):
         torch.testing.assert_close(
             attention_with_dropout(q, k, v, scores, 0.1),

@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 import tiny
 
-from iumad import costs
-from iumad.efficiency import measure
 from iumad.errors import ConfigError
-from iumad.results import write_table
+from iumad.study import costs
+from iumad.study.efficiency import measure
+from iumad.study.results import write_table
 
 KEYS = ["categories", "image_size", "batch"]
 

@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iumad import evaluation_details as details
-from iumad import evaluation_study, study
-from iumad.config_sections import EvaluationConfig
-from iumad.metrics import aupro, image_auroc
+from iumad.config.sections import EvaluationConfig
+from iumad.evaluation import details
+from iumad.evaluation.metrics import aupro, image_auroc
+from iumad.study import details as evaluation_study
+from iumad.study import runner as study
 
 
 def scored(

@@ -14,10 +14,11 @@ import pytest
 from bs4 import BeautifulSoup
 from PIL import Image
 
-from iumad import explorer_data, explorers, widgets
 from iumad.data import open_dataset
-from iumad.results import ROW_SCHEMA
-from iumad.widget_parts import OUTLINE, WHITE, overlay
+from iumad.report import explorers, widgets
+from iumad.report.widgets import OUTLINE, WHITE, overlay
+from iumad.study import samples as explorer_data
+from iumad.study.results import ROW_SCHEMA
 
 STATIC = ("samples", "maps", "forgetting", "perturbation")
 
@@ -112,7 +113,7 @@ def data(finished) -> dict:
 
 
 def test_embedded_scores_are_those_of_the_models(data, finished):
-    from iumad.study import score_samples
+    from iumad.study.runner import score_samples
 
     run = explorer_data.finished_runs(finished.study, finished.results)[0]
     category = data["maps"]["categories"][0]["name"]
@@ -130,7 +131,7 @@ def test_embedded_scores_are_those_of_the_models(data, finished):
 
 
 def explorers_scores(run, maps) -> list[float]:
-    from iumad.metrics import image_scores
+    from iumad.evaluation.metrics import image_scores
 
     return image_scores(maps, run.evaluation.image_score, run.evaluation.pool).tolist()
 

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from iumad.config_sections import FolderConfig, MiniCandiesConfig
+from iumad.config.sections import FolderConfig, MiniCandiesConfig
 from iumad.data import open_dataset
 from iumad.data.depth import scaling_range, valid_mask
 from iumad.data.export import export_mvtec3d
-from iumad.data.folders import MVTec3D
+from iumad.data.folders.mvtec import MVTec3D
 from iumad.data.minicandies import MiniCandies
 from iumad.data.perturb import spurious
 from iumad.data.prepare import prepare

@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 import trees
 
-from iumad.config_sections import EyecandiesConfig
+from iumad.config.sections import EyecandiesConfig
 from iumad.data import open_dataset
-from iumad.data.eyecandies import FOCAL_LENGTH, Eyecandies, camera_points, world_points
+from iumad.data.folders.eyecandies import FOCAL_LENGTH, Eyecandies, camera_points, world_points
 from iumad.data.published import EYECANDIES, compare_with_published
 from iumad.errors import DataError
 

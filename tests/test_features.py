@@ -7,10 +7,10 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 from torch.nn import functional
 
-from iumad import features
-from iumad.config_sections import FeaturesConfig
+from iumad.config.sections import FeaturesConfig
 from iumad.errors import ConfigError
-from iumad.features import Backbone, imagenet_classifier
+from iumad.features import backbone as features
+from iumad.features.backbone import Backbone, imagenet_classifier
 
 LITE0 = "tf_efficientnet_lite0"
 

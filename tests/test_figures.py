@@ -10,7 +10,7 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from iumad.errors import DataError
-from iumad.figures import (
+from iumad.report.figures import (
     anomaly_grid,
     category_heatmap,
     forgetting_bars,
@@ -19,9 +19,9 @@ from iumad.figures import (
     save_figure,
     training_curves,
 )
-from iumad.results import LOG_SCHEMA, ROW_SCHEMA, validate
-from iumad.statistics import mean_ranks
-from iumad.style import COLOURS, colours_of
+from iumad.report.style import COLOURS, colours_of
+from iumad.study.results import LOG_SCHEMA, ROW_SCHEMA, validate
+from iumad.study.statistics import mean_ranks
 
 PROFILE, INPUT = ("smoke", "minicandies"), ("rgb", "2-1")
 SCORES = {  # method: seed: step: categories

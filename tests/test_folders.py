@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import trees
 
-from iumad.config_sections import FolderConfig
+from iumad.config.sections import FolderConfig
 from iumad.data import open_dataset
-from iumad.data.folders import MVTec, MVTec3D, geometric_by_name
+from iumad.data.files import natural_key
+from iumad.data.folders.mvtec import MVTec, MVTec3D, geometric_by_name
 from iumad.data.published import MVTEC_3D_AD, compare_with_published, published_counts
 from iumad.data.sample import INDEX_SCHEMA
-from iumad.data.tree import natural_key
 from iumad.errors import DataError
 
 

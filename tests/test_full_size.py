@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from iumad.config import load_params
-from iumad.features import Backbone
+from iumad.config.study import load_params
+from iumad.features.backbone import Backbone
+from iumad.features.cache import Batch
 from iumad.models.detector import ReconstructionDetector
-from iumad.optimisation import StepPlan, make_optimizer
-from iumad.store import Batch
+from iumad.training.loop import StepPlan, make_optimizer
 
 FILES = ("mvtec3d", "eyecandies")
 

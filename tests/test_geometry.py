@@ -8,13 +8,13 @@ import pytest
 import tiny
 import torch
 
-from iumad import geometry
-from iumad.config_sections import MemoryBankConfig
+from iumad.config.sections import MemoryBankConfig
 from iumad.data import open_dataset
 from iumad.errors import ConfigError
-from iumad.geometry import GeometricStore, cell_means, fpfh_map, open_store
-from iumad.store import FeatureStore
-from iumad.study import run_study
+from iumad.features import fpfh as geometry
+from iumad.features.cache import FeatureStore
+from iumad.features.fpfh import GeometricStore, cell_means, fpfh_map, open_store
+from iumad.study.runner import run_study
 
 CPU = torch.device("cpu")
 needs_open3d = pytest.mark.skipif(

@@ -5,8 +5,8 @@ import tiny
 import torch
 
 from iumad.models.scan import selective_scan
-from iumad.optimisation import autocast, compile_networks
-from iumad.study import run_one
+from iumad.study.runner import run_one
+from iumad.training.loop import autocast, compile_networks
 
 pytestmark = [
     pytest.mark.gpu,

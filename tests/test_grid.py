@@ -11,13 +11,13 @@ import pytest
 import tiny
 import trees
 
-from iumad.config import load_params
-from iumad.config_sections import EyecandiesConfig, FolderConfig
+from iumad.config.sections import EyecandiesConfig, FolderConfig
+from iumad.config.study import load_params
 from iumad.data import categories_of, open_dataset
 from iumad.data.published import EYECANDIES, MVTEC_3D_AD
 from iumad.errors import ConfigError, DataError
-from iumad.grid import default_jobs, plan, run_parallel
-from iumad.study import is_trained, run_study
+from iumad.study.parallel import default_jobs, plan, run_parallel
+from iumad.study.runner import is_trained, run_study
 
 
 def test_two_processes_make_the_rows_of_one(tmp_path):
@@ -44,7 +44,7 @@ def test_the_first_error_is_raised(tmp_path):
 PARENT = """
 import multiprocessing, os, time
 from concurrent.futures import ProcessPoolExecutor
-from iumad import grid
+from iumad.study import parallel as grid
 
 if __name__ == "__main__":
     context = multiprocessing.get_context("spawn")

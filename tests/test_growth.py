@@ -4,12 +4,11 @@ import pytest
 import tiny
 import torch
 
-from iumad import growth
-from iumad.config_sections import ReconstructionConfig
+from iumad.config.sections import ReconstructionConfig
 from iumad.errors import CheckpointError
 from iumad.models.detector import ReconstructionDetector
-from iumad.study import run_one
-from iumad.workplace import Workplace
+from iumad.study.runner import Workplace, run_one
+from iumad.training import checkpoint as growth
 
 GROWING = {"model": tiny.MODEL | {"grow_logits": True}}
 

@@ -6,8 +6,8 @@ import tiny
 import torch
 from torch import nn
 
-from iumad.config_sections import IncrementConfig
-from iumad.increments import Guard, projections, remember
+from iumad.config.sections import IncrementConfig
+from iumad.training.increments import Guard, projections, remember
 
 LN2, LN3 = math.log(2), math.log(3)
 

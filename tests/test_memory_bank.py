@@ -2,11 +2,11 @@ import pytest
 import tiny
 import torch
 
-from iumad.checkpoint import load_checkpoint, save_checkpoint
-from iumad.config_sections import MemoryBankConfig
+from iumad.config.sections import MemoryBankConfig
 from iumad.errors import CheckpointError
+from iumad.features.cache import Batch
 from iumad.models.memory_bank import MemoryBank, greedy_coreset
-from iumad.store import Batch
+from iumad.training.checkpoint import load_checkpoint, save_checkpoint
 
 
 def batch(*patches: list[list[float]], category: int = 0) -> Batch:

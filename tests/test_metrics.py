@@ -11,7 +11,7 @@ from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
 from iumad.errors import MetricError
-from iumad.metrics import aupro, forgetting, image_auroc, image_scores, pixel_auroc
+from iumad.evaluation.metrics import aupro, forgetting, image_auroc, image_scores, pixel_auroc
 
 # Rounding of a few hundred float64 additions stays far below this.
 TOLERANCE = 1e-12

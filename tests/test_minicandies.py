@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from iumad.config_sections import MiniCandiesConfig
+from iumad.config.sections import MiniCandiesConfig
 from iumad.data.minicandies import CATEGORIES, DEFECTS, MiniCandies
 from iumad.data.sample import INDEX_SCHEMA
 from iumad.errors import ConfigError, DataError

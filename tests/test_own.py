@@ -10,16 +10,16 @@ import tifffile
 import trees
 import yaml
 
-from iumad.config_sections import FolderConfig
+from iumad.config.sections import FolderConfig
 from iumad.data import open_dataset
-from iumad.data.mapping import (
+from iumad.data.folders.own import (
     SAMPLES_FILE,
     SETTINGS_FILE,
     Mapping,
+    OwnDataset,
     new_dataset,
     read_mapping,
 )
-from iumad.data.own import OwnDataset
 from iumad.errors import ConfigError, DataError
 
 DEPTH = (trees.xyz_array()[..., 2] * 1000).astype(np.uint16)

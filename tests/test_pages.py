@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from iumad import pages
-from iumad.config import StudyConfig
+from iumad.config.study import StudyConfig
 from iumad.data import open_dataset
-from iumad.results import ROW_SCHEMA
+from iumad.report import tables as pages
+from iumad.study.results import ROW_SCHEMA
 
 
 @pytest.fixture

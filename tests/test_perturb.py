@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iumad.config_sections import MiniCandiesConfig
+from iumad.config.sections import MiniCandiesConfig
 from iumad.data.minicandies import CATEGORIES, MiniCandies
 from iumad.data.noise import PERIOD, perlin_noise
 from iumad.data.perturb import redundant, spurious, with_foreground

@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 import tiny
 
-from iumad.config_sections import PerturbConfig
+from iumad.config.sections import PerturbConfig
 from iumad.data import open_dataset
-from iumad.data.perturb import redundant
-from iumad.data.perturbed import PerturbedDataset
+from iumad.data.perturb import PerturbedDataset, redundant
 from iumad.errors import DataError
-from iumad.workplace import Workplace
+from iumad.study.runner import Workplace
 
 SAMPLE = "pretzel/train/good/000"
 

@@ -7,13 +7,13 @@ import tiny
 import trees
 from PIL import Image
 
-from iumad import study
-from iumad.config import RunConfig
+from iumad.config.study import RunConfig
 from iumad.data import open_dataset
 from iumad.errors import CheckpointError, ConfigError, DataError
-from iumad.metrics import image_scores
-from iumad.predict import Prediction, predict_files
-from iumad.workplace import CHECKPOINT, Workplace
+from iumad.evaluation.metrics import image_scores
+from iumad.study import runner as study
+from iumad.study.predict import Prediction, predict_files
+from iumad.study.runner import CHECKPOINT, Workplace
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from iumad.errors import DataError, MetricError
-from iumad.provenance import read_provenance, record_provenance, write_provenance
-from iumad.results import (
+from iumad.study.provenance import read_provenance, record_provenance, write_provenance
+from iumad.study.results import (
     LOG_SCHEMA,
     ROW_SCHEMA,
     beside_paper,

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from iumad.config.setting import parse_setting
 from iumad.errors import ConfigError
-from iumad.scenario import parse_setting
 
 TEN = tuple("abcdefghij")
 

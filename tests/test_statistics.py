@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from iumad.errors import DataError
-from iumad.statistics import mean_ranks, paired_tests, summarise
+from iumad.study.statistics import mean_ranks, paired_tests, summarise
 
 CATEGORIES = ["a", "b", "c", "d", "e", "f"]
 

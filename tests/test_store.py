@@ -10,13 +10,20 @@ import torch
 import trees
 from PIL import Image
 
-from iumad import store as store_module
-from iumad.config import RunConfig
+from iumad.config.study import RunConfig
 from iumad.data import open_dataset
 from iumad.data.prepare import Prepared, prepare
 from iumad.data.sample import Sample
 from iumad.errors import DataError
-from iumad.store import Batch, FeatureStore, cache_size, clear_cache, default_cache, prune_cache
+from iumad.features import cache as store_module
+from iumad.features.cache import (
+    Batch,
+    FeatureStore,
+    cache_size,
+    clear_cache,
+    default_cache,
+    prune_cache,
+)
 
 
 def make_store(folder: Path | None, modality: str = "rgb+depth", **changes) -> FeatureStore:

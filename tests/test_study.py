@@ -12,15 +12,18 @@ import pytest
 import tiny
 import torch
 
-from iumad import results, study, train, workplace
-from iumad.checkpoint import load_checkpoint
-from iumad.config import RunConfig, load_params
+from iumad.config.study import RunConfig, load_params
 from iumad.errors import CheckpointError, ConfigError
-from iumad.finished import finished_rows, progress, row_files
-from iumad.finished import training_log as finished_log
-from iumad.grid import plan
-from iumad.provenance import read_provenance
-from iumad.workplace import CHECKPOINT, Workplace
+from iumad.study import results
+from iumad.study import runner as study
+from iumad.study import runner as workplace
+from iumad.study.load import finished_rows, progress, row_files
+from iumad.study.load import training_log as finished_log
+from iumad.study.parallel import plan
+from iumad.study.provenance import read_provenance
+from iumad.study.runner import CHECKPOINT, Workplace
+from iumad.training import loop as train
+from iumad.training.checkpoint import load_checkpoint
 
 STEPS = [tiny.CATEGORIES[:2], tiny.CATEGORIES]  # seen after each step
 
@@ -233,9 +236,9 @@ OTHER_PROCESS = """
 import os, signal, sys, time
 from pathlib import Path
 
-from iumad import train
-from iumad.config import load_params
-from iumad.study import run_study
+from iumad.training import loop as train
+from iumad.config.study import load_params
+from iumad.study.runner import run_study
 
 params, folder = sys.argv[1], Path(sys.argv[2])
 study, fit_step = load_params(params), train.fit_step

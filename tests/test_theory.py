@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iumad import theory, theory_checks
 from iumad.errors import MetricError
-from iumad.theory import F, G, Y
+from iumad.report import theory
+from iumad.report import theory as theory_checks
+from iumad.report.theory import F, G, Y
 
 SIZES = st.tuples(*[st.integers(1, 5)] * 3)
 SEEDS = st.integers(0, 2**32 - 1)

@@ -11,10 +11,10 @@ import pytest
 import tiny
 import yaml
 
-from iumad.claims_paper import PAPER_CLAIMS
-from iumad.config import load_params
-from iumad.finished import finished_rows, progress, row_files
-from iumad.profiles import COMMON, COMPARED, MEASURED
+from iumad.config.files import COMMON, COMPARED, MEASURED
+from iumad.config.study import load_params
+from iumad.study.claims import PAPER_CLAIMS
+from iumad.study.load import finished_rows, progress, row_files
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKFLOW = ROOT / "workflow" / "Snakefile"

@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from iumad.config import RunConfig, StudyConfig
+from iumad.config.study import RunConfig, StudyConfig
 from iumad.data import open_dataset
+from iumad.features.cache import Batch, FeatureStore
 from iumad.models.detector import ReconstructionDetector
-from iumad.store import Batch, FeatureStore
 
 CATEGORIES = ("chocolate", "pretzel", "madeleine")
 CHANNELS, GRID, SIZE = 6, 4, 32  # of the batches and detectors below, which need no backbone

@@ -1,10 +1,10 @@
 """Data sets: `open_dataset` turns a configuration into one."""
 
-from iumad.config_sections import DataConfig, EyecandiesConfig, MiniCandiesConfig
-from iumad.data.eyecandies import Eyecandies
-from iumad.data.folders import MVTec, MVTec3D
+from iumad.config.sections import DataConfig, EyecandiesConfig, MiniCandiesConfig
+from iumad.data.folders.eyecandies import Eyecandies
+from iumad.data.folders.mvtec import MVTec, MVTec3D
+from iumad.data.folders.own import OwnDataset
 from iumad.data.minicandies import MiniCandies
-from iumad.data.own import OwnDataset
 from iumad.data.published import EYECANDIES, MVTEC_3D_AD
 from iumad.data.sample import Dataset, Sample
 

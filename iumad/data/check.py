@@ -9,13 +9,12 @@ import numpy as np
 import pandas as pd
 
 from iumad.data.depth import valid_mask
-from iumad.data.eyecandies import SPLIT_FOLDERS, Eyecandies
-from iumad.data.folders import MVTec, MVTec3D
-from iumad.data.mapping import SETTINGS_FILE
-from iumad.data.own import OwnDataset
+from iumad.data.files import find_folder, require_folder, subfolders
+from iumad.data.folders.eyecandies import SPLIT_FOLDERS, Eyecandies
+from iumad.data.folders.mvtec import MVTec, MVTec3D
+from iumad.data.folders.own import SETTINGS_FILE, OwnDataset
 from iumad.data.published import compare_with_published
 from iumad.data.sample import Dataset
-from iumad.data.tree import find_folder, require_folder, subfolders
 from iumad.errors import DataError, IumadError
 
 _LAYOUTS: dict[str, Callable[..., Dataset]] = {

@@ -1,20 +1,29 @@
-"""The two perturbations of the paper's empirical study (Sec. 2): spurious and redundant information.
+"""A data set whose images carry the paper's perturbations; see `iumad.data.perturb` for what they are.
+
+Donors of spurious backgrounds are training images of the other categories given. Steps of one category have no
+other category in them, so their donors come from the steps before: of an earlier category only the background is
+seen again, never the object.
+
+The two perturbations of the paper's empirical study (Sec. 2): spurious and redundant information.
 
 The paper gives no recipe. Here *spurious* is the background of another object, blended into the
 background of a sample, and *redundant* is gradient noise over all of it (the paper's "Berlin" noise
 is read as Perlin's). Both change the image and the depth and leave labels and masks alone.
 """
 
+import zlib
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Bool, Float, Float32, Int
 from scipy import ndimage
 
-from iumad.data.depth import valid_mask
+from iumad.config.sections import PerturbConfig
+from iumad.data.depth import remove_plane, valid_mask
 from iumad.data.noise import PERIOD, perlin_noise
-from iumad.data.plane import remove_plane
-from iumad.data.sample import Sample
+from iumad.data.sample import Dataset, Sample
 from iumad.errors import ConfigError, DataError
 
 MARGIN = 0.05
@@ -188,3 +197,65 @@ def _standard_noise(
         rng,
     )
     return (noise - noise.mean()) / noise.std()
+
+
+class PerturbedDataset:
+    """Another data set's samples, each always perturbed in the same way.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    config : PerturbConfig
+        Strengths. What is drawn (donor, noise) depends on the sample alone, so all runs see the same images and
+        a stronger perturbation is the same one, only stronger.
+    donors : sequence of str
+        Categories whose training images may give backgrounds; a sample's own is left out.
+    """
+
+    def __init__(self, dataset: Dataset, config: PerturbConfig, donors: Sequence[str]) -> None:
+        self.dataset, self.config = dataset, config
+        self.name, self.categories = dataset.name, dataset.categories
+        self.modalities = dataset.modalities
+        self.index: pd.DataFrame = dataset.index
+        train = self.index[self.index["split"] == "train"]
+        self._category = dict(zip(self.index["sample_id"], self.index["category"], strict=True))
+        self._donors = {
+            category: train[train["category"] == category]["sample_id"].tolist()
+            for category in donors
+        }
+
+    def load(self, sample_id: str) -> Sample:
+        """Return the sample with another background mixed in, then with noise.
+
+        Raises
+        ------
+        DataError
+            No other category can give a background, or the sample's object cannot be told from its background.
+        """
+        sample, rng = self.dataset.load(sample_id), _generator(sample_id)
+        if self.config.spurious:
+            donor = self.dataset.load(self._donor(sample_id))
+            own, other = with_foreground(sample, rng), with_foreground(donor, rng)
+            sample = spurious(own, other, self.config.spurious)
+        noise = _generator(f"{sample_id} noise")
+        return redundant(sample, self.config.redundant, self.config.noise_cells, noise)
+
+    def fingerprint(self, sample_id: str) -> str:
+        """Return the sample's own fingerprint, the strengths, and the donor's."""
+        donor = self.dataset.fingerprint(self._donor(sample_id)) if self.config.spurious else ""
+        strengths = self.config.model_dump_json(exclude={"where"})
+        return f"{self.dataset.fingerprint(sample_id)} {strengths} {donor}"
+
+    def _donor(self, sample_id: str) -> str:
+        own = self._category[sample_id]
+        others = [one for category, ids in self._donors.items() if category != own for one in ids]
+        if not others:
+            raise DataError(
+                f"{sample_id}: a spurious background needs another category, and this step and those before "
+                f"it have {own!r} alone"
+            )
+        return others[_generator(f"{sample_id} donor").integers(len(others))]
+
+
+def _generator(text: str) -> np.random.Generator:
+    return np.random.default_rng(zlib.crc32(text.encode()))

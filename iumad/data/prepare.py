@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 from PIL import Image
 
-from iumad.config_sections import EyecandiesConfig, FolderConfig, MiniCandiesConfig
+from iumad.config.sections import EyecandiesConfig, FolderConfig, MiniCandiesConfig
 from iumad.data.depth import encode_depth
 from iumad.data.sample import Sample
 from iumad.errors import DataError

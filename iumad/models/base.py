@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from iumad.errors import ConfigError
-from iumad.store import Batch
+from iumad.features.cache import Batch
 
 KNOWN = ("rgb", "depth")
 
@@ -88,11 +88,6 @@ class TrainedDetector(nn.Module):
         """What inference computes, and what is counted as its cost: the residual maps."""
         return self.residual_maps(batch)
 
-    @property
-    def every_parameter(self) -> bool:
-        """Whether the loss reaches all parameters that want a gradient."""
-        return True
-
     def protected_layers(self) -> dict[str, nn.Module]:
         """Layers whose updates the strategy `projection` damps, by parameter name; none: it cannot be used."""
         return {}
@@ -136,9 +131,7 @@ class TrainedDetector(nn.Module):
 
 
 def noise_like(
-    x: Float[Tensor, "b *shape"], batch: Batch, generator: torch.Generator | None
-) -> Float[Tensor, "b *shape"]:
-    """Standard normal noise; a share of a batch gets the rows that it would get in the whole batch."""
-    shape = (batch.total or len(x), *x.shape[1:])
-    noise = torch.randn(shape, generator=generator, dtype=x.dtype, device=x.device)
-    return noise[batch.first : batch.first + len(x)]
+    x: Float[Tensor, "*shape"], generator: torch.Generator | None
+) -> Float[Tensor, "*shape"]:
+    """Standard normal noise of the shape, type and device of `x`."""
+    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)

@@ -11,8 +11,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from iumad.distributed import whole_batch
-
 THRESHOLD = 0.1  # in units of 1 / d: IUF's limit below which a normalised singular value is small
 ROWS_PER_WIDTH = 3  # rows in memory per unit of d: 768 at IUF's width of 256
 
@@ -37,24 +35,17 @@ class SemanticCompression(nn.Module):
         self.register_buffer("rows", torch.zeros(levels, ROWS_PER_WIDTH * dim, dim))
         self.register_buffer("filled", torch.zeros((), dtype=torch.long))
 
-    def forward(
-        self, rows: Float[Tensor, "levels b d"], first: int = 0, total: int | None = None
-    ) -> Float[Tensor, ""]:
+    def forward(self, rows: Float[Tensor, "levels b d"]) -> Float[Tensor, ""]:
         """Loss of the remembered and the present rows; mean over levels, in [0, 0.1).
 
-        In training mode the rows are then remembered. Where several processes share a batch, these are its rows
-        from `first` on, of `total`: the other rows count without gradient, and the gradient is scaled so that
-        the shares' weighted mean is the whole one.
+        In training mode the rows are then remembered.
         """
-        own, total = rows.to(self.rows.dtype), total or rows.shape[1]
-        whole = whole_batch(own.detach(), first, total)
-        others = torch.cat([whole[:, :first], whole[:, first + own.shape[1] :]], dim=1)
-        own = own.detach() + (own - own.detach()) * (total / own.shape[1])
-        matrices = torch.cat([own, others, self.rows[:, : int(self.filled)]], dim=1)
+        rows = rows.to(self.rows.dtype)
+        matrices = torch.cat([rows, self.rows[:, : int(self.filled)]], dim=1)
         with torch.autocast(rows.device.type, enabled=False):
             loss = torch.stack([small_singular_values(matrix) for matrix in matrices]).mean()
         if self.training:
-            self.remember(whole)
+            self.remember(rows.detach())
         return loss
 
     @torch.no_grad()

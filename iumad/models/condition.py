@@ -39,7 +39,7 @@ class ConditionNetwork(nn.Module):
         Width d, number of blocks L, side of a patch in pixels, logits.
     heads : int
         Of the ViT blocks.
-    d_state, expand, bidirectional
+    d_state, expand
         Of the Mamba blocks.
     """
 
@@ -53,16 +53,13 @@ class ConditionNetwork(nn.Module):
         heads: int,
         d_state: int = 16,
         expand: int = 2,
-        bidirectional: bool = False,
     ) -> None:
         super().__init__()
         self.stem = nn.Sequential(
             nn.Conv2d(3, dim, patch, stride=patch, bias=False), nn.BatchNorm2d(dim), nn.ReLU()
         )
         if kind == "mamba":
-            blocks = [
-                MambaBlock(dim, d_state, expand, bidirectional=bidirectional) for _ in range(layers)
-            ]
+            blocks = [MambaBlock(dim, d_state, expand) for _ in range(layers)]
             self.blocks = nn.ModuleList(blocks)
         else:
             self.blocks = nn.ModuleList(VitBlock(dim, heads) for _ in range(layers))

@@ -17,14 +17,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from iumad.config_sections import ReconstructionConfig
+from iumad.config.sections import ReconstructionConfig
 from iumad.errors import ConfigError
+from iumad.features.cache import Batch
 from iumad.models.base import TrainedDetector
 from iumad.models.compression import SemanticCompression
 from iumad.models.condition import ConditionNetwork
 from iumad.models.fusion import InformationBottleneck, fusion_operator, kl_categorical
 from iumad.models.reconstruction import FeedForward, ReconstructionNetwork, jitter
-from iumad.store import Batch
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,7 @@ class ReconstructionDetector(TrainedDetector):
             )
         self.config = config
         dim, n_streams = config.dim, len(modalities)
-        project = [
-            nn.Linear(channels, dim) for _ in range(1 if config.shared_projection else n_streams)
-        ]
+        project = [nn.Linear(channels, dim) for _ in range(n_streams)]
         self.project_in = nn.ModuleList(project)
         self.networks = nn.ModuleDict({modality: self._network() for modality in modalities})
         conditioned = modalities if config.condition != "none" else ()
@@ -103,11 +101,6 @@ class ReconstructionDetector(TrainedDetector):
         self.project_out = nn.ModuleDict(
             {modality: nn.Linear(dim, channels) for modality in self.targets}
         )
-
-    @property
-    def every_parameter(self) -> bool:
-        """Whether the loss reaches all parameters; the KL alone trains only one of its two heads."""
-        return self.bottleneck is None or self.config.heads_cross_entropy != "none"
 
     def protected_layers(self) -> dict[str, nn.Module]:
         """The second FFN linear of every encoder and decoder layer, by parameter name."""
@@ -143,7 +136,6 @@ class ReconstructionDetector(TrainedDetector):
             config.heads,
             config.d_state,
             config.expand,
-            config.bidirectional,
         )
 
     def forward(self, batch: Batch, generator: torch.Generator | None = None) -> Output:
@@ -153,14 +145,13 @@ class ReconstructionDetector(TrainedDetector):
             tokens = self.standardised(batch, modality)
             if self.training:
                 scale, probability = self.config.jitter_scale, self.config.jitter_probability
-                tokens = jitter(tokens, scale, probability, generator, batch.first, batch.total)
+                tokens = jitter(tokens, scale, probability, generator)
             maps = None
             if modality in self.conditions:
                 maps, logits[modality] = self.conditions[modality](batch.images[modality])
                 if self.config.detach_condition:
                     maps = [each.detach() for each in maps]
-            project = self.project_in[0 if self.config.shared_projection else i]
-            outputs = self.networks[modality](project(tokens), maps)
+            outputs = self.networks[modality](self.project_in[i](tokens), maps)
             middle.append(outputs[len(outputs) // 2 - 1])
             last.append(outputs[-1])
             rows += [output.mean(dim=1) for output in outputs[:-1]]
@@ -213,7 +204,7 @@ class ReconstructionDetector(TrainedDetector):
                     [functional.cross_entropy(_wide(x), batch.category) for x in heads]
                 ).sum()
         if base and self.compression is not None:
-            compression = self.compression(output.rows, batch.first, batch.total)
+            compression = self.compression(output.rows)
             terms["compression"] = config.lambda_compression * compression
         return terms
 

@@ -51,8 +51,6 @@ class EfficientStateSpace(nn.Module):
     ----------
     dim, d_state, expand : int
         d, N, and d_inner / d.
-    bidirectional : bool
-        Each sub-grid is also scanned backwards with the same parameters and the two results are added.
     groups : int
         Number of sequences that `split` makes, each with its own parameters.
     """
@@ -62,12 +60,11 @@ class EfficientStateSpace(nn.Module):
         dim: int,
         d_state: int = 16,
         expand: int = 2,
-        bidirectional: bool = False,
         groups: int = GROUPS,
     ) -> None:
         super().__init__()
         inner, self.d_state, self.rank = expand * dim, d_state, math.ceil(dim / 16)
-        self.bidirectional, self.groups = bidirectional, groups
+        self.groups = groups
         self.project_in = nn.Linear(dim, 2 * inner, bias=False)
         self.convolution = nn.Conv2d(inner, inner, 3, padding=1, groups=inner)
         self.project_bc = nn.Parameter(torch.empty(groups, self.rank + 2 * d_state, inner))
@@ -95,8 +92,6 @@ class EfficientStateSpace(nn.Module):
         inner = functional.silu(self.convolution(inner.permute(0, 3, 1, 2)))
         sequences = self.split(inner)
         scanned = self._scan(sequences)
-        if self.bidirectional:
-            scanned = scanned + self._scan(sequences.flip(-1)).flip(-1)
         merged = self.merge(scanned, *inner.shape[-2:]).permute(0, 2, 3, 1)
         return self.project_out(self.norm(merged) * functional.silu(gate))
 
@@ -144,13 +139,11 @@ class ChannelAttention(nn.Module):
 class MambaBlock(nn.Module):
     """Eq. 2: X' = Attention(LN(ESSM(LN(X)))) + DWConv(X)."""
 
-    def __init__(
-        self, dim: int, d_state: int = 16, expand: int = 2, bidirectional: bool = False
-    ) -> None:
+    def __init__(self, dim: int, d_state: int = 16, expand: int = 2) -> None:
         super().__init__()
         self.local = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
         self.norm_in, self.norm_out = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.state_space = EfficientStateSpace(dim, d_state, expand, bidirectional)
+        self.state_space = EfficientStateSpace(dim, d_state, expand)
         self.attention = ChannelAttention(dim)
 
     def forward(self, x: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:

@@ -9,9 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from iumad.config_sections import MemoryBankConfig
+from iumad.config.sections import MemoryBankConfig
 from iumad.errors import CheckpointError
-from iumad.store import Batch
+from iumad.features.cache import Batch
 
 
 class MemoryBank(nn.Module):

@@ -4,15 +4,74 @@ Tokens are batch first, b x n x d with n = g x g. All layers are post-norm.
 
 Symbols: src  projected features; pos  learned 2-D position; X^i  output i of the condition network;
 f^rec_i  normalised output of decoder layer i.
+
+Dropout whose random numbers are cheap on a CPU, and attention with it.
+
+torch draws one number per element for a mask, one after the other, which takes longer than the matrix products
+around it, and its attention kernels for the CPU know no dropout. Here a draw of 64 bits decides four elements.
+The probability is rounded to a multiple of 2^-16 and the kept elements are scaled by that. On other devices
+torch's own functions are used.
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
 from iumad.errors import ConfigError
-from iumad.models.dropout import Dropout, attention_with_dropout
+
+LEVELS = 1 << 16  # of a 16-bit number
+
+
+class Dropout(nn.Module):
+    """`torch.nn.Dropout` with the random numbers of this module.
+
+    Parameters
+    ----------
+    probability : float in [0, 1)
+        0 draws nothing.
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Zero each element with the probability in training mode, scale the others."""
+        if not self.training or not self.probability:
+            return x
+        if x.device.type != "cpu":
+            return functional.dropout(x, self.probability)
+        return x * kept(x.shape, self.probability) / keep_rate(self.probability)
+
+
+def attention_with_dropout(
+    query: Float[Tensor, "b heads n e"],
+    key: Float[Tensor, "b heads m e"],
+    value: Float[Tensor, "b heads m e"],
+    mask: Float[Tensor, "n m"] | None,
+    probability: float,
+) -> Float[Tensor, "b heads n e"]:
+    """Scaled dot-product attention with dropout on its weights; `mask` is added to the scores."""
+    if query.device.type != "cpu":
+        return functional.scaled_dot_product_attention(query, key, value, mask, probability)
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    weights = (scores if mask is None else scores + mask).softmax(dim=-1)
+    dropped = weights * kept(weights.shape, probability)
+    return dropped.to(value.dtype) @ (value / keep_rate(probability))
+
+
+def kept(shape: torch.Size, probability: float) -> Bool[Tensor, "..."]:
+    """Which elements stay, drawn from torch's default generator."""
+    count = shape.numel()
+    numbers = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
+    threshold = round(probability * LEVELS) - LEVELS // 2
+    return (numbers.view(torch.int16)[:count] >= threshold).view(shape)
+
+
+def keep_rate(probability: float) -> float:
+    """Probability with which an element stays."""
+    return 1 - round(probability * LEVELS) / LEVELS
 
 
 class Attention(nn.Module):
@@ -197,17 +256,15 @@ def jitter(
     scale: float,
     probability: float,
     generator: torch.Generator | None = None,
-    first: int = 0,
-    total: int | None = None,
 ) -> Float[Tensor, "b n c"]:
     """Feature jitter: t + s (|t| / C) eps with eps ~ N(0, 1), for the whole batch with the given probability.
 
     |t| is the channel norm of a token and C its number of channels (UniAD, section 3; here per forward call).
-    A share of a batch, which begins at sample `first` of `total`, gets the noise that it would get there.
     """
     if torch.rand((), generator=generator, device=features.device) >= probability:
         return features
     norm = features.norm(dim=-1, keepdim=True) / features.shape[-1]
-    shape = (total or len(features), *features.shape[1:])
-    noise = torch.randn(shape, generator=generator, dtype=features.dtype, device=features.device)
-    return features + scale * norm * noise[first : first + len(features)]
+    noise = torch.randn(
+        features.shape, generator=generator, dtype=features.dtype, device=features.device
+    )
+    return features + scale * norm * noise

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from iumad.config_sections import (
+from iumad.config.sections import (
     CdadFeatConfig,
     CndConfig,
     MambaADConfig,
@@ -18,8 +18,7 @@ from iumad.models.baselines.cdad_feat import CdadFeat
 from iumad.models.baselines.cnd import Cnd
 from iumad.models.baselines.mambaad import MambaAD
 from iumad.models.baselines.simplenet import SimpleNet
-from iumad.models.baselines.unimmad import UniMMAD
-from iumad.models.baselines.unimmad_lite import UniMMADLite
+from iumad.models.baselines.unimmad import UniMMAD, UniMMADLite
 from iumad.models.detector import ReconstructionDetector
 from iumad.models.memory_bank import MemoryBank
 

@@ -2,8 +2,8 @@
 
 CDAD (Li et al., "One-for-More", CVPR 2025) fine-tunes Stable Diffusion 1.5 on images. Here are its three
 ingredients at the size of cached features: a diffusion model of them, a condition network that sees them with
-parts pasted over, and gradient projection (increment strategy `svd`, `iumad.subspaces`). Only the behaviour over
-steps can be compared. Reimplemented from a sheet of facts; the book's page of baselines has the departures.
+parts pasted over, and gradient projection (strategy `svd`). Only the behaviour over steps can be compared.
+Reimplemented from a sheet of facts; the book's page of baselines has the departures.
 
 Symbols: z  standardised features, all modalities joined along channels; z~  the same with pasted parts; t  noise
 level, 0 to 999; abar_t  the signal's share of variance at t; eps  noise; c  condition.
@@ -17,10 +17,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from iumad.config_sections import CdadFeatConfig
+from iumad.config.sections import CdadFeatConfig
+from iumad.features.cache import Batch
 from iumad.models.base import TrainedDetector, noise_like
 from iumad.models.reconstruction import EncoderLayer, hide_neighbours
-from iumad.store import Batch
 
 LEVELS = 1000  # noise levels
 PASTES = 4  # at most so many parts of an image are pasted over
@@ -145,14 +145,12 @@ class CdadFeat(TrainedDetector):
         to zero together).
         """
         z = self._joint(batch)
-        first, total = batch.first, batch.total or len(z)
-        draws = torch.rand(total, 1 + PASTES * 7, generator=generator, device=z.device)
-        draws = draws[first : first + len(z)]
+        draws = torch.rand(len(z), 1 + PASTES * 7, generator=generator, device=z.device)
         pasted = paste(z, draws[:, 1:].unflatten(1, (PASTES, 7)))
         condition = self.condition(pasted)
         clean = self.condition.project(z.flatten(2).transpose(1, 2)).detach()
         t = (draws[:, 0] * LEVELS).long().clamp(max=LEVELS - 1)
-        noise = noise_like(z, batch, generator)
+        noise = noise_like(z, generator)
         estimate = self.denoiser(self._noisy(z, noise, t), t, condition)
         return {
             "noise": functional.mse_loss(estimate, noise),

@@ -7,6 +7,13 @@ maps are added: the paper has RGB only.
 
 Symbols: f_i, f^_i  encoded and decoded patches of level i; f*  the same after normality promotion; theta  warm-up;
 c, w, t  widths of image tokens, text tokens and the joint space; n = side * side  patches.
+
+CNC's losses: what ties image features to a learnt text of normality (Eq. 4-11).
+
+Symbols: f, f^  encoded and decoded features of a level; e, e^  their class tokens; g_n, g_a  text features of the
+normal and the abnormal prompt, unit norm; tau  temperature.
+
+CND's gated mixture of experts over patches (CNC, Eq. 13-15).
 """
 
 from dataclasses import dataclass
@@ -17,12 +24,101 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from iumad.config_baselines import CndConfig
+from iumad.config.sections import CndConfig
+from iumad.features.cache import Batch
 from iumad.models.base import TrainedDetector, noise_like
-from iumad.models.baselines.cnd_constraint import constraint, distillation, promoted
-from iumad.models.baselines.cnd_encoders import AttentionBlock, ClipEncoder, make_encoder
-from iumad.models.baselines.cnd_experts import GatedExperts, importance_loss
-from iumad.store import Batch
+from iumad.models.baselines.clip import AttentionBlock, ClipEncoder, make_encoder
+
+
+def constraint(
+    first: Float[Tensor, "b t"], text: Float[Tensor, "2 t"], temperature: float
+) -> Float[Tensor, ""]:
+    """-log of the share of g_n in a softmax over (g_n, g_a), mean over the batch; one term of Eq. 4 or 10.
+
+    Parameters
+    ----------
+    first : class tokens in the joint space, unit norm
+    text : g_n, g_a
+    temperature : tau
+    """
+    logits = first.float() @ text.float().T / temperature
+    return functional.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
+
+
+def promoted(
+    features: Float[Tensor, "b n c"], joint: Float[Tensor, "b n t"], text: Float[Tensor, "2 t"]
+) -> Float[Tensor, "b n c"]:
+    """f* = f + lambda Psi, the same number for all channels of a patch (Eq. 5-8).
+
+    Psi = (1 + tanh(alpha - beta)) / 2 in (0, 1), with alpha = f . g_n and beta = f . g_a taken in the joint space;
+    lambda = 1 / |f| per patch. Neither lambda nor the text receives a gradient.
+
+    Parameters
+    ----------
+    features : f or f^
+    joint : the same patches in the joint space, unit norm
+    text : g_n, g_a
+    """
+    alpha, beta = (joint @ text.detach().T).unbind(dim=-1)
+    psi = 0.5 * (1 + torch.tanh(alpha - beta))
+    scale = features.detach().norm(dim=-1).clamp_min(1e-12)
+    return features + (psi / scale)[..., None]
+
+
+def distillation(
+    encoded: Float[Tensor, "b n c"], decoded: Float[Tensor, "b n c"]
+) -> Float[Tensor, ""]:
+    """1 - cosine of the flattened patches of each sample, mean over the batch; one term of Eq. 9."""
+    flat = encoded.float().flatten(1), decoded.float().flatten(1)
+    return (1 - functional.cosine_similarity(*flat, dim=1)).mean()
+
+
+class GatedExperts(nn.Module):
+    """Every token is the sum of its K best experts' outputs, each times its score.
+
+    Parameters
+    ----------
+    width : c of the tokens
+    experts, active : T and K
+    """
+
+    def __init__(self, width: int, experts: int, active: int) -> None:
+        super().__init__()
+        self.active = active
+        self.router = nn.Linear(width, experts)
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
+            for _ in range(experts)
+        )
+
+    def forward(
+        self, tokens: Float[Tensor, "r c"]
+    ) -> tuple[Float[Tensor, "r c"], Float[Tensor, "r experts"]]:
+        """Mixed tokens (Eq. 14) and the router's scores G, which sum to 1 over all experts (Eq. 13).
+
+        The K scores are used as they are, not made to sum to 1. An expert that no token chose runs on none, so
+        that it gets a gradient of zero rather than none.
+        """
+        scores = self.router(tokens).softmax(dim=-1)
+        top, chosen = scores.topk(self.active, dim=-1)
+        mixed = torch.zeros_like(tokens)
+        for i, expert in enumerate(self.experts):
+            rows, place = (chosen == i).nonzero(as_tuple=True)
+            weighted = top[rows, place, None] * expert(tokens[rows])
+            mixed = mixed.index_add(0, rows, weighted.to(mixed.dtype))
+        return mixed, scores
+
+
+def importance_loss(scores: Float[Tensor, "r experts"]) -> Float[Tensor, ""]:
+    """Squared coefficient of variation of the experts' importance, 0 for uniform use (Eq. 15).
+
+    The importance of an expert is the sum of its scores over the R tokens. As printed, Eq. 15 divides the variance
+    of these sums by the squared mean of scores, which differs by the factor R^2; both taken of sums, as in the
+    work that it cites, the loss does not depend on R.
+    """
+    importance = scores.float().sum(dim=0)
+    return importance.var(correction=0) / (importance.mean().square() + 1e-10)
+
 
 SUFFIXES = ("object", "damaged object")  # of the normal and the abnormal prompt (Eq. 2, 3)
 ENCODER = "encoder."  # begins the names of its weights, which are fixed by the configuration
@@ -149,7 +245,7 @@ class Cnd(TrainedDetector):
                 x
                 + self.config.noise
                 * x.square().mean(dim=-1, keepdim=True).sqrt()
-                * noise_like(x, batch, generator)
+                * noise_like(x, generator)
                 for x in levels
             ]
         decoded, scores = stream(noisy)

@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from iumad.config_sections import SimpleNetConfig
+from iumad.config.sections import SimpleNetConfig
+from iumad.features.cache import Batch
 from iumad.models.base import TrainedDetector, noise_like
-from iumad.store import Batch
 
 
 class SimpleNet(TrainedDetector):
@@ -66,7 +66,7 @@ class SimpleNet(TrainedDetector):
         """
         q = self.adapted(batch)
         scale = self.config.noise * q.detach().square().mean().sqrt()
-        negative = q + scale * noise_like(q, batch, generator)
+        negative = q + scale * noise_like(q, generator)
         normal, noisy = self.discriminate(torch.cat([q, negative])).chunk(2)
         margin = self.config.margin
         return {

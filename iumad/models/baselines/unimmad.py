@@ -1,21 +1,272 @@
-"""UniMMAD at full size: one trained and one frozen backbone read the images (section 3.2).
+"""UniMMAD's experts on frozen features of one grid: an adaptation that a CPU can train, not UniMMAD.
+
+How UniMMAD spreads its items over the MoE-leaders: balance losses and a measure of use (its Eq. 1, Fig. 7a).
+
+Distances of UniMMAD to one anomaly map per image (its Eq. 4).
+
+What both sizes of UniMMAD share: experts, losses, scores, and what an increment trains (Zhao et al.).
+
+All modalities together are compressed to general features f^gen. A cross mixture of experts C-MoE per level
+decompresses them to each modality's own features p, guided by a pooled prior u of that modality; normal images
+decompress well. Where paper and public code differ, the paper is the default and the code a switch.
+
+Symbols: M  modalities; L  levels; u, p  prior and decompressed features; A = 1 - cos(u, p); e/E  progress.
+
+UniMMAD at full size: one trained and one frozen backbone read the images (section 3.2).
 
 Written from the paper and a sheet of facts, not from the authors' code.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from jaxtyping import Float
+from torch import Tensor, nn
 from torch.nn import functional
 
-from iumad.config_baselines import UniMMADConfig
+from iumad.config.sections import UniMMADConfig, UniMMADLiteConfig
 from iumad.errors import ConfigError
-from iumad.models.base import KNOWN
-from iumad.models.baselines.unimmad_compression import PyramidCompression
-from iumad.models.baselines.unimmad_detector import Levels, MixtureDetector, Priors
-from iumad.models.baselines.unimmad_pyramid import GeneralEncoder, Pyramid
-from iumad.store import Batch
+from iumad.features.cache import Batch
+from iumad.models.base import KNOWN, TrainedDetector
+from iumad.models.baselines.unimmad_layers import (
+    Compression,
+    CrossMixture,
+    GeneralEncoder,
+    Pyramid,
+    PyramidCompression,
+)
+
+Logits = list[Float[Tensor, "branches items j"]]  # of one batch, one entry per level
+
+
+def coefficient_of_variation(share: Float[Tensor, "*any j"]) -> Float[Tensor, "*any"]:
+    """CV of Eq. 1: population standard deviation over the last dimension by its mean; 0 for uniform use.
+
+    Taken from a norm, its gradient at 0 is 0 and not NaN.
+    """
+    mean = share.mean(dim=-1, keepdim=True)
+    deviation = torch.linalg.vector_norm(share - mean, dim=-1) / share.shape[-1] ** 0.5
+    return deviation / mean[..., 0]
+
+
+def balance_of_the_paper(logits: Logits, n_modalities: int, progress: float) -> Float[Tensor, ""]:
+    """Eq. 1: (1 - e/E)^2 CV of the gate's output, averaged over modalities and levels.
+
+    Here the output of a gate is the mean of its softmax over a modality's samples, and branches are averaged too;
+    the paper says neither.
+
+    Parameters
+    ----------
+    logits : of all gates; items are ordered by modality
+    n_modalities : M
+    progress : e/E in [0, 1)
+    """
+    values = []
+    for level in logits:
+        by_modality = level.float().softmax(dim=-1).unflatten(1, (n_modalities, -1))
+        values.append(coefficient_of_variation(by_modality.mean(dim=2)).mean())
+    return (1 - progress) ** 2 * torch.stack(values).mean()
+
+
+def balance_of_the_code(logits: Logits, progress: float) -> Float[Tensor, ""]:
+    """The public code's: the square on CV rather than on the annealing, and a z-loss on the logits.
+
+    max(1 - e/E, 0.001) times the mean over levels of the sum over branches of
+    CV^2 (softmax averaged over all items) + 1e-4 mean(logsumexp^2).
+    """
+    values = []
+    for level in logits:
+        share = level.float().softmax(dim=-1).mean(dim=1)
+        size = level.float().logsumexp(dim=-1).square().mean(dim=1)
+        values.append((coefficient_of_variation(share).square() + 1e-4 * size).sum())
+    return max(1 - progress, 0.001) * torch.stack(values).mean()
+
+
+def leader_frequency(logits: Logits, active: int) -> Float[Tensor, "levels branches j"]:
+    """Share of items that choose each leader among their `active` ones (Fig. 7a); every row sums to `active`."""
+    rows = []
+    for level in logits:
+        chosen = level.topk(active, dim=-1).indices
+        rows.append(torch.zeros_like(level).scatter(-1, chosen, 1.0).mean(dim=1))
+    return torch.stack(rows)
+
+
+Distances = Sequence[Float[Tensor, "modalities b _ _"]]  # A of Eq. 3, one entry per level
+
+
+def score_of_the_paper(
+    distances: Distances, size: int, sigma: float
+) -> Float[Tensor, "b {size} {size}"]:
+    """Eq. 4: mean over levels of the blurred, enlarged root of the sum over modalities of A^2.
+
+    Parameters
+    ----------
+    distances : A in [0, 2]
+    size : side of the maps, pixels
+    sigma : of the Gaussian, pixels; the edge is repeated outside the map
+    """
+    maps = [enlarged(level.square().sum(dim=0).sqrt(), size) for level in distances]
+    radius = round(4 * sigma)
+    blurred = [
+        blur(functional.pad(each[:, None], [radius] * 4, mode="replicate")[:, 0], sigma, radius)
+        for each in maps
+    ]
+    return torch.stack(blurred).mean(dim=0)
+
+
+def score_of_the_code(
+    distances: Distances, size: int, sigma: float
+) -> Float[Tensor, "b {size} {size}"]:
+    """The public code's: one root over modalities and levels, then a 15 x 15 Gaussian with zeros outside."""
+    squares = [enlarged(each, size).square() for level in distances for each in level]
+    maps = torch.stack(squares).sum(dim=0).sqrt()
+    return blur(functional.pad(maps, [7] * 4), sigma, radius=7)
+
+
+def enlarged(maps: Float[Tensor, "b h w"], size: int) -> Float[Tensor, "b {size} {size}"]:
+    """Maps at `size` x `size`, bilinear with aligned corners."""
+    return functional.interpolate(maps[:, None], (size, size), mode="bilinear", align_corners=True)[
+        :, 0
+    ]
+
+
+def blur(padded: Float[Tensor, "b h w"], sigma: float, radius: int) -> Float[Tensor, "b h2 w2"]:
+    """Gaussian of 2 radius + 1 taps along both axes of maps that are padded by the radius."""
+    place = torch.arange(-radius, radius + 1, dtype=padded.dtype, device=padded.device)
+    taps = torch.exp(-0.5 * (place / sigma) ** 2)
+    taps = taps / taps.sum()
+    rows = functional.conv2d(padded[:, None], taps.view(1, 1, -1, 1))
+    return functional.conv2d(rows, taps.view(1, 1, 1, -1))[:, 0]
+
+
+Levels = list[Float[Tensor, "b _ _ _"]]  # general features, finest first
+Priors = list[Float[Tensor, "modalities b _ _ _"]]
+
+
+class MixtureDetector(TrainedDetector):
+    """A detector by decompression; a size of it says what the general features and the priors are.
+
+    Parameters
+    ----------
+    config, modalities, channels, grid, image_size : see `TrainedDetector`
+    level_channels : C of every level
+    """
+
+    def __init__(
+        self,
+        config: UniMMADConfig | UniMMADLiteConfig,
+        modalities: tuple[str, ...],
+        channels: int,
+        grid: int,
+        image_size: int,
+        level_channels: tuple[int, ...],
+    ) -> None:
+        lite = isinstance(config, UniMMADLiteConfig)
+        super().__init__(modalities, channels, grid, image_size, standardise=lite)
+        self.config = config
+        self.progress = 0.0
+        numbers = (config.width, config.leaders, config.bases, config.active, config.kernels)
+        self.mixtures = nn.ModuleList(CrossMixture(c, *numbers, lite) for c in level_channels)
+
+    def general_and_priors(self, batch: Batch) -> tuple[Levels, Priors]:
+        """General features f^gen and, for the modalities that the batch has, the priors u; per level."""
+        raise NotImplementedError
+
+    def present(self, batch: Batch) -> tuple[str, ...]:
+        """The detector's modalities that a batch has.
+
+        Raises
+        ------
+        ConfigError
+            It has none of them.
+        """
+        given = tuple(m for m in self.modalities if m in self._inputs(batch))
+        if not given:
+            raise ConfigError(
+                f"a batch needs one of the modalities {', '.join(self.modalities)}, "
+                f"it has {', '.join(self._inputs(batch)) or 'none'}"
+            )
+        return given
+
+    def _inputs(self, batch: Batch) -> Mapping[str, Tensor]:
+        raise NotImplementedError
+
+    def decompress(
+        self, batch: Batch
+    ) -> tuple[list[Float[Tensor, "modalities b _ _"]], list[Float[Tensor, "branches items j"]]]:
+        """A = 1 - cos(u, p) of Eq. 3 at every place, and the gates' logits; per level."""
+        distances, logits = [], []
+        for mixture, general, prior in zip(
+            self.mixtures, *self.general_and_priors(batch), strict=True
+        ):
+            output, gate = mixture(general, prior.flatten(0, 1))
+            p = output.unflatten(0, prior.shape[:2])
+            distances.append(1 - functional.cosine_similarity(prior.float(), p.float(), dim=2))
+            logits.append(gate)
+        return distances, logits
+
+    def begin_epoch(self, epoch: int, epochs: int) -> None:
+        """Set e/E, by which the balance loss is annealed."""
+        self.progress = epoch / epochs
+
+    def losses(
+        self,
+        batch: Batch,
+        generator: torch.Generator | None = None,
+        base: bool = False,
+    ) -> dict[str, Float[Tensor, ""]]:
+        """`decompression`: Eq. 3, mean over levels, modalities and places; `balance`: Eq. 1."""
+        config = self.config
+        distances, logits = self.decompress(batch)
+        focal = [(a.detach().clamp_min(0) ** config.gamma * a).mean() for a in distances]
+        balance = (
+            balance_of_the_paper(logits, len(self.present(batch)), self.progress)
+            if config.balance == "paper"
+            else balance_of_the_code(logits, self.progress)
+        )
+        return {"decompression": torch.stack(focal).mean(), "balance": balance}
+
+    @torch.no_grad()
+    def residual_maps(self, batch: Batch) -> dict[str, Float[Tensor, "b g g"]]:
+        """Mean over levels of A on the grid, per modality that the batch has."""
+        distances, _ = self.decompress(batch)
+        return {
+            modality: torch.stack([enlarged(level[i], self.grid) for level in distances]).mean(0)
+            for i, modality in enumerate(self.present(batch))
+        }
+
+    @torch.no_grad()
+    def anomaly_maps(self, batch: Batch) -> Float[Tensor, "b size size"]:
+        """Eq. 4 or, by `score`, the public code's."""
+        score = score_of_the_paper if self.config.score == "paper" else score_of_the_code
+        return score(self.decompress(batch)[0], self.image_size, self.config.sigma)
+
+    @torch.no_grad()
+    def leader_frequency(self, batch: Batch) -> Float[Tensor, "levels branches j"]:
+        """How often each leader is among the chosen: above 0.01 it counts as used (Fig. 7a)."""
+        return leader_frequency(self.decompress(batch)[1], self.config.active)
+
+    def begin_increment(self) -> None:
+        """Freeze all but leaders, routers with their gates, and aggregation (section 4.5)."""
+        self.requires_grad_(False)
+        for mixture in self.mixtures:
+            assert isinstance(mixture, CrossMixture)
+            for part in mixture.adaptable():
+                part.requires_grad_(True)
+
+    def train(self, mode: bool = True) -> "MixtureDetector":
+        """Batch norms whose weights are frozen keep their statistics, else frozen parts would drift."""
+        super().train(mode)
+        for module in self.modules():
+            is_norm = isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm)
+            if is_norm and not module.weight.requires_grad:
+                module.eval()
+        return self
+
+    def compiled_parts(self) -> tuple[nn.Module, ...]:
+        """Every level's experts, and the other networks."""
+        others = (child for child in self.children() if child is not self.mixtures)
+        return (*others, *self.mixtures)
 
 
 class UniMMAD(MixtureDetector):
@@ -67,3 +318,53 @@ class UniMMAD(MixtureDetector):
         slots = {KNOWN.index(modality): x for modality, x in images.items()}
         general = self.compression(self.encoder(slots, raw))
         return general, [functional.normalize(x, dim=2) for x in raw]
+
+
+class UniMMADLite(MixtureDetector):
+    """Frozen features on one grid take the place of both image networks; there is one level, and no image is read.
+
+    Parameters
+    ----------
+    config, modalities, channels, grid, image_size : see `TrainedDetector`
+    n_categories : not used, the method knows no categories
+
+    Raises
+    ------
+    ConfigError
+        4 does not divide the grid, which two bottlenecks halve, or it is less than 8.
+    """
+
+    def __init__(
+        self,
+        config: UniMMADLiteConfig,
+        modalities: tuple[str, ...],
+        channels: int,
+        grid: int,
+        image_size: int,
+        n_categories: int,
+    ) -> None:
+        if grid % 4 or grid < 8:
+            raise ConfigError(
+                f"unimmad-lite needs a features.grid that 4 divides, at least 8, got {grid}"
+            )
+        super().__init__(config, modalities, channels, grid, image_size, (channels,))
+        width = config.width
+        self.embedding = nn.Conv2d(len(KNOWN) * channels, width, 1)
+        outputs = (2 * width, width)
+        self.compression = Compression(width, 1, config.kernels, 4 * width, outputs, blocks=(1, 1))
+        self.project = nn.Conv2d(width, channels, 1, bias=False)
+
+    def _inputs(self, batch: Batch) -> Mapping[str, Tensor]:
+        return batch.features
+
+    def general_and_priors(self, batch: Batch) -> tuple[Levels, Priors]:
+        """One level: standardised features are the priors, and compressed together the general features."""
+        maps = {
+            modality: self.standardised(batch, modality).mT.unflatten(2, (self.grid, self.grid))
+            for modality in self.present(batch)
+        }
+        zeros = torch.zeros_like(next(iter(maps.values())))
+        together = torch.cat([maps.get(modality, zeros) for modality in KNOWN], dim=1)
+        *_, restored = self.compression([self.embedding(together)])
+        general = functional.normalize(self.project(restored), dim=1)
+        return [general], [functional.normalize(torch.stack([*maps.values()]), dim=2)]

@@ -1,0 +1,74 @@
+"""A detector on the test images of every category seen so far: anomaly maps in, tidy rows out."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float32
+
+from iumad.config.sections import EvaluationConfig
+from iumad.evaluation.metrics import aupro, image_auroc, image_scores, or_missing, pixel_auroc
+from iumad.features.cache import FeatureStore
+from iumad.models.registry import Detector
+
+
+@torch.no_grad()
+def anomaly_maps(
+    detector: Detector,
+    store: FeatureStore,
+    sample_ids: Sequence[str],
+    batch_size: int = 16,
+    advance: Callable[[int], object] | None = None,
+) -> Float32[np.ndarray, "n size size"]:
+    """Anomaly maps of these samples, in order; higher is more anomalous."""
+    detector.eval()
+    maps = []
+    for start in range(0, len(sample_ids), batch_size):
+        ids = sample_ids[start : start + batch_size]
+        maps.append(detector.anomaly_maps(store.batch(ids).to(store.device)).cpu().numpy())
+        if advance:
+            advance(len(ids))
+    return np.concatenate(maps)
+
+
+def evaluate(
+    detector: Detector,
+    store: FeatureStore,
+    categories: Sequence[str],
+    config: EvaluationConfig,
+    advance: Callable[[int], object] | None = None,
+) -> pd.DataFrame:
+    """Metrics of every category on all of its test images.
+
+    Parameters
+    ----------
+    detector, store : Detector, FeatureStore
+    categories : sequence of str
+        The categories seen so far.
+    config : EvaluationConfig
+    advance : callable, optional
+        Called with the number of images just scored (a progress bar).
+
+    Returns
+    -------
+    DataFrame
+        category, metric, value, n_good, n_defect. A metric that is undefined, such as AUROC without good images,
+        is a missing value, never a number. AUROC below 0.5 stays below 0.5.
+    """
+    index = store.dataset.index
+    rows = []
+    for category in categories:
+        test = index[(index["category"] == category) & (index["split"] == "test")]
+        ids, labels = test["sample_id"].tolist(), test["label"].to_numpy(dtype=int)
+        maps = anomaly_maps(detector, store, ids, config.batch_size, advance)
+        masks = store.masks(ids)
+        scores = image_scores(maps, config.image_score, config.pool)
+        values = {
+            "i_auroc": or_missing(image_auroc, scores, labels),
+            "p_auroc": or_missing(pixel_auroc, maps, masks),
+            "aupro": or_missing(aupro, maps, masks, config.fpr_limit),
+        }
+        n_defect = int(labels.sum())
+        rows += [(category, k, v, len(labels) - n_defect, n_defect) for k, v in values.items()]
+    return pd.DataFrame(rows, columns=["category", "metric", "value", "n_good", "n_defect"])

@@ -1,0 +1,1 @@
+"""Frozen features and the cache that holds them."""

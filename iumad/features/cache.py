@@ -1,0 +1,233 @@
+"""Batches of cached inputs: prepared images and frozen features, read from disk as training asks for them."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import platformdirs
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from iumad.config.sections import EyecandiesConfig, FolderConfig, MiniCandiesConfig
+from iumad.config.study import RunConfig
+from iumad.data.parallel import in_order
+from iumad.data.prepare import Prepared, prepare
+from iumad.data.sample import Dataset
+from iumad.features.backbone import Backbone, one_thread
+from iumad.machine import replacing
+
+PREPARE_VERSION = "1"  # part of the key of prepared entries: raise when preparation changes
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a detector sees of a few samples.
+
+    Attributes
+    ----------
+    features : modality -> float32, b x C x g x g
+    images : modality -> float32 in [0, 1], b x 3 x size x size
+    category : int64, b; index in the data set's order of categories
+    """
+
+    features: dict[str, Float[Tensor, "b c g g"]]
+    images: dict[str, Float[Tensor, "b 3 size size"]]
+    category: Int[Tensor, " b"]
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on another device."""
+        return replace(
+            self,
+            features={k: v.to(device, non_blocking=True) for k, v in self.features.items()},
+            images={k: v.to(device, non_blocking=True) for k, v in self.images.items()},
+            category=self.category.to(device, non_blocking=True),
+        )
+
+    def __len__(self) -> int:
+        return len(self.category)
+
+
+def default_cache() -> Path:
+    """Folder of the cache: `$IUMAD_CACHE`, else the user's cache folder of this system."""
+    return Path(os.environ.get("IUMAD_CACHE") or platformdirs.user_cache_dir("iumad"))
+
+
+class FeatureStore:
+    """Prepared images and features of one data set under one configuration.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        Where samples come from.
+    run : RunConfig
+        Its `data`, `features` and `modality` sections decide what is computed.
+    cache : Path, optional
+        Cache folder, shared by all data sets and configurations.
+    device : torch.device, optional
+        Where the backbone runs.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        run: RunConfig,
+        cache: Path | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        self.dataset = dataset
+        self.modalities = run.modalities
+        self.cache = cache or default_cache()
+        self.device = device or torch.device("cpu")
+        self.backbone = Backbone(run.features).to(self.device)
+        self._data: MiniCandiesConfig | FolderConfig | EyecandiesConfig = run.data
+        how = (run.data.image_size, run.data.depth_encoding, run.data.depth_scaling)
+        self._preparation = f"{PREPARE_VERSION}:{how}"
+        self._category = {name: i for i, name in enumerate(dataset.categories)}
+        self._of_sample = dict(
+            zip(dataset.index["sample_id"], dataset.index["category"], strict=True)
+        )
+
+    def fill(
+        self, sample_ids: Sequence[str], advance: Callable[[int], object] | None = None
+    ) -> None:
+        """Compute what the cache lacks, sample by sample in as many threads as torch may use.
+
+        Memory stays bounded. After an interruption, what is in the cache is not computed again.
+
+        Parameters
+        ----------
+        sample_ids : sequence of str
+        advance : callable, optional
+            Called with the number of samples just finished (a progress bar).
+        """
+        workers = torch.get_num_threads()
+        with one_thread(), closing(in_order(self._complete, sample_ids, workers)) as finished:
+            for _ in finished:
+                if advance:
+                    advance(1)
+
+    def batch(self, sample_ids: Sequence[str]) -> Batch:
+        """Inputs of these samples, in order; computed first where the cache lacks them."""
+        categories = [self._category[self._of_sample[sample_id]] for sample_id in sample_ids]
+        return self.assemble([self.prepared(sample_id) for sample_id in sample_ids], categories)
+
+    def assemble(self, prepared: Sequence[Prepared], categories: Sequence[int]) -> Batch:
+        """Inputs of prepared samples, of this data set or from anywhere else, with their category indices."""
+        features, images = {}, {}
+        for modality in self.modalities:
+            arrays = [getattr(each, modality) for each in prepared]
+            features[modality] = self._features(arrays)
+            images[modality] = _to_tensor(arrays)
+        return Batch(features, images, torch.tensor(categories))
+
+    def masks(self, sample_ids: Sequence[str]) -> Bool[np.ndarray, "n size size"]:
+        """Ground truth of these samples at the model's image size."""
+        return np.stack([self.prepared(sample_id).mask for sample_id in sample_ids])
+
+    def prepared(self, sample_id: str) -> Prepared:
+        """One sample as the model sees it, from the cache or made now."""
+        key = _digest(
+            f"{self._preparation}:{'depth' in self.modalities}:{self.dataset.fingerprint(sample_id)}"
+        )
+        path = self._path("prepared", key, ".npz")
+        entry = _read(path)
+        if entry is None:
+            modalities = ("rgb", "depth") if "depth" in self.modalities else ("rgb",)
+            made = prepare(self.dataset.load(sample_id), self._data, modalities)
+            arrays = {"rgb": made.rgb, "depth": made.depth, "mask": made.mask}
+            _write(path, {name: array for name, array in arrays.items() if array is not None})
+            return made
+        return Prepared(entry["rgb"], entry.get("depth"), entry["mask"])
+
+    def _complete(self, sample_id: str) -> None:
+        prepared = self.prepared(sample_id)
+        for modality in self.modalities:
+            self._features([getattr(prepared, modality)])
+
+    def _features(self, arrays: Sequence[np.ndarray]) -> Float[Tensor, "b c g g"]:
+        keys = [_digest(self.backbone.key, array) for array in arrays]
+        paths = [self._path("features", key, ".npz") for key in keys]
+        entries = [_read(path) for path in paths]
+        missing = [i for i, entry in enumerate(entries) if entry is None]
+        if missing:
+            images = _to_tensor([arrays[i] for i in missing]).to(self.device)
+            with one_thread():
+                for i, image in zip(missing, images, strict=True):
+                    # one at a time: in a batch, the last bits would depend on what else is in it
+                    entries[i] = entry = {"feature": self.backbone(image[None])[0].cpu().numpy()}
+                    _write(paths[i], entry)
+        return torch.from_numpy(
+            np.stack([entry["feature"] for entry in entries if entry is not None])
+        )
+
+    def _path(self, kind: str, key: str, suffix: str) -> Path:
+        return self.cache / kind / key[:2] / f"{key}{suffix}"
+
+
+def cache_size(cache: Path) -> dict[str, tuple[int, int]]:
+    """Entries and bytes of each kind in the cache folder."""
+    sizes = {}
+    for kind in ("prepared", "features"):
+        files = [path.stat().st_size for path in (cache / kind).glob("*/*.npz")]
+        sizes[kind] = (len(files), sum(files))
+    return sizes
+
+
+def prune_cache(cache: Path, max_bytes: int) -> int:
+    """Delete the entries read longest ago until at most `max_bytes` remain; returns the bytes freed."""
+    files = [
+        (path.stat(), path)
+        for kind in ("prepared", "features")
+        for path in (cache / kind).glob("*/*.npz")
+    ]
+    files.sort(key=lambda item: max(item[0].st_atime_ns, item[0].st_mtime_ns))
+    excess = sum(stat.st_size for stat, _ in files) - max_bytes
+    freed = 0
+    for stat, path in files:
+        if freed >= excess:
+            break
+        path.unlink(missing_ok=True)
+        freed += stat.st_size
+    return freed
+
+
+def clear_cache(cache: Path) -> None:
+    """Delete both kinds of entries."""
+    for kind in ("prepared", "features"):
+        shutil.rmtree(cache / kind, ignore_errors=True)
+
+
+def _digest(text: str, array: np.ndarray | None = None) -> str:
+    digest = hashlib.sha256(text.encode())
+    if array is not None:
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def _to_tensor(arrays: Sequence[np.ndarray]) -> Float[Tensor, "b 3 h w"]:
+    stacked = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+    return stacked.float() / 255 if stacked.dtype == torch.uint8 else stacked.contiguous()
+
+
+def _read(path: Path) -> dict[str, np.ndarray] | None:
+    """The entry, or None where there is none or it cannot be read (it is then made again)."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as entry:
+            return dict(entry)
+    except FileNotFoundError:
+        return None
+    except Exception:  # numpy and zipfile raise many kinds for damaged files
+        path.unlink(missing_ok=True)
+        return None
+
+
+def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    with replacing(path) as file:
+        np.savez(file, allow_pickle=False, **arrays)

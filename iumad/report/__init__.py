@@ -1,0 +1,1 @@
+"""Tables, figures, words and explorers of the pages; nothing here needs torch."""

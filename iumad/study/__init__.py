@@ -1,0 +1,1 @@
+"""Runs on disk: training or loading them, their rows, and what follows from them."""

@@ -1,0 +1,201 @@
+"""A look inside a trained model after each step: what classifiers know, what gates tell, what is protected.
+
+The paper explains its gain by parts that can be looked at: a classifier that tells categories apart gates the
+reconstruction, two label distributions agree, a projection keeps what earlier features used.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from iumad.config.study import RunConfig, StudyConfig
+from iumad.evaluation.metrics import image_auroc, or_missing
+from iumad.features.cache import Batch
+from iumad.models.detector import Output, ReconstructionDetector
+from iumad.models.fusion import kl_categorical
+from iumad.study.runner import Workplace, is_trained, score_categories
+from iumad.training.increments import projections
+
+
+def diagnose(run: RunConfig, folder: str | Path) -> pd.DataFrame:
+    """What a finished run's model knows after each step, on good test images of the categories seen so far.
+
+    Parameters
+    ----------
+    run : RunConfig
+        Of a method with a network.
+    folder : path
+        Results folder; missing steps are trained.
+
+    Returns
+    -------
+    DataFrame
+        step, categories ("earlier" or "this step"), quantity, value. Quantities: ``accuracy M`` of the classifier
+        of modality M (Eq. 3); ``accuracy before`` and ``after`` the bottleneck (heads of Eq. 8); ``KL`` of the two
+        in nats; ``gate M``, the share of the variance of the last gate's channel means that lies between
+        categories, in [0, 1]; ``frozen``, the share of the earlier features' second moment that the projection of
+        the step keeps updates away from, mean over protected layers (only for categories "earlier").
+    """
+    workplace = Workplace(run, Path(folder), "auto")
+    records: list[dict] = []
+    for step in range(len(workplace.steps)):
+        workplace.rows(step, "")
+        detector = workplace.detector(step)
+        assert isinstance(detector, ReconstructionDetector)
+        groups = {
+            "earlier": [name for part in workplace.steps[:step] for name in part],
+            "this step": list(workplace.steps[step]),
+        }
+        for group, categories in groups.items():
+            if not categories:
+                continue
+            batch = workplace.store.batch(_good_images(workplace, categories)).to(workplace.device)
+            inside = look_inside(detector, batch)
+            if group == "earlier" and run.increment.strategy == "projection":
+                inside["frozen"] = frozen_share(workplace.memory(step - 1))
+            records += [
+                {"step": step, "categories": group, "quantity": name, "value": value}
+                for name, value in inside.items()
+            ]
+    return pd.DataFrame(records)
+
+
+def inside_table(run: RunConfig, folder: str | Path) -> pd.DataFrame:
+    """`diagnose` with a column for each quantity, in percent but for the KL; one line if there is none."""
+    if not is_trained(run, folder):
+        return pd.DataFrame(
+            {"method": [run.method], "status": ["no trained model in the results folder"]}
+        )
+    table = diagnose(run, folder)
+    wide = table.pivot_table(
+        index=["step", "categories"], columns="quantity", values="value", dropna=False
+    )
+    wide = wide.dropna(how="all")
+    wide = wide[table["quantity"].unique()]
+    shares = [name for name in wide if name != "KL"]
+    wide[shares] *= 100
+    return wide.reset_index()
+
+
+def defect_table(study: StudyConfig, folder: str | Path) -> pd.DataFrame:
+    """Image AUROC of each kind of defect against the good images of its category, mean over categories and seeds.
+
+    Of the study's last setting and modality, and the runs whose model exists; nothing is trained.
+
+    Returns
+    -------
+    DataFrame
+        method, then a column for each kind of defect, in percent: first those that change the shape, marked "*".
+    """
+    records = []
+    shown = study.select(settings=study.settings[-1:], modalities=study.modalities[-1:])
+    for run in [run for run in shown.runs() if is_trained(run, folder)]:
+        for one in score_categories(run, folder):
+            good = one.labels == 0
+            for defect in one.test.loc[~good, "defect"].unique():
+                kind = (one.test["defect"] == defect).to_numpy()
+                shape = one.test.loc[kind, "geometric"].fillna(False).all()
+                value = or_missing(image_auroc, one.scores[good | kind], one.labels[good | kind])
+                records.append((run.method, shape, f"{defect} *" if shape else defect, 100 * value))
+    table = pd.DataFrame(records, columns=["method", "shape", "defect", "value"])
+    order = table.sort_values("shape", ascending=False, kind="stable")["defect"].unique()
+    wide = table.pivot_table("value", "method", "defect", sort=False)
+    return wide[list(order)].reset_index()
+
+
+def told(table: pd.DataFrame) -> str:
+    """Markdown: what `inside_table` says of the parts that the paper's explanation rests on."""
+    if "step" not in table:
+        return "No trained model to look into."
+    base, last = table[table["step"] == 0].iloc[0], table[table["step"] == table["step"].max()]
+    old, new = (last[last["categories"] == group] for group in ("earlier", "this step"))
+    lines = []
+    for modality in ("rgb", "depth"):
+        name = f"accuracy {modality}"
+        if name in table and len(old):
+            lines.append(
+                f"- The classifier of {modality} knows {base[name]:.0f} % of the images after the base step; "
+                f"after the last step {old[name].iloc[0]:.0f} % of the earlier categories' and "
+                f"{new[name].iloc[0]:.0f} % of the newest one's."
+            )
+        if (gate := f"gate {modality}") in table and len(old):
+            lines.append(
+                f"- Its gate still tells categories apart: {old[gate].iloc[0]:.0f} % of its variance lies between "
+                "them, so a wrong label is no sign of a lost gate."
+                if old[gate].iloc[0] > 50
+                else f"- Only {old[gate].iloc[0]:.0f} % of its gate's variance lies between categories."
+            )
+    if "KL" in table:
+        least, most = table["KL"].min(), table["KL"].max()
+        lines.append(
+            f"- The KL of the two predictions lies between {least:.2f} and {most:.2f} nats; "
+            "what it is worth is the difference without it."
+        )
+    if "frozen" in table and len(old):
+        lines.append(
+            f"- The projection keeps updates away from {old['frozen'].iloc[0]:.0f} % of what earlier features "
+            "span in the layers that it protects, the second linear of each feed-forward block; the rest is free."
+        )
+    return "\n".join(lines)
+
+
+@torch.no_grad()
+def look_inside(detector: ReconstructionDetector, batch: Batch) -> dict[str, float]:
+    """Accuracies, KL and gates of one batch; see `diagnose`. What the model does not have is left out."""
+    gates: dict[str, Tensor] = {}
+    handles = [
+        network.register_forward_hook(
+            lambda _module, _inputs, outputs, m=modality: gates.update({m: outputs[0][-1]})
+        )
+        for modality, network in detector.conditions.items()
+    ]
+    try:
+        output: Output = detector.eval()(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    labels = batch.category
+    found = {f"accuracy {m}": accuracy(logits, labels) for m, logits in output.logits.items()}
+    if output.fused_logits is not None and output.filtered_logits is not None:
+        found["accuracy before"] = accuracy(output.fused_logits, labels)
+        found["accuracy after"] = accuracy(output.filtered_logits, labels)
+        found["KL"] = float(kl_categorical(output.fused_logits, output.filtered_logits).mean())
+    return found | {f"gate {m}": between_share(x.mean(dim=1), labels) for m, x in gates.items()}
+
+
+def accuracy(logits: Float[Tensor, "b y"], labels: Int[Tensor, " b"]) -> float:
+    """Share of images whose largest logit is that of their category."""
+    return float((logits.argmax(dim=1) == labels).double().mean())
+
+
+def between_share(values: Float[Tensor, "b d"], labels: Int[Tensor, " b"]) -> float:
+    """Share of the variance between categories (eta squared), over all channels; NaN for one category."""
+    if len(labels.unique()) < 2:
+        return float("nan")
+    values = values.double()
+    centre = values.mean(dim=0)
+    total = (values - centre).square().sum()
+    between = sum(
+        (labels == label).sum() * (values[labels == label].mean(dim=0) - centre).square().sum()
+        for label in labels.unique()
+    )
+    return float(between / total) if total > 0 else 0.0
+
+
+def frozen_share(memory: Mapping[str, Float[Tensor, "d d"]]) -> float:
+    """trace((I - P) G) / trace(G), mean over layers; G earlier features' second moments, P IUF's."""
+    shares = [
+        1 - float(torch.trace(p.double() @ memory[name]) / torch.trace(memory[name]))
+        for name, p in projections(dict(memory)).items()
+    ]
+    return sum(shares) / len(shares)
+
+
+def _good_images(workplace: Workplace, categories: list[str]) -> list[str]:
+    index = workplace.dataset.index
+    chosen = (index["split"] == "test") & (index["label"] == 0)
+    return index[chosen & index["category"].isin(categories)]["sample_id"].tolist()

@@ -1,0 +1,357 @@
+"""What a method costs: time and memory of inference, size of the model, and how they grow (paper Table 7).
+
+Costs do not depend on what a model has learnt, so detectors here have random weights, and banks hold random
+patches in the number that training would give. Methods are measured in processes of their own: only so is the
+largest memory that of one method. Time includes the backbone, from images in memory to anomaly maps; methods that
+encode the images themselves have none.
+
+The parts of a run's model with their parameters, operations and memory, counted on a forward pass.
+
+A multiplication and an addition are two operations. Counted are matrix products, convolutions and attention (by
+torch's counter and the formulas below) and the scan; not counted is what works element by element: norms,
+activations, softmax, dropout, interpolation.
+"""
+
+import multiprocessing
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Set
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from iumad.config.sections import MemoryBankConfig, ReconstructionConfig
+from iumad.config.study import RunConfig, StudyConfig
+from iumad.errors import ConfigError
+from iumad.features.backbone import Backbone
+from iumad.features.cache import Batch
+from iumad.models.base import TrainedDetector
+from iumad.models.device import device_name, pick_device
+from iumad.models.memory_bank import MemoryBank
+from iumad.models.registry import (
+    Detector,
+    make_detector,
+    reads_features,
+    with_random_weights,
+)
+from iumad.study import results
+from iumad.study.costs import COLUMNS, REPEATS, costs_file, runs_to_measure
+
+INSIDE = ("bottleneck", "fusion")  # shown part by part where gradients are looked at
+
+
+def model_card(run: RunConfig, n_categories: int) -> pd.DataFrame:
+    """One row for each part of a run's model; the last is the sum.
+
+    The model is made with random weights, so no weights and no data need to be at hand.
+
+    Parameters
+    ----------
+    run : RunConfig
+    n_categories : int
+        Logits.
+
+    Returns
+    -------
+    DataFrame
+        part, parameters (the sum counts the backbone once), trained (of those), gflops (10^9 operations of a
+        forward pass for one image of all modalities). A method that encodes the images itself has no backbone.
+
+    Raises
+    ------
+    ConfigError
+        The run's model has no network.
+    """
+    if isinstance(run.model, MemoryBankConfig):
+        raise ConfigError(f"method {run.method!r}: a {run.model.kind} has no parts to count")
+    images = dict.fromkeys(run.modalities, torch.rand(1, 3, *(run.data.image_size,) * 2))
+    parts: dict[str, nn.Module] = {}
+    features: dict[str, Tensor] = {}
+    operations, channels = {}, 0
+    if reads_features(run.model):
+        backbone = Backbone(run.features.model_copy(update={"weights": "random"}))
+        with _counter() as counter:
+            features = {modality: backbone(x) for modality, x in images.items()}
+        parts["backbone"], channels = backbone, backbone.channels
+        operations["backbone"] = _total(counter, "Global")
+    model = with_random_weights(run.model)
+    shape = (model, run.modalities, channels, run.features.grid, run.data.image_size)
+    detector = make_detector(*shape, n_categories).eval()
+    with _counter() as counter, torch.no_grad():
+        detector(Batch(features, images, torch.zeros(1, dtype=torch.long)))
+    for name, child in detector.named_children():
+        several = isinstance(child, nn.ModuleDict | nn.ModuleList)  # one for each modality
+        inner = child.named_children() if several else [("", child)]
+        parts |= {f"{name}.{key}".rstrip("."): module for key, module in inner}
+    operations |= _shares(counter, type(detector).__name__, parts.keys() - {"backbone"})
+    table = pd.DataFrame([_row(name, part, operations[name]) for name, part in parts.items()])
+    table = table[table["parameters"] > 0]
+    total = table.drop(columns="part").sum().to_dict()
+    return pd.concat([table, pd.DataFrame([{"part": "all", **total}])], ignore_index=True).astype(
+        {"parameters": int, "trained": int}
+    )
+
+
+def network_run(study: StudyConfig) -> RunConfig:
+    """The run of a study whose model a page shows: the last method with a network, the last modality.
+
+    Raises
+    ------
+    ConfigError
+        No method has a network.
+    """
+    runs = [run for run in study.runs() if not isinstance(run.model, MemoryBankConfig)]
+    if not runs:
+        raise ConfigError(f"profile {study.profile!r}: no method has a network")
+    method = runs[-1].method
+    return study.select(methods=[method], modalities=study.modalities[-1:]).runs()[0]
+
+
+def gradient_reach(run: RunConfig, n_categories: int) -> pd.DataFrame:
+    """Which term of the loss (Eq. 10) trains which part of a run's model, found by a backward pass of each.
+
+    Returns
+    -------
+    DataFrame
+        One row for each part with parameters (index `part`), one column for each term: the share of the part's
+        parameter tensors that the term's gradient reaches, in [0, 1].
+    """
+    grid, channels, model = run.features.grid, 8, with_random_weights(run.model)
+    if isinstance(model, ReconstructionConfig):
+        model = model.model_copy(update={"neighbour_mask": None})
+    shape = (model, run.modalities, channels, grid, run.data.image_size)
+    detector = make_detector(*shape, n_categories).train()
+    assert isinstance(detector, TrainedDetector)
+    generator = torch.Generator().manual_seed(0)
+    size = run.data.image_size
+    batch = Batch(
+        {m: torch.randn(4, channels, grid, grid, generator=generator) for m in run.modalities},
+        {m: torch.rand(4, 3, size, size, generator=generator) for m in run.modalities},
+        torch.arange(4) % n_categories,
+    )
+    parts = {
+        f"{name}.{key}".rstrip("."): module
+        for name, child in detector.named_children()
+        for key, module in (
+            child.named_children()
+            if name in INSIDE or isinstance(child, nn.ModuleDict | nn.ModuleList)
+            else [("", child)]
+        )
+        if list(module.parameters())
+    }
+    columns = {}
+    for term in detector.losses(batch, generator, base=True):
+        detector.zero_grad()
+        detector.losses(batch, generator, base=True)[term].backward()
+        columns[term] = {name: _reached(part) for name, part in parts.items()}
+    return pd.DataFrame(columns).rename_axis("part")
+
+
+def _reached(part: nn.Module) -> float:
+    gradients = [p.grad for p in part.parameters()]
+    return sum(g is not None and bool(g.abs().max() > 0) for g in gradients) / len(gradients)
+
+
+def scan_operations(batch: int, dim: int, length: int, state: int) -> int:
+    """Operations of a selective scan.
+
+    Per position and channel the product Delta u and the skip D u with its sum (3); per state Delta A, its
+    exponential, (Delta u) B, decay times state plus input, and the product with C with its sum (7).
+    """
+    return batch * dim * length * (7 * state + 3)
+
+
+def attention_operations(
+    query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...]
+) -> int:
+    """Operations of q k^T and of its product with v; shapes are batch, head, token, width."""
+    batch, heads, tokens, width = query
+    return 2 * batch * heads * tokens * key[2] * (width + value[3])
+
+
+@contextmanager
+def _counter() -> Iterator[FlopCounterMode]:
+    """Torch's counter, with what it does not know: the scan, and the attention kernel of the CPU.
+
+    Torch's own attention layer, which CLIP has, takes a way of single operations: its fast one is not counted.
+    """
+    mapping: dict[Any, Callable[..., int]] = {
+        torch.ops.iumad.selective_scan: _count_scan,
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _count_attention,
+    }
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with FlopCounterMode(display=False, depth=8, custom_mapping=mapping) as counter:
+            yield counter
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _count_scan(u: tuple[int, ...], _delta: Any, decay: tuple[int, ...], *_: Any, **__: Any) -> int:
+    batch, dim, length = u
+    return scan_operations(batch, dim, length, decay[1])
+
+
+def _count_attention(
+    query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...], *_: Any, **__: Any
+) -> int:
+    return attention_operations(query, key, value)
+
+
+def _shares(counter: FlopCounterMode, whole: str, parts: Set[str]) -> dict[str, int]:
+    """Operations of each part; one of which only inner modules are called gets what no other part does."""
+    counted = counter.get_flop_counts()
+    shares = {part: _total(counter, f"{whole}.{part}") for part in parts}
+    for part in parts:
+        path = f"{whole}.{part}"
+        if path not in counted and any(name.startswith(f"{path}.") for name in counted):
+            shares[part] = _total(counter, whole) - sum(shares.values())
+    return shares
+
+
+def _total(counter: FlopCounterMode, name: str) -> int:
+    return sum(counter.get_flop_counts().get(name, {}).values())
+
+
+def _row(name: str, part: nn.Module, operations: int) -> dict[str, Any]:
+    parameters = list(part.parameters())
+    return {
+        "part": name,
+        "parameters": sum(p.numel() for p in parameters),
+        "trained": sum(p.numel() for p in parameters if p.requires_grad),
+        "gflops": operations / 1e9,
+    }
+
+
+PROCESSES = 3  # for each method and modality
+BATCH = 32  # beside batches of one image
+N_TRAIN = 250  # images a category that a bank keeps where the configuration does not say; MVTec 3D-AD: 210 to 361
+
+
+def measure_study(study: StudyConfig, folder: str | Path, device: str = "auto") -> pd.DataFrame:
+    """Costs of every method and modality of a study, made anew each time; `read_costs` reads them."""
+    runs = runs_to_measure(study)
+    with tqdm(total=PROCESSES * len(runs), desc="costs", unit="process") as bar:
+        tables = [_one_run(run, device, bar) for run in runs]
+    table = pd.concat(tables, ignore_index=True)[COLUMNS]
+    results.write_table(table, costs_file(study, folder))
+    return table
+
+
+def _one_run(run: RunConfig, device: str, bar: tqdm) -> pd.DataFrame:
+    tables = []
+    bar.set_postfix_str(f"{run.method} {run.modality}")
+    for process in range(PROCESSES):
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            rows = pool.submit(measure, run, process, device).result()
+        tables.append(pd.DataFrame(rows))
+        bar.update()
+    return pd.concat(tables, ignore_index=True)
+
+
+def measure(run: RunConfig, process: int, device: str) -> list[dict[str, Any]]:
+    """Rows of one process: the run's own size first, so that peak memory is its own; process 0 has the rest."""
+    own, many = run.data.image_size, sum(int(part) for part in run.setting.split("-"))
+    points = [(many, own, 1)]
+    if process == 0:
+        points += [(many, own, BATCH)]
+        points += [(n, own, 1) for n in (1, -(-many // 2)) if n != many]
+        points += [(many, size, 1) for size in (own // 2, 2 * own)]
+    where = pick_device(device)
+    state = f"{device_name(where)}, {torch.get_num_threads()} torch threads"
+    rows = []
+    for categories, size, batch in points:
+        what = {"method": run.method, "modality": run.modality, "categories": categories}
+        what |= {"image_size": size, "batch": batch, "machine": state}
+        try:
+            seconds, megabytes = _time(run, categories, size, batch, where)
+        except ConfigError:
+            if size == own:
+                raise
+            continue  # a size that the method refuses, such as a grid too small to halve, costs nothing
+        for i, each in enumerate(seconds):
+            repeat = {"repeat": process * REPEATS + i}
+            rows.append(what | repeat | {"metric": "latency (ms)", "value": 1000 * each})
+            rows.append(what | repeat | {"metric": "frames/s", "value": batch / each})
+        repeat = {"repeat": process}
+        rows.append(what | repeat | {"metric": "model (MB)", "value": megabytes})
+        if (categories, size, batch) == (many, own, 1):
+            rows += [what | repeat | each for each in _counted(run, many)]
+        if (categories, size) == (many, own):
+            peak = _peak_bytes(where) / 1e6
+            rows.append(what | repeat | {"metric": "peak memory (MB)", "value": peak})
+    return rows
+
+
+def _counted(run: RunConfig, categories: int) -> list[dict[str, Any]]:
+    """Parameters and operations of a network; a bank has nothing to count but its backbone."""
+    if isinstance(run.model, MemoryBankConfig):
+        return []
+    total = model_card(run, categories).iloc[-1]
+    counts = {"parameters (M)": total["parameters"] / 1e6, "operations (10^9)": total["gflops"]}
+    return [{"metric": metric, "value": value} for metric, value in counts.items()]
+
+
+@torch.no_grad()
+def _time(
+    run: RunConfig, categories: int, size: int, batch: int, where: torch.device
+) -> tuple[list[float], float]:
+    """Seconds of each repeat, and the megabytes of backbone and detector."""
+    grid = run.features.grid * size // run.data.image_size
+    torch.manual_seed(0)
+    backbone = None
+    if reads_features(run.model):
+        random = run.features.model_copy(update={"weights": "random", "grid": grid})
+        backbone = Backbone(random).to(where)
+    channels = backbone.channels if backbone else 0
+    detector = _detector(run, channels, categories, size, grid, where)
+    images = torch.rand(batch, 3, size, size, device=where)
+    labels = torch.arange(batch, device=where) % categories
+    seconds = []
+    for _ in range(1 + (REPEATS if batch == 1 else 2)):
+        start = time.perf_counter()
+        features = {modality: backbone(images) for modality in run.modalities} if backbone else {}
+        batch_of = Batch(features, dict.fromkeys(run.modalities, images), labels)
+        detector.anomaly_maps(batch_of).cpu()  # waits for the device
+        seconds.append(time.perf_counter() - start)
+    return seconds[1:], sum(_bytes(part) for part in (backbone, detector) if part is not None) / 1e6
+
+
+def _detector(
+    run: RunConfig, channels: int, categories: int, size: int, grid: int, where: torch.device
+) -> Detector:
+    model = with_random_weights(run.model)
+    if isinstance(model, MemoryBankConfig) and model.depth_features == "fpfh":
+        raise ConfigError(f"method {run.method!r}: the time of FPFH is not measured")
+    if isinstance(model, ReconstructionConfig) and model.neighbour_mask is not None:
+        model = model.model_copy(update={"neighbour_mask": 1})  # fits every grid and costs the same
+    detector = make_detector(model, run.modalities, channels, grid, size, categories)
+    if isinstance(detector, MemoryBank):
+        patches = round(detector.config.coreset * getattr(run.data, "n_train", N_TRAIN) * grid**2)
+        for key in [f"{n}:{modality}" for n in range(categories) for modality in run.modalities]:
+            detector.banks[key] = torch.randn(patches, channels, device=where)
+            detector.scales[key] = 1.0
+    return detector.to(where).eval()
+
+
+def _bytes(module: torch.nn.Module) -> int:
+    tensors = [*module.parameters(), *module.buffers(), *getattr(module, "banks", {}).values()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _peak_bytes(where: torch.device) -> int:
+    if where.type == "cuda":
+        return torch.cuda.max_memory_allocated(where)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )

@@ -1,0 +1,225 @@
+"""Tidy results: schemas, files, means over categories, forgetting, and the paper's numbers.
+
+One row is one number. Metrics of detection are fractions in [0, 1]; the paper prints percent.
+"""
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pandera.pandas as pa
+from pandera.errors import SchemaError, SchemaErrors
+
+from iumad.errors import DataError
+from iumad.evaluation.metrics import forgetting
+from iumad.machine import replacing
+
+RUN_COLUMNS = ["run_id", "profile", "dataset", "method", "modality", "setting", "seed"]
+FRACTIONS = ("i_auroc", "p_auroc", "aupro")
+MEAN = "mean"  # the category of a mean over categories, here and in the paper's tables
+
+_text = pa.Column(str, pa.Check.str_length(min_value=1))
+_count = pa.Column("int64", pa.Check.ge(0))
+
+ROW_SCHEMA = pa.DataFrameSchema(
+    {
+        **dict.fromkeys(RUN_COLUMNS[:-1], _text),
+        "seed": _count,
+        "step": _count,
+        "category": _text,
+        "metric": _text,
+        "value": pa.Column("float64", nullable=True),  # missing where the metric is undefined
+        "n_good": _count,
+        "n_defect": _count,
+    },
+    checks=pa.Check(
+        lambda rows: (
+            rows["value"].between(0, 1) | rows["value"].isna() | ~rows["metric"].isin(FRACTIONS)
+        ),
+        error=f"the value of {', '.join(FRACTIONS)} is a fraction in [0, 1]",
+    ),
+    unique=["run_id", "profile", "method", "step", "category", "metric"],
+    strict=True,
+    ordered=True,
+)
+"""One metric of one category after one step; n_good and n_defect count its test images."""
+
+LOG_SCHEMA = pa.DataFrameSchema(
+    {
+        **dict.fromkeys(["run_id", "method", "modality", "setting"], _text),
+        "seed": _count,
+        "step": _count,
+        "epoch": _count,
+        "term": _text,
+        "value": pa.Column("float64", nullable=True),
+    },
+    unique=["run_id", "method", "step", "epoch", "term"],
+    strict=True,
+    ordered=True,
+)
+"""One term of the loss, mean over one epoch; epochs count from 0 or 1 within each step."""
+
+
+def validate(table: pd.DataFrame, schema: pa.DataFrameSchema) -> pd.DataFrame:
+    """Return the table if it has the schema's columns, types and ranges.
+
+    Raises
+    ------
+    DataError
+        With every violation: the column, the check, and the first offending values.
+    """
+    try:
+        return schema.validate(table, lazy=True)
+    except SchemaErrors as error:
+        cases = error.failure_cases.groupby(["column", "check"], sort=False, dropna=False)
+        found = [
+            f"{column}: {check}, got {', '.join(map(str, list(case.failure_case)[:3]))}"
+            for (column, check), case in cases
+        ]
+        raise DataError("table does not fit its schema: " + "; ".join(found)) from error
+    except SchemaError as error:
+        raise DataError(f"table does not fit its schema: {error}") from error
+
+
+def validate_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows if they satisfy `ROW_SCHEMA`, else raise `DataError`."""
+    return validate(rows, ROW_SCHEMA)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a file in one step (`iumad.machine`), UTF-8."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """Write a table as CSV in one step, every float with all its digits."""
+    write_text(table.to_csv(index=False, lineterminator="\n"), path)
+
+
+def read_table(path: Path, schema: pa.DataFrameSchema = ROW_SCHEMA) -> pd.DataFrame:
+    """Read a CSV that `write_table` wrote and validate it.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, is no CSV, or does not fit the schema.
+    """
+    types = {name: column.dtype.type for name, column in schema.columns.items()}
+    try:
+        # Types are given because a run_id of digits would else become a number.
+        table = pd.read_csv(path, dtype=types, keep_default_na=False, na_values={"value": [""]})
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as a table of results: {error}") from error
+    try:
+        return validate(table, schema)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def last_step(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the last step of each run."""
+    last = rows.groupby(RUN_COLUMNS)["step"].transform("max")
+    return rows[rows["step"] == last]
+
+
+def step_means(rows: pd.DataFrame) -> pd.DataFrame:
+    """Unweighted mean over the categories seen at each step.
+
+    Returns
+    -------
+    pandas.DataFrame
+        `RUN_COLUMNS`, step, category ("mean"), metric, value, n_categories. The value is missing
+        where that of one category is: a mean over fewer categories would be another number.
+    """
+    groups = rows.groupby([*RUN_COLUMNS, "step", "metric"], sort=False)["value"]
+    means = groups.mean(skipna=False).to_frame().assign(n_categories=groups.size()).reset_index()
+    means.insert(len(RUN_COLUMNS) + 1, "category", MEAN)
+    return means
+
+
+def forgetting_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Forgetting measure (paper Eq. 1) of each run and metric.
+
+    Returns
+    -------
+    pandas.DataFrame
+        `RUN_COLUMNS`, category ("mean"), metric ("fm_i_auroc", ...), value in the metric's unit.
+        A run of a single step (10-0) has no row, because nothing can be forgotten in it. The value is missing
+        where the metric is undefined for a category (a test set without defects).
+
+    Raises
+    ------
+    MetricError
+        If a category has no row at a step after it was first seen.
+    """
+    records = []
+    for keys, run in rows.groupby([*RUN_COLUMNS, "metric"], sort=False):
+        if run["step"].min() < run["step"].max():
+            # Unlike pivot_table, pivot keeps a category that has no value at all.
+            scores = run.pivot(index="step", columns="category", values="value")  # noqa: PD010
+            undefined = run["value"].isna().any()
+            value = float("nan") if undefined else forgetting(scores.to_numpy())
+            records.append((*keys[:-1], MEAN, f"fm_{keys[-1]}", value))
+    table = pd.DataFrame(records, columns=[*RUN_COLUMNS, "category", "metric", "value"])
+    return table.astype({"value": float})  # without records all columns would be objects
+
+
+def final_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Summarise each run as the paper's tables do: means after the last step, and forgetting.
+
+    Returns
+    -------
+    pandas.DataFrame
+        `RUN_COLUMNS`, category ("mean"), metric, value.
+    """
+    means = step_means(last_step(rows))
+    columns = [*RUN_COLUMNS, "category", "metric", "value"]
+    return pd.concat([means[columns], forgetting_table(rows)[columns]], ignore_index=True)
+
+
+def paper_results() -> pd.DataFrame:
+    """All numbers that the paper and its supplement print.
+
+    Returns
+    -------
+    pandas.DataFrame
+        source (table), dataset, modality, method, setting, category (or "mean"), metric, value:
+        percent for i_auroc, p_auroc, aupro and their fm_*; Hz for frame_rate_hz; MB for memory_mb.
+    """
+    with resources.files("iumad").joinpath("reference/paper_results.csv").open() as file:
+        return pd.read_csv(file)
+
+
+def beside_paper(summary: pd.DataFrame) -> pd.DataFrame:
+    """Put the paper's value beside each of ours; missing where the paper has none for our data set.
+
+    Parameters
+    ----------
+    summary : pandas.DataFrame
+        dataset, modality, method, setting, category, metric and any numbers as fractions, e.g. the
+        output of `iumad.study.statistics.summarise`. Methods match in any case: "ib-iumad", "IB-IUMAD".
+
+    Returns
+    -------
+    pandas.DataFrame
+        The summary with the columns ``paper`` (as a fraction, like ours) and ``source``. Where two
+        tables of the paper print one quantity (Tables 2 and 4 differ once), the first is taken.
+    """
+    keys = ["dataset", "modality", "method", "setting", "category", "metric"]
+    _require_columns(summary, keys)
+    paper = paper_results()
+    percent = paper["metric"].str.removeprefix("fm_").isin(FRACTIONS)
+    paper["paper"] = np.where(percent, paper["value"] / 100, paper["value"])
+    paper["method"] = paper["method"].str.lower()
+    paper = paper.drop_duplicates(keys)[[*keys, "paper", "source"]]
+    matched = summary.assign(method=summary["method"].str.lower()).merge(paper, "left", on=keys)
+    return matched.assign(method=summary["method"].to_numpy())
+
+
+def _require_columns(table: pd.DataFrame, columns: Sequence[str]) -> None:
+    missing = [column for column in columns if column not in table.columns]
+    if missing:
+        raise DataError(f"the table lacks {', '.join(missing)}; it has {', '.join(table.columns)}")

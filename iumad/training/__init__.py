@@ -1,0 +1,1 @@
+"""Training of one step, and what protects the earlier categories meanwhile."""
