@@ -14,7 +14,7 @@ test: check  ## all checks, then the tests that MARK chooses, on up to four core
 check: .venv/installed  ## style, types, import rules
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports
 
-book: .venv/installed  ## build the published book from book/executed; trains nothing
+book: .venv/book  ## build the published book from book/executed; needs no torch and trains nothing
 	.venv/bin/iumad book
 
 bench: .venv/installed  ## timings on this machine
@@ -23,5 +23,8 @@ bench: .venv/installed  ## timings on this machine
 clean:  ## remove what was built; results/ stays
 	rm -rf build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
 
-.venv/installed: pyproject.toml
-	$(PYTHON) -m venv .venv && .venv/bin/python -m pip install --quiet --editable ".[dev]" && touch $@
+.venv/book: pyproject.toml
+	$(PYTHON) -m venv .venv && .venv/bin/python -m pip install --quiet --editable ".[book]" && touch $@
+
+.venv/installed: .venv/book
+	.venv/bin/python -m pip install --quiet --editable ".[dev]" && touch $@

@@ -41,6 +41,7 @@ Set = Annotated[
     typer.Option("--set", help="change one key: KEY=VALUE, e.g. data.root=my/folder (repeatable)"),
 ]
 Seed = Annotated[list[int] | None, typer.Option("--seed", help="only this seed (repeatable)")]
+TRAINING = {"filelock", "numba", "timm", "torch", "torchvision"}  # packages of the extra `train`
 
 
 def main() -> None:
@@ -50,6 +51,15 @@ def main() -> None:
     except (IumadError, OSError) as error:  # of the system: no space, no permission, not a folder
         Console(stderr=True, soft_wrap=True).print(
             f"[red]error:[/] {escaped(str(error))}", highlight=False
+        )
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        if error.name not in TRAINING:
+            raise
+        Console(stderr=True, soft_wrap=True).print(
+            f"[red]error:[/] this command needs {error.name}, which comes with the extra `train`: "
+            'pip install "iumad\\[train]"; reading results and building the book need none',
+            highlight=False,
         )
         sys.exit(2)
 
