@@ -157,7 +157,7 @@ def test_all_wrong_keys_are_named_at_once():
 # --- the hash -----------------------------------------------------------------------------------
 
 DATA = {
-    "minicandies": MiniCandiesConfig(),
+    "minicandies": MiniCandiesConfig(seed=0),
     "folder": FolderConfig(name="mvtec3d", root=Path("a")),
     "eyecandies": EyecandiesConfig(name="eyecandies", root=Path("a")),
 }
@@ -368,6 +368,15 @@ def test_a_file_holds_only_differences(tmp_path):
     study = load_params(path)
     assert study == StudyConfig(profile="quick", training=TrainingConfig(epochs=3))
     assert [r.method for r in study.runs()] == ["iuf", "ib-iumad"]
+
+
+def test_the_data_follow_the_seed_of_the_run_unless_theirs_is_fixed():
+    assert [run.data.seed for run in tiny.study(seeds=[0, 3]).runs()] == [0, 3]
+    fixed = {"name": "minicandies", "seed": 7}
+    assert [run.data.seed for run in tiny.study(seeds=[0, 3], data=fixed).runs()] == [7, 7]
+    on_disk = {"name": "mvtec", "root": "somewhere"}
+    study = build(StudyConfig, {"data": on_disk, "seeds": [0, 3]}, "file.yaml")
+    assert {run.data for run in study.runs()} == {study.data}
 
 
 def test_the_grid_is_the_product_with_seeds_innermost():

@@ -49,7 +49,15 @@ class MiniCandiesConfig(_AnyData):
     n_test_good: PositiveInt = Field(12, description="good test images per category")
     n_test_defect: PositiveInt = Field(24, description="defective test images per category")
     difficulty: float = Field(0.5, ge=0, le=1, description="0 obvious defects, 1 subtle ones")
-    seed: int = Field(0, ge=0, description="seed of the data, not of the training")
+    seed: Annotated[int, Field(ge=0)] | Literal["run"] = Field(
+        "run",
+        description="run: every run draws the data of its own seed; a number: all runs share its data",
+    )
+
+    @property
+    def drawn_seed(self) -> int:
+        """The seed that images are drawn from; apart from any run, that is seed 0."""
+        return 0 if self.seed == "run" else self.seed
 
 
 class FolderConfig(_AnyData):
@@ -81,6 +89,13 @@ class EyecandiesConfig(_AnyData):
 DataConfig = Annotated[
     MiniCandiesConfig | FolderConfig | EyecandiesConfig, Field(discriminator="name")
 ]
+
+
+def data_of_run(data: DataConfig, seed: int) -> DataConfig:
+    """The data of a run with this seed; on disk they are the same for all seeds."""
+    if isinstance(data, MiniCandiesConfig) and data.seed == "run":
+        return data.model_copy(update={"seed": seed})
+    return data
 
 
 ScanOrder = Literal["hilbert", "sweep", "scan", "zorder", "zigzag"]

@@ -25,6 +25,7 @@ from iumad.config.sections import (
     ReconstructionConfig,
     Section,
     TrainingConfig,
+    data_of_run,
 )
 from iumad.config.validation import UniqueKeys, build, nearest
 from iumad.errors import ConfigError
@@ -147,7 +148,7 @@ class StudyConfig(Section):
             modality=modality,
             setting=setting,
             seed=seed,
-            data=self.data,
+            data=data_of_run(self.data, seed),
             features=self.features,
             model=build(model_section(model), model, f"model (or {where}.model)"),
             training=build(TrainingConfig, training, f"training (or {where}.training)"),

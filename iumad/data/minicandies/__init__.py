@@ -114,7 +114,7 @@ class MiniCandies:
         """Hash of the id, the generator's source and everything else that the pixels depend on."""
         self._check(sample_id)
         config = self.config
-        parts = (sample_id, config.seed, config.image_size, config.difficulty, source_hash())
+        parts = (sample_id, config.drawn_seed, config.image_size, config.difficulty, source_hash())
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def _check(self, sample_id: str) -> None:
@@ -129,7 +129,10 @@ class MiniCandies:
         scene, shape, damage, sensor = (
             np.random.default_rng(stream)
             for stream in np.random.SeedSequence(
-                [self.config.seed, *(zlib.crc32(part.encode()) for part in sample_id.split("/"))]
+                [
+                    self.config.drawn_seed,
+                    *(zlib.crc32(part.encode()) for part in sample_id.split("/")),
+                ]
             ).spawn(4)
         )
         difficulty, size = self.config.difficulty, self.config.image_size
@@ -138,7 +141,7 @@ class MiniCandies:
         light = draw_light(scene, variation)
         table_grid = image_grid(size, scene.uniform(-0.15, 0.15, 2), scene.normal(0, 0.05), 1.0)
         # All images of a category show parts of one and the same table top.
-        top = np.random.default_rng([self.config.seed, zlib.crc32(category.encode())])
+        top = np.random.default_rng([self.config.drawn_seed, zlib.crc32(category.encode())])
         table = TABLES[category](table_grid, top)
 
         grid, scale = draw_pose(category, size, shape, variation)
