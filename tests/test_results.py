@@ -12,7 +12,9 @@ from iumad.study.provenance import read_provenance, record_provenance, write_pro
 from iumad.study.results import (
     LOG_SCHEMA,
     ROW_SCHEMA,
+    as_learnt,
     beside_paper,
+    continual_table,
     final_table,
     forgetting_table,
     last_step,
@@ -71,6 +73,24 @@ def test_forgetting_by_hand(rows):
     assert tuple(table.loc[0, list(ROW_SCHEMA.columns)[:7]]) == RUN
 
 
+def test_plasticity_and_transfer_by_hand(rows):
+    table = continual_table(rows).set_index("metric")["value"]
+    assert table["new_i_auroc"] == pytest.approx(0.55)  # c, right after its step
+    # Before the last step were learnt a, 0.8 - 0.9, and b, 0.75 - 0.7; half of their sum.
+    assert table["bwt_i_auroc"] == pytest.approx(-0.025)
+    assert as_learnt(rows).set_index("category")["value"].to_dict() == {
+        "a": 0.9,
+        "b": 0.7,
+        "c": 0.55,
+    }
+    # b is learnt in step 1 at 0.6, and is better after step 2: transfer 0.1, forgetting -0.1.
+    longer = make_rows({0: {"a": 0.9}, 1: {"a": 0.9, "b": 0.6}, 2: {"a": 0.9, "b": 0.7, "c": 0.8}})
+    table = continual_table(longer).set_index("metric")["value"]
+    assert table["new_i_auroc"] == pytest.approx(0.7)
+    assert table["bwt_i_auroc"] == pytest.approx(0.05)
+    assert table["fm_i_auroc"] == pytest.approx(-0.05)
+
+
 def test_one_step_has_no_forgetting():
     assert forgetting_table(make_rows({0: {"a": 0.9}})).empty
 
@@ -93,7 +113,7 @@ def test_runs_are_kept_apart(rows):
     assert last_step(both).groupby("seed")["step"].unique().map(list).to_dict() == {0: [1], 1: [0]}
     final = final_table(both)
     assert final.groupby("seed")["metric"].agg(list).to_dict() == {
-        0: ["i_auroc", "fm_i_auroc"],
+        0: ["i_auroc", "fm_i_auroc", "new_i_auroc", "bwt_i_auroc"],
         1: ["i_auroc"],
     }
 

@@ -1,4 +1,4 @@
-"""Tidy results: schemas, files, means over categories, forgetting, and the paper's numbers.
+"""Tidy results: schemas, files, means over categories, forgetting and plasticity, and the paper's numbers.
 
 One row is one number. Metrics of detection are fractions in [0, 1]; the paper prints percent.
 """
@@ -140,13 +140,25 @@ def step_means(rows: pd.DataFrame) -> pd.DataFrame:
     return means
 
 
-def forgetting_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Forgetting measure (paper Eq. 1) of each run and metric.
+def as_learnt(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of each category right after the step that learnt it, before anything of it could be forgotten."""
+    first = rows.groupby([*RUN_COLUMNS, "category"])["step"].transform("min")
+    return rows[rows["step"] == first]
+
+
+def continual_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """What learning in steps did in each run, per metric: forgetting, plasticity and backward transfer.
+
+    A[s, o] is the metric of category o after step s, L(o) the step that learnt o, and N the last step.
+
+    - ``fm_*``, forgetting (paper Eq. 1): mean of max over s < N of A[s, o] minus A[N, o], for o learnt before N;
+    - ``new_*``, plasticity: mean of A[L(o), o] over the categories of the increments;
+    - ``bwt_*``, backward transfer: mean of A[N, o] minus A[L(o), o] for o learnt before N.
 
     Returns
     -------
     pandas.DataFrame
-        `RUN_COLUMNS`, category ("mean"), metric ("fm_i_auroc", ...), value in the metric's unit.
+        `RUN_COLUMNS`, category ("mean"), metric ("fm_i_auroc", "new_i_auroc", ...), value in the metric's unit.
         A run of a single step (10-0) has no row, because nothing can be forgotten in it. The value is missing
         where the metric is undefined for a category (a test set without defects).
 
@@ -157,18 +169,34 @@ def forgetting_table(rows: pd.DataFrame) -> pd.DataFrame:
     """
     records = []
     for keys, run in rows.groupby([*RUN_COLUMNS, "metric"], sort=False):
-        if run["step"].min() < run["step"].max():
-            # Unlike pivot_table, pivot keeps a category that has no value at all.
+        if run["step"].min() == run["step"].max():
+            continue
+        labels, metric = keys[:-1], keys[-1]
+        if run["value"].isna().any():
+            values = dict.fromkeys(("fm", "new", "bwt"), float("nan"))
+        else:
             scores = run.pivot(index="step", columns="category", values="value")  # noqa: PD010
-            undefined = run["value"].isna().any()
-            value = float("nan") if undefined else forgetting(scores.to_numpy())
-            records.append((*keys[:-1], MEAN, f"fm_{keys[-1]}", value))
+            learnt = scores.bfill().iloc[0]
+            step = scores.notna().idxmax()
+            old = step < scores.index[-1]
+            values = {
+                "fm": forgetting(scores.to_numpy()),
+                "new": float(learnt[step > scores.index[0]].mean()),
+                "bwt": float((scores.iloc[-1] - learnt)[old].mean()),
+            }
+        records += [(*labels, MEAN, f"{name}_{metric}", value) for name, value in values.items()]
     table = pd.DataFrame(records, columns=[*RUN_COLUMNS, "category", "metric", "value"])
     return table.astype({"value": float})  # without records all columns would be objects
 
 
+def forgetting_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows ``fm_*`` of `continual_table`."""
+    table = continual_table(rows)
+    return table[table["metric"].str.startswith("fm_")].reset_index(drop=True)
+
+
 def final_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Summarise each run as the paper's tables do: means after the last step, and forgetting.
+    """Summarise each run: means after the last step as in the paper's tables, and what learning in steps did.
 
     Returns
     -------
@@ -177,7 +205,7 @@ def final_table(rows: pd.DataFrame) -> pd.DataFrame:
     """
     means = step_means(last_step(rows))
     columns = [*RUN_COLUMNS, "category", "metric", "value"]
-    return pd.concat([means[columns], forgetting_table(rows)[columns]], ignore_index=True)
+    return pd.concat([means[columns], continual_table(rows)[columns]], ignore_index=True)
 
 
 def paper_results() -> pd.DataFrame:
