@@ -17,6 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from iumad.config.study import RunConfig, load_params
 from iumad.features.cache import Batch
+from iumad.models.base import InputSpec
 from iumad.models.detector import ReconstructionDetector
 from iumad.study.provenance import peak_memory_mb
 from iumad.training.loop import StepPlan, autocast, make_optimizer
@@ -33,9 +34,8 @@ class Case:
         self.run, self.size = run, batch_size
         channels, grid = CHANNELS[run.features.backbone], run.features.grid
         side = run.data.image_size
-        self.detector = ReconstructionDetector(
-            run.model, run.modalities, channels, grid, side, 10
-        ).to(device)
+        spec = InputSpec(run.modalities, channels, grid, side)
+        self.detector = ReconstructionDetector(run.model, spec, 10).to(device)
         self.optimizer = make_optimizer(
             self.detector, StepPlan.of(run, 0), run.training.weight_decay
         )

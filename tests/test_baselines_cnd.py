@@ -13,7 +13,7 @@ from torch.nn import functional
 from iumad.config.sections import CndConfig, IncrementConfig
 from iumad.errors import ConfigError
 from iumad.features.cache import Batch
-from iumad.models.base import TrainedDetector
+from iumad.models.base import Detector
 from iumad.models.baselines.clip import (
     CONTEXT,
     OpenClipEncoder,
@@ -37,13 +37,12 @@ from iumad.study.runner import run_study
 from iumad.training.increments import Guard, remember
 
 BOTH = ("rgb", "depth")
-SHAPE = (tiny.CHANNELS, tiny.GRID, tiny.SIZE, 3)
 SMALL = {"encoder": "tiny", "layers": (0, 1, 2)}
 
 
 def cnd(modalities=BOTH, **changes):
     torch.manual_seed(0)
-    return Cnd(CndConfig(**(SMALL | changes)), modalities, *SHAPE)
+    return Cnd(CndConfig(**(SMALL | changes)), tiny.spec("+".join(modalities)), 3)
 
 
 def total(detector, batch, generator=None):
@@ -141,7 +140,7 @@ def test_the_tiny_encoder_has_the_interface_and_is_the_same_every_time():
 def test_without_open_clip_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(ConfigError, match=r"open_clip_torch.*iumad\[clip\]"):
-        Cnd(CndConfig(), BOTH, *SHAPE)
+        Cnd(CndConfig(), tiny.spec(), 3)
 
 
 def test_any_failure_of_open_clip_is_one_line(monkeypatch):
@@ -396,6 +395,6 @@ def test_the_frozen_encoder_is_not_remembered(strategy):
 def test_the_preset_builds_the_detector():
     study = tiny.study(methods={"cnd": {"model": SMALL}}, modalities=["rgb+depth"])
     (run,) = study.runs()
-    made = make_detector(run.model, run.modalities, *SHAPE)
-    assert isinstance(made, Cnd) and isinstance(made, TrainedDetector)
+    made = make_detector(run.model, tiny.spec(), 3)
+    assert isinstance(made, Cnd) and isinstance(made, Detector)
     assert run.increment.strategy == "none"

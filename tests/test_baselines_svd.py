@@ -127,8 +127,8 @@ def store():
 
 def trainable(store):
     torch.manual_seed(0)
-    shape = (("rgb",), store.backbone.channels, tiny.GRID, tiny.SIZE, 3)
-    return make_detector(run("cdad-feat", "rgb").model, *shape)
+    spec = tiny.spec("rgb", channels=store.backbone.channels)
+    return make_detector(run("cdad-feat", "rgb").model, spec, 3)
 
 
 def test_memories_are_bases_of_all_layers_and_grow(store):

@@ -15,6 +15,7 @@ from iumad.config.sections import UniMMADConfig, UniMMADLiteConfig
 from iumad.errors import ConfigError
 from iumad.features.backbone import imagenet_classifier
 from iumad.features.cache import Batch
+from iumad.models.base import InputSpec
 from iumad.models.baselines.unimmad import (
     UniMMAD,
     UniMMADLite,
@@ -36,7 +37,12 @@ from iumad.training.loop import fit_step
 
 BOTH = ("rgb", "depth")
 GRID, SIZE = 8, 64  # the smallest
-SHAPE = (tiny.CHANNELS, GRID, SIZE, 3)
+
+
+def spec(modality: str = "rgb+depth", **sizes: int) -> InputSpec:
+    return tiny.spec(modality, **({"grid": GRID, "image_size": SIZE} | sizes))
+
+
 DATA = {"data": {"image_size": SIZE}, "features": {"grid": GRID}}
 
 
@@ -54,12 +60,14 @@ def full(modalities=BOTH, **changes):
     small = {"backbone": "resnet18", "weights": "random"}
     config = UniMMADConfig(width=8, leaders=4, bases=2, sigma=1.0, **(small | changes))
     torch.manual_seed(0)
-    return UniMMAD(config, modalities, *SHAPE)
+    return UniMMAD(config, spec("+".join(modalities)), 3)
 
 
 def lite(modalities=BOTH, **changes):
     torch.manual_seed(0)
-    return UniMMADLite(UniMMADLiteConfig(**({"width": 16} | changes)), modalities, *SHAPE)
+    return UniMMADLite(
+        UniMMADLiteConfig(**({"width": 16} | changes)), spec("+".join(modalities)), 3
+    )
 
 
 SIZES = pytest.mark.parametrize("make", [full, lite])
@@ -247,9 +255,9 @@ def test_wrong_modalities_are_refused(make):
 
 def test_wrong_sizes_are_refused():
     with pytest.raises(ConfigError, match="32 divides, at least 64, got 32"):
-        UniMMAD(UniMMADConfig(), BOTH, 6, 4, 32, 3)
+        UniMMAD(UniMMADConfig(), spec(grid=4, image_size=32), 3)
     with pytest.raises(ConfigError, match="4 divides, at least 8, got 4"):
-        UniMMADLite(UniMMADLiteConfig(), BOTH, 6, 4, 48, 3)
+        UniMMADLite(UniMMADLiteConfig(), spec(grid=4, image_size=48), 3)
     with pytest.raises(ConfigError, match="no model"):
         full(backbone="resnet_of_nobody")
     with pytest.raises(ConfigError, match="strides 4, 8, 16"):
@@ -348,7 +356,7 @@ def test_switches_change_the_result():
 def test_the_full_size_has_the_parameters_that_the_public_code_has():
     """Numbers of the fact sheet; the paper's Table 6 says 233.66 and 192.38 and does not describe its counting."""
     with torch.device("meta"):
-        detector = UniMMAD(UniMMADConfig(weights="random"), BOTH, 272, 14, 256, 10)
+        detector = UniMMAD(UniMMADConfig(weights="random"), spec(grid=14, image_size=256), 10)
     millions = {
         name: sum(p.numel() for p in child.parameters()) / 1e6
         for name, child in detector.named_children()
@@ -371,7 +379,7 @@ def test_presets_build_both_sizes():
     changes = {"training": {"epochs": 1}, "increment": {"epochs": 1}}
     for name, kind in (("unimmad-lite", UniMMADLite), ("unimmad-lite-replay", UniMMADLite)):
         run = tiny.run(name, **changes)
-        assert isinstance(make_detector(run.model, run.modalities, *SHAPE), kind)
+        assert isinstance(make_detector(run.model, spec(run.modality), 3), kind)
     run = tiny.run("unimmad", **changes)
     assert run.model == UniMMADConfig()
     assert run.increment.strategy == "none"
@@ -422,8 +430,8 @@ def test_every_strategy_trains_an_increment(strategy, tmp_path):
     increment = config.increment.model_copy(update={"strategy": strategy})
     config = config.model_copy(update={"increment": increment})
     store = tiny.open_store(config)
-    shape = (config.modalities, store.backbone.channels, GRID, SIZE, 3)
-    detector = make_detector(config.model.model_copy(update={"width": 16}), *shape)
+    model = config.model.model_copy(update={"width": 16})
+    detector = make_detector(model, spec(config.modality, channels=store.backbone.channels), 3)
     first, second = (tiny.train_ids(store, name) for name in tiny.CATEGORIES[:2])
     memory = remember(detector, store, first, increment, {}, 0)
     before = copy.deepcopy(detector.compression.state_dict())

@@ -13,7 +13,7 @@ TOKENS = tiny.GRID**2
 
 def build(image_size: int = tiny.SIZE, grid: int = tiny.GRID, **model) -> ReconstructionDetector:
     config = tiny.run(model=model).model
-    return ReconstructionDetector(config, ("rgb", "depth"), tiny.CHANNELS, grid, image_size, 3)
+    return ReconstructionDetector(config, tiny.spec(grid=grid, image_size=image_size), 3)
 
 
 def test_features_are_standardised_per_channel():

@@ -6,6 +6,7 @@ import torch
 from iumad.config.study import load_params
 from iumad.features.backbone import Backbone
 from iumad.features.cache import Batch
+from iumad.models.base import InputSpec
 from iumad.models.detector import ReconstructionDetector
 from iumad.training.loop import StepPlan, make_optimizer
 
@@ -25,9 +26,8 @@ def full_size(repository, method: str = "ib-iumad", name: str = "mvtec3d"):
 
 def detector_of(run) -> ReconstructionDetector:
     torch.manual_seed(0)
-    return ReconstructionDetector(
-        run.model, run.modalities, 272, run.features.grid, run.data.image_size, 10
-    )
+    spec = InputSpec(run.modalities, 272, run.features.grid, run.data.image_size)
+    return ReconstructionDetector(run.model, spec, 10)
 
 
 def count(module) -> int:

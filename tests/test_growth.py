@@ -10,15 +10,11 @@ from iumad.models.detector import ReconstructionDetector
 from iumad.study.runner import Workplace, run_one
 from iumad.training import checkpoint as growth
 
-GROWING = {"model": tiny.MODEL | {"grow_logits": True}}
-
 
 def detector(n_categories: int, seed: int = 0, **model) -> ReconstructionDetector:
     torch.manual_seed(seed)
     config = ReconstructionConfig(**tiny.MODEL | model)
-    return ReconstructionDetector(
-        config, ("rgb", "depth"), tiny.CHANNELS, tiny.GRID, tiny.SIZE, n_categories
-    ).eval()
+    return ReconstructionDetector(config, tiny.spec(), n_categories).eval()
 
 
 def test_old_rows_are_copied_and_new_ones_stay_as_made():
@@ -70,7 +66,7 @@ def test_what_is_remembered_grows_with_zeros():
 @pytest.mark.parametrize("strategy", ["projection", "ewc"])
 def test_logits_grow_with_every_step(tmp_path, monkeypatch, strategy):
     monkeypatch.setenv("IUMAD_CACHE", str(tmp_path / "cache"))
-    run = tiny.run(**GROWING, settings=["1-1"], increment={"epochs": 1, "strategy": strategy})
+    run = tiny.run(settings=["1-1"], increment={"epochs": 1, "strategy": strategy})
     rows = run_one(run, tmp_path, "cpu")
     assert rows["step"].max() == 2
     workplace = Workplace(run, tmp_path, "cpu")
@@ -82,8 +78,8 @@ def test_logits_grow_with_every_step(tmp_path, monkeypatch, strategy):
 
 def test_a_finished_run_goes_on_with_more_categories(tmp_path, monkeypatch):
     monkeypatch.setenv("IUMAD_CACHE", str(tmp_path / "cache"))
-    two = tiny.run(**GROWING, data={"categories": list(tiny.CATEGORIES[:2])}, settings=["2-0"])
-    three = tiny.run(**GROWING, settings=["2-1"])
+    two = tiny.run(data={"categories": list(tiny.CATEGORIES[:2])}, settings=["2-0"])
+    three = tiny.run(settings=["2-1"])
     run_one(two, tmp_path, "cpu")
     base = Workplace(two, tmp_path, "cpu").folder(0) / "checkpoint.pt"
     written = base.stat().st_mtime_ns
@@ -91,10 +87,3 @@ def test_a_finished_run_goes_on_with_more_categories(tmp_path, monkeypatch):
     assert Workplace(three, tmp_path, "cpu").folder(0) == base.parent
     assert base.stat().st_mtime_ns == written  # the base was not trained again
     assert set(rows.loc[rows["step"] == 1, "category"]) == set(tiny.CATEGORIES)
-
-
-def test_without_growth_the_categories_are_part_of_the_model():
-    two = tiny.run(data={"categories": list(tiny.CATEGORIES[:2])}, settings=["2-0"])
-    three = tiny.run(settings=["2-1"])
-    steps = [tiny.CATEGORIES[:2]]
-    assert two.step_key(steps) != three.step_key(steps)

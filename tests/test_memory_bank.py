@@ -25,9 +25,19 @@ SECOND = [[0.0, 2.0], [1.0, 2.0], [2.0, 2.0], [3.0, 2.0]]  # each 2 from its nea
 TEST = [[0.0, 0.0], [0.0, 5.0], [3.0, -4.0], [1.0, 1.0]]  # distances 0, 3, 4, 1 from both together
 
 
+def new(modality: str = "rgb", **config) -> MemoryBank:
+    spec = tiny.spec(modality, channels=2, grid=2, image_size=2)
+    return MemoryBank(MemoryBankConfig(**config), spec, n_categories=2)
+
+
+def fit(bank: MemoryBank, samples: Batch) -> None:
+    store = tiny.Given(samples)
+    bank.fit(store, store.ids, torch.Generator().manual_seed(0))
+
+
 def fitted(**config) -> MemoryBank:
-    bank = MemoryBank(MemoryBankConfig(**config), ("rgb",), image_size=2)
-    bank.fit(0, batch(FIRST, SECOND), torch.Generator().manual_seed(0))
+    bank = new(**config)
+    fit(bank, batch(FIRST, SECOND))
     return bank
 
 
@@ -46,10 +56,10 @@ def test_more_neighbours_are_averaged():
 
 
 def test_modalities_are_added():
-    bank = MemoryBank(MemoryBankConfig(), ("rgb", "depth"), image_size=tiny.SIZE)
-    alone = [MemoryBank(MemoryBankConfig(), (m,), image_size=tiny.SIZE) for m in ("rgb", "depth")]
+    modalities = ("rgb+depth", "rgb", "depth")
+    bank, *alone = (MemoryBank(MemoryBankConfig(), tiny.spec(m), 3) for m in modalities)
     for each in (bank, *alone):
-        each.fit(0, tiny.batch(size=3), torch.Generator().manual_seed(0))
+        fit(each, tiny.batch(size=6))
     test = tiny.batch(size=1, seed=1)
     maps = [each.anomaly_maps(test) for each in (bank, *alone)]
     torch.testing.assert_close(maps[0], maps[1] + maps[2])
@@ -58,7 +68,7 @@ def test_modalities_are_added():
 
 def test_every_image_is_compared_with_its_own_category():
     bank = fitted()
-    bank.fit(1, batch(TEST, SECOND, category=1), torch.Generator().manual_seed(0))
+    fit(bank, batch(TEST, SECOND, category=1))
     assert bank.anomaly_maps(batch(TEST, category=1)).max() == 0
     assert bank.anomaly_maps(batch(TEST, category=0)).max() > 0
 
@@ -71,7 +81,7 @@ def test_an_unknown_category_is_an_error():
 def test_the_state_is_the_whole_model(tmp_path):
     bank = fitted()
     save_checkpoint(tmp_path / "bank.pt", {"key": {}, "detector": bank.state_dict()})
-    other = MemoryBank(MemoryBankConfig(), ("rgb",), image_size=2)
+    other = new()
     other.load_state_dict(load_checkpoint(tmp_path / "bank.pt", {})["detector"])
     assert torch.equal(other.anomaly_maps(batch(TEST)), bank.anomaly_maps(batch(TEST)))
 
@@ -110,6 +120,6 @@ def test_the_share_of_a_coreset():
 
 def test_a_single_training_image_is_measured_against_itself():
     # there is no second image to give the unit of distance; maps must stay finite
-    bank = MemoryBank(MemoryBankConfig(), ("rgb",), image_size=2)
-    bank.fit(0, batch(FIRST), torch.Generator().manual_seed(0))
+    bank = new()
+    fit(bank, batch(FIRST))
     assert torch.isfinite(bank.anomaly_maps(batch(TEST))).all()

@@ -10,7 +10,6 @@ import torch
 
 from iumad.data import open_dataset
 from iumad.features.cache import FeatureStore
-from iumad.models.detector import ReconstructionDetector
 from iumad.training import loop as optimisation
 from iumad.training.loop import fit_step
 
@@ -25,9 +24,7 @@ def fitted(tmp_path):
         index = dataset.index
         ids = index.loc[index["split"] == "train", "sample_id"].tolist()[:6]
         torch.manual_seed(0)
-        detector = ReconstructionDetector(
-            run.model, run.modalities, store.backbone.channels, tiny.GRID, tiny.SIZE, 3
-        )
+        detector = tiny.trainable(store, run)
         log = fit_step(detector, store, ids, run, 0, {}, tmp_path / "partial.pt")
         return detector, log
 

@@ -10,15 +10,12 @@ from torch import nn
 from iumad.config.study import RunConfig
 from iumad.errors import CheckpointError
 from iumad.features.cache import FeatureStore
-from iumad.training import loop as train
 from iumad.training.checkpoint import load_checkpoint, save_checkpoint
 from iumad.training.increments import remember
 from iumad.training.loop import (
     StepPlan,
     TrainingError,
     epoch_seed,
-    fit_residual_scales,
-    fit_statistics,
     fit_step,
     make_optimizer,
     make_scheduler,
@@ -76,7 +73,7 @@ def test_an_interrupted_step_ends_with_the_same_bits(store, tmp_path, step, chan
     start = tiny.trainable(store, run)
     memory = {}
     if step:
-        fit_statistics(start, store, base_ids(store))
+        start.fit(store, base_ids(store), torch.Generator())
         memory = remember(start, store, base_ids(store), run.increment, {}, 0)
     straight, stopped = copy.deepcopy(start), copy.deepcopy(start)
     log = fit(straight, store, run, tmp_path / "straight.pt", step, memory)
@@ -182,6 +179,7 @@ def test_one_sgd_update_by_hand(store, tmp_path):
         increment={"optimizer": "sgd", "lr": 0.5, "epochs": 1, "strategy": "none"},
     )
     detector = tiny.trainable(store, run)
+    detector.fit(store, base_ids(store), torch.Generator())
     reference = copy.deepcopy(detector)
     (row,) = fit(detector, store, run, tmp_path / "partial.pt", step=1)
     loss = reference.losses(store.batch(tiny.train_ids(store, tiny.CATEGORIES[2])))["fusion"]
@@ -201,8 +199,7 @@ def test_every_epoch_reads_all_samples_once_in_another_order(store, tmp_path, mo
     seen: list[list[str]] = []
     batch = store.batch
     detector = tiny.trainable(store, run)
-    monkeypatch.setattr(train, "fit_statistics", lambda *_: None)
-    monkeypatch.setattr(train, "fit_residual_scales", lambda *_: None)
+    detector.fit(store, base_ids(store), torch.Generator())
     monkeypatch.setattr(store, "batch", lambda ids: seen.append(list(ids)) or batch(ids))
     fit(detector, store, run, tmp_path / "partial.pt")
     assert [len(ids) for ids in seen] == [2, 2, 1] * 3
@@ -217,6 +214,7 @@ def test_replayed_images_join_the_step(store, tmp_path, monkeypatch):
     seen: list[str] = []
     batch = store.batch
     detector = tiny.trainable(store, run)
+    detector.fit(store, base_ids(store), torch.Generator())
     monkeypatch.setattr(store, "batch", lambda ids: seen.extend(ids) or batch(ids))
     fit(detector, store, run, tmp_path / "p.pt", step=1, memory={"replay": replayed})
     assert sorted(seen) == sorted(tiny.train_ids(store, tiny.CATEGORIES[2]) + replayed)
@@ -256,7 +254,7 @@ def test_a_loss_that_is_not_a_number_stops_with_step_epoch_and_samples(
     bad = base_ids(store)[3]
     batch = store.batch
     detector = tiny.trainable(store, run)
-    fit_statistics(detector, store, base_ids(store))
+    detector.fit(store, base_ids(store), torch.Generator())
     before = copy.deepcopy(detector)
 
     def poisoned(ids):
@@ -265,7 +263,6 @@ def test_a_loss_that_is_not_a_number_stops_with_step_epoch_and_samples(
             made.features["rgb"].fill_(math.inf)
         return made
 
-    monkeypatch.setattr(train, "fit_statistics", lambda *_: None)
     monkeypatch.setattr(store, "batch", poisoned)
     with pytest.raises(TrainingError) as caught:
         fit(detector, store, run, tmp_path / "partial.pt")
@@ -346,7 +343,7 @@ def test_the_base_step_and_later_steps_have_their_own_plans():
 def test_statistics_are_those_of_all_tokens_of_the_base_step(store):
     detector = tiny.trainable(store, tiny.run())
     ids = base_ids(store)
-    fit_statistics(detector, store, ids)
+    detector.fit(store, ids, torch.Generator())
     for modality in ("rgb", "depth"):
         features = store.batch(ids).features[modality].double()
         mean = features.mean(dim=(0, 2, 3))
@@ -360,24 +357,25 @@ def test_statistics_are_those_of_all_tokens_of_the_base_step(store):
 def test_features_may_stay_as_they_are(store):
     run = tiny.run(model={"standardise": False})
     detector = tiny.trainable(store, run)
-    fit_statistics(detector, store, base_ids(store))
-    assert torch.equal(detector.mean_rgb, torch.zeros_like(detector.mean_rgb))
-    assert torch.equal(detector.std_rgb, torch.ones_like(detector.std_rgb))
+    detector.fit(store, base_ids(store), torch.Generator())
+    batch = store.batch(base_ids(store))
+    assert torch.equal(detector.standardised(batch, "rgb"), batch.features["rgb"].flatten(2).mT)
 
 
 def test_statistics_are_fitted_in_the_base_step_only(store, tmp_path):
     run = tiny.run("uniad")
     detector = tiny.trainable(store, run)
-    fit(detector, store, run, tmp_path / "p.pt", step=1)
-    assert torch.equal(detector.std_rgb, torch.ones_like(detector.std_rgb))
     fit(detector, store, run, tmp_path / "p.pt", step=0)
-    assert not torch.equal(detector.std_rgb, torch.ones_like(detector.std_rgb))
+    measured = detector.std_rgb.clone()
+    assert not torch.equal(measured, torch.ones_like(measured))
+    fit(detector, store, run, tmp_path / "p.pt", step=1)
+    assert torch.equal(detector.std_rgb, measured)
 
 
 def test_residual_scales_make_the_mean_of_every_targets_map_one(store):
     run = tiny.run(model={"depth_target": True})
     detector, ids = tiny.trainable(store, run).eval(), base_ids(store)
-    fit_residual_scales(detector, store, ids)
+    detector.calibrate(store, ids)
     for modality, residual in detector.residual_maps(store.batch(ids)).items():
         scale = getattr(detector, f"residual_{modality}")
         assert scale != 1

@@ -1,5 +1,6 @@
 """The smallest study that trains: three MiniCandies categories of 32 pixels and random backbone weights."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from iumad.config.study import RunConfig, StudyConfig
 from iumad.data import open_dataset
 from iumad.features.cache import Batch, FeatureStore
+from iumad.models.base import InputSpec
 from iumad.models.detector import ReconstructionDetector
 
 CATEGORIES = ("chocolate", "pretzel", "madeleine")
@@ -77,16 +79,38 @@ def batch(modality: str = "rgb+depth", size: int = 3, seed: int = 0) -> Batch:
     )
 
 
+def spec(modality: str = "rgb+depth", **sizes: int) -> InputSpec:
+    """Sizes of `batch`; each keyword replaces one."""
+    usual = {"channels": CHANNELS, "grid": GRID, "image_size": SIZE}
+    return InputSpec(tuple(modality.split("+")), **usual | sizes)
+
+
 def detector(
     method: str = "ib-iumad", modality: str = "rgb+depth", seed: int = 0, **model
 ) -> ReconstructionDetector:
     """A new detector for batches as `batch` makes them, in evaluation mode."""
     config = run(method, modality, model=model)
     torch.manual_seed(seed)
-    made = ReconstructionDetector(
-        config.model, config.modalities, CHANNELS, GRID, SIZE, len(CATEGORIES)
-    )
-    return made.eval()
+    return ReconstructionDetector(config.model, spec(modality), len(CATEGORIES)).eval()
+
+
+class Given(FeatureStore):
+    """A store of the samples "0", "1", ... of one batch."""
+
+    def __init__(self, samples: Batch) -> None:
+        self.samples, self.device = samples, torch.device("cpu")
+
+    def batch(self, sample_ids: Sequence[str]) -> Batch:
+        """These samples of the batch."""
+        rows = torch.tensor([int(each) for each in sample_ids])
+        features = {m: x[rows] for m, x in self.samples.features.items()}
+        images = {m: x[rows] for m, x in self.samples.images.items()}
+        return Batch(features, images, self.samples.category[rows])
+
+    @property
+    def ids(self) -> list[str]:
+        """All of them."""
+        return [str(i) for i in range(len(self.samples))]
 
 
 def open_store(config: RunConfig) -> FeatureStore:
@@ -104,9 +128,8 @@ def train_ids(store: FeatureStore, *categories: str) -> list[str]:
 def trainable(store: FeatureStore, config: RunConfig, seed: int = 0) -> ReconstructionDetector:
     """A new detector for batches of a store."""
     torch.manual_seed(seed)
-    return ReconstructionDetector(
-        config.model, config.modalities, store.backbone.channels, GRID, SIZE, len(CATEGORIES)
-    )
+    sizes = spec(config.modality, channels=store.backbone.channels)
+    return ReconstructionDetector(config.model, sizes, len(CATEGORIES))
 
 
 def same_tensors(first: dict, second: dict) -> bool:

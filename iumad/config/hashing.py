@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 NEUTRAL: dict[str, dict[str, Any]] = {
-    "model": {"depth_features": "backbone", "lambda_compression": 0.0, "grow_logits": False},
+    "model": {"depth_features": "backbone", "lambda_compression": 0.0},
     "training": {"compile": False},
     "increment": {"svd_threshold": 0.99},
     "perturb": {"redundant": 0.0, "noise_cells": 8, "spurious": 0.0, "where": "increments"},

@@ -327,9 +327,6 @@ class ReconstructionConfig(Section):
     lambda_compression: NonNegative = Field(
         0.0, description="weight of IUF's semantic compression, base step only; IUF: 10"
     )
-    grow_logits: bool = Field(
-        False, description="logits of the categories met so far, more at every step; else of all"
-    )
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "ReconstructionConfig":

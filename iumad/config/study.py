@@ -22,7 +22,6 @@ from iumad.config.sections import (
     MiniCandiesConfig,
     ModelConfig,
     PerturbConfig,
-    ReconstructionConfig,
     Section,
     TrainingConfig,
     data_of_run,
@@ -73,8 +72,8 @@ class RunConfig(Section):
         """Key of the model after `steps`: runs that agree up to there share it.
 
         The base step (one element) does not depend on how increments are trained, so all strategies and all
-        settings with the same base categories start from one base model. With `grow_logits` a model does not
-        depend on categories that come later either, so a run goes on from one that knew fewer.
+        settings with the same base categories start from one base model. A model does not depend on categories
+        that come later either, so a run goes on from one that knew fewer.
         """
         trained = [list(step) for step in steps]
         exclude = {"profile", "method", "setting", "evaluation"}
@@ -83,8 +82,7 @@ class RunConfig(Section):
         if len(trained) == 1 and not self.perturb.reaches(0):
             exclude.add("perturb")
         content = without_neutral(self.model_dump(mode="json", exclude=exclude))
-        if isinstance(self.model, ReconstructionConfig) and self.model.grow_logits:
-            del content["data"]["categories"]
+        del content["data"]["categories"]
         return stable_hash([content, trained])
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Float32
 from iumad.config.sections import EvaluationConfig
 from iumad.evaluation.metrics import aupro, image_auroc, image_scores, or_missing, pixel_auroc
 from iumad.features.cache import FeatureStore
-from iumad.models.registry import Detector
+from iumad.models.base import Detector
 
 
 @torch.no_grad()

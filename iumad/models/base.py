@@ -1,10 +1,12 @@
-"""What all trained methods have in common: features in, loss terms or residual maps out.
+"""What all methods have in common: inputs of a few samples in, anomaly maps out.
 
-Training, increments, evaluation and costs work with any `TrainedDetector`; a method is one module that fills in
-`losses` and `residual_maps`, and a section of the configuration (`iumad.models.registry` joins the two).
+Training, increments, evaluation and costs work with any `Detector`; a method is one module that fills in what it
+has, and a section of the configuration (`iumad.models.registry` joins the two).
 """
 
-from typing import ClassVar
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -12,58 +14,158 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from iumad.errors import ConfigError
-from iumad.features.cache import Batch
+from iumad.features.cache import Batch, FeatureStore
 
-KNOWN = ("rgb", "depth")
+CHUNK = 16  # samples that closed-form statistics read at a time
 
 
-class TrainedDetector(nn.Module):
-    """A detector that is trained by gradient descent, step after step, on frozen features.
-
-    Parameters
-    ----------
-    modalities : ("rgb",), ("depth",) or ("rgb", "depth")
-    channels, grid, image_size : int
-        C and g of the features, side of the images in pixels.
-    targets : tuple of str, optional
-        Keys of the residual maps, modalities as a rule; default: all modalities.
-    standardise : bool
-        Whether the base step measures `mean_*` and `std_*`; else they stay 0 and 1.
+@dataclass(frozen=True)
+class InputSpec:
+    """Sizes of what a detector reads.
 
     Attributes
     ----------
-    reads_features : bool
-        Of the class: whether the method reads the study's features; else it encodes the images itself.
+    modalities : tuple of str
+        Names of the streams in the data set's order, such as ("rgb", "depth"); the first is the main one.
+    channels, grid : int
+        C and g of the features of each modality.
+    image_size : int
+        Side of the images and of the anomaly maps, pixels.
 
     Raises
     ------
     ConfigError
-        The modalities are not one of the three combinations.
+        There is no modality, or one twice.
     """
 
+    modalities: tuple[str, ...]
+    channels: int
+    grid: int
+    image_size: int
+
+    def __post_init__(self) -> None:
+        """Check the modalities."""
+        if not self.modalities or len(set(self.modalities)) < len(self.modalities):
+            raise ConfigError(
+                f"a detector needs one or more different modalities, got {'+'.join(self.modalities)!r}"
+            )
+
+
+class Detector(nn.Module):
+    """A method: it learns from normal images step after step, and scores images.
+
+    What is learnt without gradients is computed by `fit`; a method with `trained` is then also trained on its
+    `losses` (`iumad.training.loop.fit_step`).
+
+    Parameters
+    ----------
+    config : section of the configuration
+        The method's own.
+    spec : InputSpec
+    n_categories : int
+        Categories met so far; a model of the next step is made with more.
+    targets : tuple of str, optional
+        Keys of the residual maps, modalities as a rule; default: all modalities.
+    standardise : bool
+        Whether features are standardised per channel with what `fit` measures.
+
+    Attributes
+    ----------
+    trained : bool
+        Of the class: whether it is trained by gradient descent.
+    reads_features : bool
+        Of the class: whether the method reads the study's features; else it encodes the images itself.
+    needs_category : bool
+        Of the class: whether the category of a test image must be told.
+    """
+
+    trained: ClassVar[bool] = True
     reads_features: ClassVar[bool] = True
+    needs_category: ClassVar[bool] = False
 
     def __init__(
         self,
-        modalities: tuple[str, ...],
-        channels: int,
-        grid: int,
-        image_size: int,
+        config: Any,
+        spec: InputSpec,
+        n_categories: int,
         targets: tuple[str, ...] | None = None,
         standardise: bool = True,
     ) -> None:
         super().__init__()
-        if not modalities or modalities != tuple(m for m in KNOWN if m in modalities):
-            raise ConfigError(
-                f"{type(self).__name__} needs modalities rgb, depth or rgb+depth, got {'+'.join(modalities)!r}"
-            )
-        self.modalities, self.channels = modalities, channels
-        self.grid, self.image_size, self.standardise = grid, image_size, standardise
-        self.targets = modalities if targets is None else targets
-        for modality in modalities:
-            self.register_buffer(f"mean_{modality}", torch.zeros(channels))
-            self.register_buffer(f"std_{modality}", torch.ones(channels))
-            self.register_buffer(f"residual_{modality}", torch.ones(()))
+        self.config, self.spec, self.n_categories = config, spec, n_categories
+        self.modalities, self.channels = spec.modalities, spec.channels
+        self.grid, self.image_size, self.standardise = spec.grid, spec.image_size, standardise
+        self.targets = spec.modalities if targets is None else targets
+        if standardise:
+            self.fitted: Tensor
+            self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
+            for modality in spec.modalities:
+                self.register_buffer(f"mean_{modality}", torch.zeros(spec.channels))
+                self.register_buffer(f"std_{modality}", torch.ones(spec.channels))
+        for target in self.targets:
+            self.register_buffer(f"residual_{target}", torch.ones(()))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the detector's tensors are."""
+        return getattr(self, f"residual_{self.targets[0]}").device
+
+    @torch.no_grad()
+    def fit(
+        self,
+        store: FeatureStore,
+        sample_ids: Sequence[str],
+        generator: torch.Generator,  # noqa: ARG002
+    ) -> None:
+        """What a step's data give without gradients; called once in every step, before training.
+
+        A trained detector measures mean and standard deviation of every feature channel, the first time only, so
+        that later steps share the base step's units.
+
+        Parameters
+        ----------
+        store, sample_ids : the step's training data
+        generator : torch.Generator
+            On the CPU; source of random choices.
+        """
+        if not self.standardise or self.fitted:
+            return
+        sums = {m: torch.zeros(2, self.channels, dtype=torch.float64) for m in self.modalities}
+        for batch in _in_chunks(store, sample_ids):
+            for modality, total in sums.items():
+                features = batch.features[modality].double()
+                total += torch.stack(
+                    [features.mean(dim=(2, 3)), features.square().mean(dim=(2, 3))]
+                ).sum(dim=1)
+        for modality, total in sums.items():
+            mean, square = total / len(sample_ids)
+            getattr(self, f"mean_{modality}").copy_(mean)
+            getattr(self, f"std_{modality}").copy_((square - mean.square()).clamp_min(1e-12).sqrt())
+        self.fitted.fill_(True)
+
+    @torch.no_grad()
+    def calibrate(self, store: FeatureStore, sample_ids: Sequence[str]) -> None:
+        """Mean residual per target over the step's training data: the unit in which targets' maps are added.
+
+        Called after a step was trained.
+        """
+        if len(self.targets) == 1:
+            return
+        sums = dict.fromkeys(self.targets, 0.0)
+        for batch in _in_chunks(store, sample_ids):
+            for target, residual in self.residual_maps(batch.to(self.device)).items():
+                sums[target] += float(residual.mean()) * len(batch) / len(sample_ids)
+        for target, value in sums.items():
+            getattr(self, f"residual_{target}").fill_(value)
+
+    def pretend_fitted(self, images: int) -> None:
+        """Put random values of the right size where `fit` would put data, so that costs can be measured.
+
+        Parameters
+        ----------
+        images : int
+            Training images of each category.
+        """
 
     def losses(
         self, batch: Batch, generator: torch.Generator | None = None, base: bool = False
@@ -88,6 +190,10 @@ class TrainedDetector(nn.Module):
         """What inference computes, and what is counted as its cost: the residual maps."""
         return self.residual_maps(batch)
 
+    def category_logits(self, batch: Batch) -> Float[Tensor, "b y"] | None:  # noqa: ARG002
+        """Logits of the category of every image, one for each category met so far; None: it classifies nothing."""
+        return None
+
     def protected_layers(self) -> dict[str, nn.Module]:
         """Layers whose updates the strategy `projection` damps, by parameter name; none: it cannot be used."""
         return {}
@@ -107,14 +213,16 @@ class TrainedDetector(nn.Module):
         """Called before every epoch, the first being 0; a loss may be annealed by it."""
 
     def standardised(self, batch: Batch, modality: str) -> Float[Tensor, "b n c"]:
-        """Features as tokens, per channel (f - mean) / std with the base step's statistics."""
+        """Features as tokens; if it standardises, per channel (f - mean) / std with the base step's statistics."""
         tokens = batch.features[modality].flatten(2).transpose(1, 2)
+        if not self.standardise:
+            return tokens
         return (tokens - getattr(self, f"mean_{modality}")) / getattr(self, f"std_{modality}")
 
     def token_map(self, batch: Batch) -> Float[Tensor, "b g g"]:
         """One map of all targets: the root mean square of their residual maps.
 
-        Each target's map is first divided by its mean over the step's training data (`residual_*`).
+        Each target's map is first divided by its mean over the step's training data (`calibrate`).
         """
         scaled = [
             x / getattr(self, f"residual_{modality}")
@@ -128,6 +236,11 @@ class TrainedDetector(nn.Module):
         return functional.interpolate(
             self.token_map(batch)[:, None], size, mode="bilinear", align_corners=True
         )[:, 0]
+
+
+def _in_chunks(store: FeatureStore, sample_ids: Sequence[str]) -> Iterator[Batch]:
+    for start in range(0, len(sample_ids), CHUNK):
+        yield store.batch(sample_ids[start : start + CHUNK])
 
 
 def noise_like(

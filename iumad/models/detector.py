@@ -20,7 +20,7 @@ from torch.nn import functional
 from iumad.config.sections import ReconstructionConfig
 from iumad.errors import ConfigError
 from iumad.features.cache import Batch
-from iumad.models.base import TrainedDetector
+from iumad.models.base import Detector, InputSpec
 from iumad.models.compression import SemanticCompression
 from iumad.models.condition import ConditionNetwork
 from iumad.models.fusion import InformationBottleneck, fusion_operator, kl_categorical
@@ -48,15 +48,15 @@ class Output:
     rows: Float[Tensor, "levels b d"]
 
 
-class ReconstructionDetector(TrainedDetector):
+class ReconstructionDetector(Detector):
     """Reconstruct normal features of one or two modalities; what is not reconstructed is anomalous.
 
     Parameters
     ----------
     config : ReconstructionConfig
-    modalities : ("rgb",), ("depth",) or ("rgb", "depth")
-    channels, grid, image_size, n_categories : int
-        C and g of the features, side of the images in pixels, logits (all categories, seen or not).
+    spec : InputSpec
+    n_categories : int
+        Categories met so far: the logits.
 
     Raises
     ------
@@ -67,26 +67,23 @@ class ReconstructionDetector(TrainedDetector):
     def __init__(
         self,
         config: ReconstructionConfig,
-        modalities: tuple[str, ...],
-        channels: int,
-        grid: int,
-        image_size: int,
+        spec: InputSpec,
         n_categories: int,
     ) -> None:
+        modalities = spec.modalities
         targets = modalities if config.depth_target else modalities[:1]
-        super().__init__(modalities, channels, grid, image_size, targets, config.standardise)
-        if config.condition != "none" and image_size % grid:
+        super().__init__(config, spec, n_categories, targets, config.standardise)
+        if config.condition != "none" and spec.image_size % spec.grid:
             raise ConfigError(
-                f"image_size {image_size} must be a multiple of the grid {grid} for condition networks"
+                f"image_size {spec.image_size} must be a multiple of the grid {spec.grid} for condition networks"
             )
-        self.config = config
         dim, n_streams = config.dim, len(modalities)
-        project = [nn.Linear(channels, dim) for _ in range(n_streams)]
+        project = [nn.Linear(spec.channels, dim) for _ in range(n_streams)]
         self.project_in = nn.ModuleList(project)
         self.networks = nn.ModuleDict({modality: self._network() for modality in modalities})
         conditioned = modalities if config.condition != "none" else ()
         self.conditions = nn.ModuleDict(
-            {m: self._condition(image_size // grid, n_categories) for m in conditioned}
+            {m: self._condition(spec.image_size // spec.grid, n_categories) for m in conditioned}
         )
         self.fusion = fusion_operator(config.fusion, dim, config.heads, n_streams)
         width = round(config.bottleneck_width * dim)
@@ -99,7 +96,7 @@ class ReconstructionDetector(TrainedDetector):
         levels = n_streams * (config.layers - 1)
         self.compression = SemanticCompression(dim, levels) if config.lambda_compression else None
         self.project_out = nn.ModuleDict(
-            {modality: nn.Linear(dim, channels) for modality in self.targets}
+            {modality: nn.Linear(dim, spec.channels) for modality in self.targets}
         )
 
     def protected_layers(self) -> dict[str, nn.Module]:
@@ -207,6 +204,14 @@ class ReconstructionDetector(TrainedDetector):
             compression = self.compression(output.rows)
             terms["compression"] = config.lambda_compression * compression
         return terms
+
+    @torch.no_grad()
+    def category_logits(self, batch: Batch) -> Float[Tensor, "b y"] | None:
+        """Log-probabilities: mean over the condition networks' classifiers, else those after the bottleneck."""
+        output = self(batch)
+        if output.logits:
+            return torch.stack([x.log_softmax(dim=1) for x in output.logits.values()]).mean(dim=0)
+        return None if output.filtered_logits is None else output.filtered_logits.log_softmax(dim=1)
 
     @torch.no_grad()
     def residual_maps(self, batch: Batch) -> dict[str, Float[Tensor, "b g g"]]:

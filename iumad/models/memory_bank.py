@@ -4,40 +4,57 @@ A bank keeps patch features of a category's good images; the anomaly of a patch 
 ones. The category of a test image is given, as it is for any per-category model, so nothing can be forgotten.
 """
 
+from collections.abc import Sequence
+from typing import ClassVar
+
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from iumad.config.sections import MemoryBankConfig
 from iumad.errors import CheckpointError
-from iumad.features.cache import Batch
+from iumad.features.cache import Batch, FeatureStore
+from iumad.models.base import Detector, InputSpec
 
 
-class MemoryBank(nn.Module):
+class MemoryBank(Detector):
     """Nearest-neighbour distances to stored patches, per category and modality.
 
     Parameters
     ----------
     config : MemoryBankConfig
-    modalities : tuple of str
-        Their maps are divided by the mean distance between patches of different training images, then added.
-    image_size : int
-        Side of the anomaly maps, pixels.
+    spec : InputSpec
+        Maps of its modalities are divided by the mean distance between patches of different training images, then
+        added.
+    n_categories : int
     """
 
-    def __init__(
-        self, config: MemoryBankConfig, modalities: tuple[str, ...], image_size: int
-    ) -> None:
-        super().__init__()
-        self.config, self.modalities, self.image_size = config, modalities, image_size
+    trained: ClassVar[bool] = False
+    needs_category: ClassVar[bool] = True
+
+    def __init__(self, config: MemoryBankConfig, spec: InputSpec, n_categories: int) -> None:
+        super().__init__(config, spec, n_categories, standardise=False)
         self.banks: dict[str, Float[Tensor, "m c"]] = {}
         self.scales: dict[str, float] = {}
 
-    def fit(self, category: int, batch: Batch, generator: torch.Generator) -> None:
-        """Store the patches of one category's training images (all in `batch`)."""
-        for modality in self.modalities:
-            features = batch.features[modality]
+    @torch.no_grad()
+    def fit(
+        self, store: FeatureStore, sample_ids: Sequence[str], generator: torch.Generator
+    ) -> None:
+        """Store the patches of the step's training images, category by category."""
+        batch = store.batch(sample_ids)
+        for category in batch.category.unique().tolist():
+            mine = batch.category == category
+            features = {m: batch.features[m][mine].to(self.device) for m in self.modalities}
+            self._store(category, features, generator)
+
+    def _store(
+        self,
+        category: int,
+        features_of: dict[str, Float[Tensor, "b c g g"]],
+        generator: torch.Generator,
+    ) -> None:
+        for modality, features in features_of.items():
             patches = _patches(features).flatten(0, 1)
             keep = max(1, round(self.config.coreset * len(patches)))
             bank = (
@@ -52,31 +69,40 @@ class MemoryBank(nn.Module):
             distances = torch.cdist(first.flatten(0, 1), second.flatten(0, 1)).min(dim=1).values
             self.scales[key] = max(float(distances.mean()), 1e-12)
 
-    def anomaly_maps(self, batch: Batch) -> Float[Tensor, "b size size"]:
-        """Distance maps at image size; every image is compared with the bank of its own category."""
-        maps = [self._map(batch, i) for i in range(len(batch))]
-        size = (self.image_size, self.image_size)
-        return functional.interpolate(
-            torch.stack(maps)[:, None], size, mode="bilinear", align_corners=True
-        )[:, 0]
+    def pretend_fitted(self, images: int) -> None:
+        """Random patches for every category."""
+        patches = max(1, round(self.config.coreset * images * self.grid**2))
+        for category in range(self.n_categories):
+            for modality in self.modalities:
+                key = f"{category}:{modality}"
+                self.banks[key] = torch.randn(patches, self.channels, device=self.device)
+                self.scales[key] = 1.0
 
-    def _map(self, batch: Batch, i: int) -> Float[Tensor, "g g"]:
-        total = None
-        for modality in self.modalities:
-            key = f"{int(batch.category[i])}:{modality}"
-            if key not in self.banks:
-                raise CheckpointError(
-                    f"memory bank: category index {int(batch.category[i])} was never trained"
-                )
-            features = batch.features[modality][i : i + 1]
-            distances = torch.cdist(_patches(features)[0], self.banks[key])
-            nearest = distances.topk(
-                min(self.config.neighbours, distances.shape[1]), largest=False
-            ).values.mean(dim=1)
-            scaled = nearest.unflatten(0, features.shape[-2:]) / self.scales[key]
-            total = scaled if total is None else total + scaled
-        assert total is not None
-        return total
+    @torch.no_grad()
+    def residual_maps(self, batch: Batch) -> dict[str, Float[Tensor, "b g g"]]:
+        """Scaled distances; every image is compared with the bank of its own category."""
+        return {
+            modality: torch.stack([self._map(batch, modality, i) for i in range(len(batch))])
+            for modality in self.modalities
+        }
+
+    def token_map(self, batch: Batch) -> Float[Tensor, "b g g"]:
+        """Sum of the modalities' maps."""
+        return torch.stack([*self.residual_maps(batch).values()]).sum(dim=0)
+
+    def _map(self, batch: Batch, modality: str, i: int) -> Float[Tensor, "g g"]:
+        key = f"{int(batch.category[i])}:{modality}"
+        if key not in self.banks:
+            raise CheckpointError(
+                f"memory bank: category index {int(batch.category[i])} was never trained"
+            )
+        features = batch.features[modality][i : i + 1]
+        bank = self.banks[key].to(features)
+        distances = torch.cdist(_patches(features)[0], bank)
+        nearest = distances.topk(
+            min(self.config.neighbours, distances.shape[1]), largest=False
+        ).values.mean(dim=1)
+        return nearest.unflatten(0, features.shape[-2:]) / self.scales[key]
 
     def get_extra_state(self) -> dict[str, dict]:
         """Banks and scales, so that `state_dict` is the whole model."""

@@ -1,7 +1,5 @@
 """Which class is built from which section of the configuration."""
 
-from collections.abc import Callable
-
 from iumad.config.sections import (
     CdadFeatConfig,
     CndConfig,
@@ -13,7 +11,7 @@ from iumad.config.sections import (
     UniMMADConfig,
     UniMMADLiteConfig,
 )
-from iumad.models.base import TrainedDetector
+from iumad.models.base import Detector, InputSpec
 from iumad.models.baselines.cdad_feat import CdadFeat
 from iumad.models.baselines.cnd import Cnd
 from iumad.models.baselines.mambaad import MambaAD
@@ -22,9 +20,7 @@ from iumad.models.baselines.unimmad import UniMMAD, UniMMADLite
 from iumad.models.detector import ReconstructionDetector
 from iumad.models.memory_bank import MemoryBank
 
-Detector = TrainedDetector | MemoryBank
-
-TRAINED: dict[type, Callable[..., TrainedDetector]] = {
+METHODS: dict[type, type[Detector]] = {
     ReconstructionConfig: ReconstructionDetector,
     MambaADConfig: MambaAD,
     SimpleNetConfig: SimpleNet,
@@ -32,13 +28,14 @@ TRAINED: dict[type, Callable[..., TrainedDetector]] = {
     UniMMADConfig: UniMMAD,
     UniMMADLiteConfig: UniMMADLite,
     CndConfig: Cnd,
+    MemoryBankConfig: MemoryBank,
 }
-"""Section -> class, all with the same arguments."""
+"""Section of the configuration -> class."""
 
 
-def reads_features(config: ModelConfig) -> bool:
-    """Whether a model reads the study's features, as banks do too; else it encodes the images itself."""
-    return getattr(TRAINED.get(type(config)), "reads_features", True)
+def method_class(config: ModelConfig) -> type[Detector]:
+    """The class of a method; what it is and needs is known before it is made."""
+    return METHODS[type(config)]
 
 
 def with_random_weights(config: ModelConfig) -> ModelConfig:
@@ -48,23 +45,14 @@ def with_random_weights(config: ModelConfig) -> ModelConfig:
     return config.model_copy(update={"weights": "random"})
 
 
-def make_detector(
-    config: ModelConfig,
-    modalities: tuple[str, ...],
-    channels: int,
-    grid: int,
-    image_size: int,
-    n_categories: int,
-) -> Detector:
+def make_detector(config: ModelConfig, spec: InputSpec, n_categories: int) -> Detector:
     """A new detector, with random weights from torch's global generator.
 
     Parameters
     ----------
     config : section of the configuration; its `kind` decides
-    modalities : ("rgb",), ("depth",) or ("rgb", "depth")
-    channels, grid, image_size, n_categories : int
-        C and g of the features, side of the images in pixels, logits.
+    spec : InputSpec
+    n_categories : int
+        Categories met so far.
     """
-    if isinstance(config, MemoryBankConfig):
-        return MemoryBank(config, modalities, image_size)
-    return TRAINED[type(config)](config, modalities, channels, grid, image_size, n_categories)
+    return method_class(config)(config, spec, n_categories)

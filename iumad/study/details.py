@@ -9,16 +9,15 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from iumad.config.sections import MemoryBankConfig
 from iumad.config.study import RunConfig, StudyConfig
 from iumad.evaluation.details import compare, overwritten
 from iumad.evaluation.evaluate import anomaly_maps
 from iumad.evaluation.metrics import image_auroc, image_scores, or_missing
-from iumad.models.base import TrainedDetector
+from iumad.models.base import Detector
+from iumad.models.registry import method_class
 from iumad.report.style import MARKERS, colours_of, in_style
 from iumad.study.runner import Workplace, score_categories
 from iumad.study.statistics import summarise
-from iumad.training.loop import fit_residual_scales
 
 RUN = ["method", "modality", "setting", "seed"]
 EPOCHS = [*RUN, "epoch", "category", "metric", "value"]
@@ -62,9 +61,9 @@ def watch_epochs(run: RunConfig, folder: str | Path) -> pd.DataFrame:
     ids, index = workplace.training_ids(last), workplace.dataset.index
     records = []
 
-    def look(detector: TrainedDetector, epoch: int) -> None:
+    def look(detector: Detector, epoch: int) -> None:
         seen = copy.deepcopy(detector).eval()
-        fit_residual_scales(seen, workplace.training_store(last), ids)
+        seen.calibrate(workplace.training_store(last), ids)
         for category, test in index[index["split"] == "test"].groupby("category", sort=False):
             maps = anomaly_maps(seen, workplace.store, test["sample_id"].tolist())
             scores = image_scores(maps, config.image_score, config.pool)
@@ -79,7 +78,7 @@ def watch_epochs(run: RunConfig, folder: str | Path) -> pd.DataFrame:
 
 def each_epoch(study: StudyConfig, folder: str | Path) -> pd.DataFrame:
     """`watch_epochs` of every run of a study that has epochs."""
-    runs = [run for run in study.runs() if not isinstance(run.model, MemoryBankConfig)]
+    runs = [run for run in study.runs() if method_class(run.model).trained]
     tables = [watch_epochs(run, folder) for run in runs]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=EPOCHS)
 

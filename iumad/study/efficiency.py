@@ -33,13 +33,11 @@ from iumad.config.study import RunConfig, StudyConfig
 from iumad.errors import ConfigError
 from iumad.features.backbone import Backbone
 from iumad.features.cache import Batch
-from iumad.models.base import TrainedDetector
+from iumad.models.base import Detector, InputSpec
 from iumad.models.device import device_name, pick_device
-from iumad.models.memory_bank import MemoryBank
 from iumad.models.registry import (
-    Detector,
     make_detector,
-    reads_features,
+    method_class,
     with_random_weights,
 )
 from iumad.study import results
@@ -70,21 +68,21 @@ def model_card(run: RunConfig, n_categories: int) -> pd.DataFrame:
     ConfigError
         The run's model has no network.
     """
-    if isinstance(run.model, MemoryBankConfig):
+    if not method_class(run.model).trained:
         raise ConfigError(f"method {run.method!r}: a {run.model.kind} has no parts to count")
     images = dict.fromkeys(run.modalities, torch.rand(1, 3, *(run.data.image_size,) * 2))
     parts: dict[str, nn.Module] = {}
     features: dict[str, Tensor] = {}
     operations, channels = {}, 0
-    if reads_features(run.model):
+    if method_class(run.model).reads_features:
         backbone = Backbone(run.features.model_copy(update={"weights": "random"}))
         with _counter() as counter:
             features = {modality: backbone(x) for modality, x in images.items()}
         parts["backbone"], channels = backbone, backbone.channels
         operations["backbone"] = _total(counter, "Global")
     model = with_random_weights(run.model)
-    shape = (model, run.modalities, channels, run.features.grid, run.data.image_size)
-    detector = make_detector(*shape, n_categories).eval()
+    spec = InputSpec(run.modalities, channels, run.features.grid, run.data.image_size)
+    detector = make_detector(model, spec, n_categories).eval()
     with _counter() as counter, torch.no_grad():
         detector(Batch(features, images, torch.zeros(1, dtype=torch.long)))
     for name, child in detector.named_children():
@@ -108,7 +106,7 @@ def network_run(study: StudyConfig) -> RunConfig:
     ConfigError
         No method has a network.
     """
-    runs = [run for run in study.runs() if not isinstance(run.model, MemoryBankConfig)]
+    runs = [run for run in study.runs() if method_class(run.model).trained]
     if not runs:
         raise ConfigError(f"profile {study.profile!r}: no method has a network")
     method = runs[-1].method
@@ -127,9 +125,8 @@ def gradient_reach(run: RunConfig, n_categories: int) -> pd.DataFrame:
     grid, channels, model = run.features.grid, 8, with_random_weights(run.model)
     if isinstance(model, ReconstructionConfig):
         model = model.model_copy(update={"neighbour_mask": None})
-    shape = (model, run.modalities, channels, grid, run.data.image_size)
-    detector = make_detector(*shape, n_categories).train()
-    assert isinstance(detector, TrainedDetector)
+    spec = InputSpec(run.modalities, channels, grid, run.data.image_size)
+    detector = make_detector(model, spec, n_categories).train()
     generator = torch.Generator().manual_seed(0)
     size = run.data.image_size
     batch = Batch(
@@ -295,7 +292,7 @@ def measure(run: RunConfig, process: int, device: str) -> list[dict[str, Any]]:
 
 def _counted(run: RunConfig, categories: int) -> list[dict[str, Any]]:
     """Parameters and operations of a network; a bank has nothing to count but its backbone."""
-    if isinstance(run.model, MemoryBankConfig):
+    if not method_class(run.model).trained:
         return []
     total = model_card(run, categories).iloc[-1]
     counts = {"parameters (M)": total["parameters"] / 1e6, "operations (10^9)": total["gflops"]}
@@ -310,7 +307,7 @@ def _time(
     grid = run.features.grid * size // run.data.image_size
     torch.manual_seed(0)
     backbone = None
-    if reads_features(run.model):
+    if method_class(run.model).reads_features:
         random = run.features.model_copy(update={"weights": "random", "grid": grid})
         backbone = Backbone(random).to(where)
     channels = backbone.channels if backbone else 0
@@ -335,12 +332,8 @@ def _detector(
         raise ConfigError(f"method {run.method!r}: the time of FPFH is not measured")
     if isinstance(model, ReconstructionConfig) and model.neighbour_mask is not None:
         model = model.model_copy(update={"neighbour_mask": 1})  # fits every grid and costs the same
-    detector = make_detector(model, run.modalities, channels, grid, size, categories)
-    if isinstance(detector, MemoryBank):
-        patches = round(detector.config.coreset * getattr(run.data, "n_train", N_TRAIN) * grid**2)
-        for key in [f"{n}:{modality}" for n in range(categories) for modality in run.modalities]:
-            detector.banks[key] = torch.randn(patches, channels, device=where)
-            detector.scales[key] = 1.0
+    detector = make_detector(model, InputSpec(run.modalities, channels, grid, size), categories)
+    detector.pretend_fitted(getattr(run.data, "n_train", N_TRAIN))
     return detector.to(where).eval()
 
 

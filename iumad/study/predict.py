@@ -15,7 +15,6 @@ from iumad.data.prepare import prepare
 from iumad.data.sample import Sample
 from iumad.errors import CheckpointError, ConfigError, DataError
 from iumad.evaluation.metrics import image_scores
-from iumad.models.memory_bank import MemoryBank
 from iumad.study.runner import Workplace, is_trained
 
 
@@ -94,7 +93,7 @@ def predict_files(
     prepared = prepare(sample, run.data, ("rgb", *run.modalities))
     detector = workplace.detector(step)
     number = _category_number(
-        category, workplace.dataset.categories, needed=isinstance(detector, MemoryBank)
+        category, workplace.dataset.categories, needed=detector.needs_category
     )
     with torch.no_grad():
         batch = workplace.store.assemble([prepared], [number]).to(workplace.device)

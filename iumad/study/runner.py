@@ -25,7 +25,6 @@ from jaxtyping import Float32
 from tqdm import tqdm
 
 from iumad.config.hashing import stable_hash, without_neutral
-from iumad.config.sections import MemoryBankConfig, ReconstructionConfig
 from iumad.config.study import RunConfig, StudyConfig
 from iumad.data import categories_of, open_dataset
 from iumad.data.perturb import PerturbedDataset
@@ -35,10 +34,9 @@ from iumad.evaluation.evaluate import anomaly_maps, evaluate
 from iumad.evaluation.metrics import image_scores
 from iumad.features.cache import FeatureStore
 from iumad.features.fpfh import open_store
-from iumad.models.base import TrainedDetector
+from iumad.models.base import Detector, InputSpec
 from iumad.models.device import device_name, pick_device
-from iumad.models.memory_bank import MemoryBank
-from iumad.models.registry import Detector, make_detector
+from iumad.models.registry import make_detector
 from iumad.study import results
 from iumad.study.load import read_rows, rows_file, step_folder, steps_of, with_run_columns
 from iumad.study.provenance import record_provenance, write_provenance
@@ -115,7 +113,7 @@ class Workplace:
         """The samples that a step is trained on."""
         return self._ids(self.steps[step], "train")
 
-    def retrain(self, step: int, after_epoch: Callable[[TrainedDetector, int], object]) -> None:
+    def retrain(self, step: int, after_epoch: Callable[[Detector, int], object]) -> None:
         """Train a step once more to watch it: the same numbers come out, and nothing is written.
 
         Parameters
@@ -125,7 +123,7 @@ class Workplace:
             See `iumad.training.loop.fit_step`.
         """
         detector = self._new_detector(step).to(self.device)
-        if isinstance(detector, MemoryBank):
+        if not detector.trained:
             raise ConfigError(f"{self._name}: this method has no epochs that could be watched")
         if step:
             load_grown(detector, self.trained(step - 1, "").state_dict())
@@ -154,11 +152,8 @@ class Workplace:
         if previous is not None:
             load_grown(detector, previous.state_dict())
         log: list[train.LogRow] = []
-        if isinstance(detector, MemoryBank):
-            generator = torch.Generator().manual_seed(self.run.seed)
-            for category in tqdm(self.steps[step], desc=title + "bank", unit="category"):
-                number = self.dataset.categories.index(category)
-                detector.fit(number, store.batch(self._ids([category], "train")), generator)
+        if not detector.trained:
+            detector.fit(store, ids, torch.Generator().manual_seed(self.run.seed))
         else:
             memory = self.memory(step - 1) if step else {}
             partial, epochs = folder / "partial.pt", StepPlan.of(self.run, step).epochs
@@ -190,7 +185,6 @@ class Workplace:
         key = self._key(step)
         if not path.exists():
             detector = self.detector(step)
-            assert isinstance(detector, TrainedDetector)
             earlier = self.memory(step - 1) if step else {}
             ids = self._ids(self.steps[step], "train")
             epochs = StepPlan.of(self.run, step).epochs
@@ -203,17 +197,9 @@ class Workplace:
 
     def _new_detector(self, step: int) -> Detector:
         torch.manual_seed(train.epoch_seed(self.run.seed, step, -1))
-        model, data = self.run.model, self.run.data
-        channels = 0 if isinstance(model, MemoryBankConfig) else self.store.backbone.channels
-        grows = isinstance(model, ReconstructionConfig) and model.grow_logits
-        return make_detector(
-            model,
-            self.run.modalities,
-            channels,
-            self.run.features.grid,
-            data.image_size,
-            len(self._seen(step) if grows else self.dataset.categories),
-        )
+        run, channels = self.run, self.store.backbone.channels
+        spec = InputSpec(run.modalities, channels, run.features.grid, run.data.image_size)
+        return make_detector(run.model, spec, len(self._seen(step)))
 
     def _fill(
         self,

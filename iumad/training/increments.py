@@ -37,7 +37,7 @@ from torch.nn import functional
 from iumad.config.sections import IncrementConfig
 from iumad.errors import ConfigError
 from iumad.features.cache import FeatureStore
-from iumad.models.base import TrainedDetector
+from iumad.models.base import Detector
 from iumad.training.checkpoint import with_rows
 
 IMAGES = 256  # of a step that are looked at, at most; evenly spaced
@@ -55,7 +55,7 @@ def linear_layers(network: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
 
 
 def second_moments(
-    detector: TrainedDetector, store: FeatureStore, sample_ids: Sequence[str], seed: int
+    detector: Detector, store: FeatureStore, sample_ids: Sequence[str], seed: int
 ) -> dict[str, Float[Tensor, "d d"]]:
     """S of every layer over a step's training images (float64): inputs while training and while scoring.
 
@@ -130,7 +130,7 @@ Memory = dict[str, Any]
 
 
 def remember(
-    detector: TrainedDetector,
+    detector: Detector,
     store: FeatureStore,
     sample_ids: Sequence[str],
     config: IncrementConfig,
@@ -262,7 +262,7 @@ class Guard:
 
 @torch.no_grad()
 def _gram_matrices(
-    detector: TrainedDetector, store: FeatureStore, sample_ids: Sequence[str]
+    detector: Detector, store: FeatureStore, sample_ids: Sequence[str]
 ) -> dict[str, Float[Tensor, "d d"]]:
     """Second moments of each protected layer's output, averaged over tokens: one row an image (float64)."""
     layers = detector.protected_layers()
@@ -286,7 +286,7 @@ def _gram_matrices(
 
 
 def _squared_gradients(
-    detector: TrainedDetector, store: FeatureStore, sample_ids: Sequence[str], seed: int
+    detector: Detector, store: FeatureStore, sample_ids: Sequence[str], seed: int
 ) -> dict[str, Tensor]:
     """Mean squared gradient of the loss per parameter, one image at a time (empirical Fisher information)."""
     detector.eval()

@@ -5,8 +5,6 @@ checkpoint written after an epoch needs no generator state: training resumed fro
 interrupted.
 
 What moves the weights: optimizer, schedule, precision and compilation, each by its key of the configuration.
-
-Numbers of a detector that are measured on a step's training data rather than learnt.
 """
 
 import hashlib
@@ -23,7 +21,7 @@ from torch import nn
 from iumad.config.study import RunConfig
 from iumad.errors import IumadError
 from iumad.features.cache import FeatureStore
-from iumad.models.base import TrainedDetector
+from iumad.models.base import Detector
 from iumad.models.device import require_compiler
 from iumad.training.checkpoint import load_checkpoint, save_checkpoint
 from iumad.training.increments import Guard, Memory
@@ -86,7 +84,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     return nullcontext()
 
 
-def compile_networks(detector: TrainedDetector) -> None:
+def compile_networks(detector: Detector) -> None:
     """Let torch compile the parts that take the time, in place; weights and their names stay.
 
     Raises
@@ -99,44 +97,6 @@ def compile_networks(detector: TrainedDetector) -> None:
         part.compile()
 
 
-@torch.no_grad()
-def fit_statistics(
-    detector: TrainedDetector, store: FeatureStore, sample_ids: Sequence[str]
-) -> None:
-    """Mean and standard deviation of every feature channel over the base step's training data."""
-    if not detector.standardise:
-        return
-    for modality in detector.modalities:
-        total = total_square = torch.zeros(())
-        count = 0
-        for start in range(0, len(sample_ids), 16):
-            features = store.batch(sample_ids[start : start + 16]).features[modality].double()
-            count += features[:, 0].numel()
-            total = total + features.sum(dim=(0, 2, 3))
-            total_square = total_square + features.square().sum(dim=(0, 2, 3))
-        mean = total / count
-        std = (total_square / count - mean.square()).clamp_min(1e-12).sqrt()
-        getattr(detector, f"mean_{modality}").copy_(mean)
-        getattr(detector, f"std_{modality}").copy_(std)
-
-
-@torch.no_grad()
-def fit_residual_scales(
-    detector: TrainedDetector, store: FeatureStore, sample_ids: Sequence[str]
-) -> None:
-    """Mean residual per target over the step's training data: the unit in which targets' maps are added."""
-    if len(detector.targets) == 1:
-        return
-    device = next(detector.parameters()).device
-    sums = dict.fromkeys(detector.targets, 0.0)
-    for start in range(0, len(sample_ids), 16):
-        ids = sample_ids[start : start + 16]
-        for modality, residual in detector.residual_maps(store.batch(ids).to(device)).items():
-            sums[modality] += float(residual.mean()) * len(ids) / len(sample_ids)
-    for modality, value in sums.items():
-        getattr(detector, f"residual_{modality}").fill_(value)
-
-
 LogRow = dict[str, Any]  # epoch, term, value
 
 
@@ -145,7 +105,7 @@ class TrainingError(IumadError):
 
 
 def fit_step(
-    detector: TrainedDetector,
+    detector: Detector,
     store: FeatureStore,
     sample_ids: Sequence[str],
     run: RunConfig,
@@ -154,7 +114,7 @@ def fit_step(
     partial: Path,
     advance: Callable[[int], object] | None = None,
     save_seconds: float = 60.0,
-    after_epoch: Callable[[TrainedDetector, int], object] | None = None,
+    after_epoch: Callable[[Detector, int], object] | None = None,
 ) -> list[LogRow]:
     """Train `detector` in place on one step's samples.
 
@@ -182,10 +142,9 @@ def fit_step(
         `partial` cannot be read or belongs to another run.
     """
     plan, training = StepPlan.of(run, step), run.training
-    device = next(detector.parameters()).device
-    if step == 0:
-        fit_statistics(detector, store, sample_ids)
-    else:
+    device = detector.device
+    detector.fit(store, sample_ids, torch.Generator().manual_seed(run.seed))
+    if step:
         detector.begin_increment()
     guard = Guard(detector, run.increment, memory)
     samples = [*sample_ids, *guard.replayed]
@@ -257,7 +216,7 @@ def fit_step(
         if after_epoch:
             after_epoch(detector, epoch)
     detector.eval()
-    fit_residual_scales(detector, store, sample_ids)
+    detector.calibrate(store, sample_ids)
     partial.unlink(missing_ok=True)
     return log
 

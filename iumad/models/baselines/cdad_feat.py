@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from iumad.config.sections import CdadFeatConfig
 from iumad.features.cache import Batch
-from iumad.models.base import TrainedDetector, noise_like
+from iumad.models.base import Detector, InputSpec, noise_like
 from iumad.models.reconstruction import EncoderLayer, hide_neighbours
 
 LEVELS = 1000  # noise levels
@@ -102,14 +102,13 @@ class MaskedCondition(nn.Module):
         return tokens.transpose(1, 2).unflatten(2, z.shape[-2:])
 
 
-class CdadFeat(TrainedDetector):
+class CdadFeat(Detector):
     """Denoise the joint features of all modalities; what comes back different is anomalous.
 
     Parameters
     ----------
     config : CdadFeatConfig
-    modalities, channels, grid, image_size
-        See `TrainedDetector`.
+    spec : InputSpec
     n_categories : int
         Not used: nothing is classified.
     """
@@ -117,16 +116,12 @@ class CdadFeat(TrainedDetector):
     def __init__(
         self,
         config: CdadFeatConfig,
-        modalities: tuple[str, ...],
-        channels: int,
-        grid: int,
-        image_size: int,
+        spec: InputSpec,
         n_categories: int,
     ) -> None:
-        super().__init__(modalities, channels, grid, image_size)
-        self.config = config
-        joint = channels * len(modalities)
-        self.condition = MaskedCondition(joint, grid, config)
+        super().__init__(config, spec, n_categories)
+        joint = spec.channels * len(spec.modalities)
+        self.condition = MaskedCondition(joint, spec.grid, config)
         self.denoiser = Denoiser(joint, config.dim, config.blocks)
         beta = torch.linspace(math.sqrt(0.00085), math.sqrt(0.012), LEVELS).square()
         self.signal: Tensor  # abar_t

@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from iumad.config.sections import CndConfig
 from iumad.features.cache import Batch
-from iumad.models.base import TrainedDetector, noise_like
+from iumad.models.base import Detector, InputSpec, noise_like
 from iumad.models.baselines.clip import AttentionBlock, ClipEncoder, make_encoder
 
 
@@ -179,13 +179,12 @@ class Distilled:
     scores: Float[Tensor, "r experts"]
 
 
-class Cnd(TrainedDetector):
+class Cnd(Detector):
     """The detector; increments are plain fine-tuning, the method has nothing for them.
 
     Parameters
     ----------
-    config, modalities, image_size : see `TrainedDetector`
-    channels, grid : C and g of the study's features, which are not used but for the grid of residual maps
+    config, spec : see `Detector`; of the study's features only the grid is used, for residual maps
     n_categories : not used, the prompts are the same for all categories
     encoder : default: the configuration's
 
@@ -200,19 +199,15 @@ class Cnd(TrainedDetector):
     def __init__(
         self,
         config: CndConfig,
-        modalities: tuple[str, ...],
-        channels: int,
-        grid: int,
-        image_size: int,
+        spec: InputSpec,
         n_categories: int,
         encoder: ClipEncoder | None = None,
     ) -> None:
-        super().__init__(modalities, channels, grid, image_size, standardise=False)
-        self.config = config
+        super().__init__(config, spec, n_categories, standardise=False)
         self.constrained = config.warm_up == 0
-        self.encoder = encoder or make_encoder(config, image_size)
+        self.encoder = encoder or make_encoder(config, spec.image_size)
         widths = (self.encoder.width, self.encoder.text_width)
-        self.streams = nn.ModuleDict({m: Stream(config, *widths) for m in modalities})
+        self.streams = nn.ModuleDict({m: Stream(config, *widths) for m in spec.modalities})
         self.register_state_dict_post_hook(_leave_out_encoder)
         self.register_load_state_dict_pre_hook(_keep_encoder)
 

@@ -23,7 +23,7 @@ from torch.nn import functional
 from iumad.config.sections import MambaADConfig
 from iumad.errors import ConfigError
 from iumad.features.cache import Batch
-from iumad.models.base import TrainedDetector
+from iumad.models.base import Detector, InputSpec
 from iumad.models.mamba import EfficientStateSpace
 
 Cell = tuple[int, int]
@@ -227,14 +227,13 @@ class PyramidDecoder(nn.Module):
         return self.project_out(self.decoder(self.bottleneck(features)))
 
 
-class MambaAD(TrainedDetector):
+class MambaAD(Detector):
     """One decoder for each modality; their maps are combined as those of all methods.
 
     Parameters
     ----------
     config : MambaADConfig
-    modalities, channels, grid, image_size
-        See `TrainedDetector`.
+    spec : InputSpec
     n_categories : int
         Not used: MambaAD does not classify.
 
@@ -247,22 +246,18 @@ class MambaAD(TrainedDetector):
     def __init__(
         self,
         config: MambaADConfig,
-        modalities: tuple[str, ...],
-        channels: int,
-        grid: int,
-        image_size: int,
+        spec: InputSpec,
         n_categories: int,
     ) -> None:
-        super().__init__(modalities, channels, grid, image_size)
+        super().__init__(config, spec, n_categories)
         smallest = 2 ** (len(config.depths) - 1) + 1
-        if grid < smallest:
+        if spec.grid < smallest:
             raise ConfigError(
                 f"mambaad: {len(config.depths)} stages (model.depths) need features.grid of at least "
-                f"{smallest}, got {grid}"
+                f"{smallest}, got {spec.grid}"
             )
-        self.config = config
         self.networks = nn.ModuleDict(
-            {modality: PyramidDecoder(channels, grid, config) for modality in modalities}
+            {m: PyramidDecoder(spec.channels, spec.grid, config) for m in spec.modalities}
         )
 
     def _pairs(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:

@@ -13,17 +13,16 @@ from torch.nn import functional
 
 from iumad.config.sections import SimpleNetConfig
 from iumad.features.cache import Batch
-from iumad.models.base import TrainedDetector, noise_like
+from iumad.models.base import Detector, InputSpec, noise_like
 
 
-class SimpleNet(TrainedDetector):
+class SimpleNet(Detector):
     """Adaptor and discriminator on patches; two modalities are joined along channels, so there is one map.
 
     Parameters
     ----------
     config : SimpleNetConfig
-    modalities, channels, grid, image_size
-        See `TrainedDetector`.
+    spec : InputSpec
     n_categories : int
         Not used: SimpleNet does not classify.
     """
@@ -31,15 +30,11 @@ class SimpleNet(TrainedDetector):
     def __init__(
         self,
         config: SimpleNetConfig,
-        modalities: tuple[str, ...],
-        channels: int,
-        grid: int,
-        image_size: int,
+        spec: InputSpec,
         n_categories: int,
     ) -> None:
-        super().__init__(modalities, channels, grid, image_size, targets=modalities[:1])
-        self.config = config
-        width = channels * len(modalities)
+        super().__init__(config, spec, n_categories, targets=spec.modalities[:1])
+        width = spec.channels * len(spec.modalities)
         self.adaptor = nn.Linear(width, width)
         self.hidden = nn.Linear(width, config.hidden)
         self.norm = nn.BatchNorm1d(config.hidden)

@@ -27,7 +27,7 @@ from torch.nn import functional
 from iumad.config.sections import UniMMADConfig, UniMMADLiteConfig
 from iumad.errors import ConfigError
 from iumad.features.cache import Batch
-from iumad.models.base import KNOWN, TrainedDetector
+from iumad.models.base import Detector, InputSpec
 from iumad.models.baselines.unimmad_layers import (
     Compression,
     CrossMixture,
@@ -143,27 +143,24 @@ Levels = list[Float[Tensor, "b _ _ _"]]  # general features, finest first
 Priors = list[Float[Tensor, "modalities b _ _ _"]]
 
 
-class MixtureDetector(TrainedDetector):
+class MixtureDetector(Detector):
     """A detector by decompression; a size of it says what the general features and the priors are.
 
     Parameters
     ----------
-    config, modalities, channels, grid, image_size : see `TrainedDetector`
+    config, spec : see `Detector`
     level_channels : C of every level
     """
 
     def __init__(
         self,
         config: UniMMADConfig | UniMMADLiteConfig,
-        modalities: tuple[str, ...],
-        channels: int,
-        grid: int,
-        image_size: int,
+        spec: InputSpec,
+        n_categories: int,
         level_channels: tuple[int, ...],
     ) -> None:
         lite = isinstance(config, UniMMADLiteConfig)
-        super().__init__(modalities, channels, grid, image_size, standardise=lite)
-        self.config = config
+        super().__init__(config, spec, n_categories, standardise=lite)
         self.progress = 0.0
         numbers = (config.width, config.leaders, config.bases, config.active, config.kernels)
         self.mixtures = nn.ModuleList(CrossMixture(c, *numbers, lite) for c in level_channels)
@@ -274,8 +271,7 @@ class UniMMAD(MixtureDetector):
 
     Parameters
     ----------
-    config, modalities, image_size : see `TrainedDetector`
-    channels, grid : C and g of the study's features, which are not used but for the grid of residual maps
+    config, spec : see `Detector`; of the study's features only the grid is used, for residual maps
     n_categories : not used, the method knows no categories
 
     Raises
@@ -289,20 +285,17 @@ class UniMMAD(MixtureDetector):
     def __init__(
         self,
         config: UniMMADConfig,
-        modalities: tuple[str, ...],
-        channels: int,
-        grid: int,
-        image_size: int,
+        spec: InputSpec,
         n_categories: int,
     ) -> None:
-        if image_size % 32 or image_size < 64:
+        if spec.image_size % 32 or spec.image_size < 64:
             raise ConfigError(
-                f"unimmad needs an image_size that 32 divides, at least 64, got {image_size}"
+                f"unimmad needs an image_size that 32 divides, at least 64, got {spec.image_size}"
             )
         prior = Pyramid(config.backbone, config.weights)
-        super().__init__(config, modalities, channels, grid, image_size, prior.channels)
+        super().__init__(config, spec, n_categories, prior.channels)
         refined = config.prior_refinement
-        self.encoder = GeneralEncoder(prior, config.slots, image_size, refined)
+        self.encoder = GeneralEncoder(prior, config.slots, spec.image_size, refined)
         self.compression = PyramidCompression(prior.channels, config.kernels)
         self.prior = prior.requires_grad_(False)
 
@@ -315,7 +308,7 @@ class UniMMAD(MixtureDetector):
         stacked = torch.cat([self.prior.normalised(x) for x in images.values()])
         with torch.no_grad():
             raw = [x.unflatten(0, (len(images), -1)) for x in self.prior(stacked)]
-        slots = {KNOWN.index(modality): x for modality, x in images.items()}
+        slots = {self.modalities.index(modality): x for modality, x in images.items()}
         general = self.compression(self.encoder(slots, raw))
         return general, [functional.normalize(x, dim=2) for x in raw]
 
@@ -325,7 +318,7 @@ class UniMMADLite(MixtureDetector):
 
     Parameters
     ----------
-    config, modalities, channels, grid, image_size : see `TrainedDetector`
+    config, spec : see `Detector`
     n_categories : not used, the method knows no categories
 
     Raises
@@ -337,22 +330,19 @@ class UniMMADLite(MixtureDetector):
     def __init__(
         self,
         config: UniMMADLiteConfig,
-        modalities: tuple[str, ...],
-        channels: int,
-        grid: int,
-        image_size: int,
+        spec: InputSpec,
         n_categories: int,
     ) -> None:
-        if grid % 4 or grid < 8:
+        if spec.grid % 4 or spec.grid < 8:
             raise ConfigError(
-                f"unimmad-lite needs a features.grid that 4 divides, at least 8, got {grid}"
+                f"unimmad-lite needs a features.grid that 4 divides, at least 8, got {spec.grid}"
             )
-        super().__init__(config, modalities, channels, grid, image_size, (channels,))
+        super().__init__(config, spec, n_categories, (spec.channels,))
         width = config.width
-        self.embedding = nn.Conv2d(len(KNOWN) * channels, width, 1)
+        self.embedding = nn.Conv2d(len(spec.modalities) * spec.channels, width, 1)
         outputs = (2 * width, width)
         self.compression = Compression(width, 1, config.kernels, 4 * width, outputs, blocks=(1, 1))
-        self.project = nn.Conv2d(width, channels, 1, bias=False)
+        self.project = nn.Conv2d(width, spec.channels, 1, bias=False)
 
     def _inputs(self, batch: Batch) -> Mapping[str, Tensor]:
         return batch.features
@@ -364,7 +354,7 @@ class UniMMADLite(MixtureDetector):
             for modality in self.present(batch)
         }
         zeros = torch.zeros_like(next(iter(maps.values())))
-        together = torch.cat([maps.get(modality, zeros) for modality in KNOWN], dim=1)
+        together = torch.cat([maps.get(modality, zeros) for modality in self.modalities], dim=1)
         *_, restored = self.compression([self.embedding(together)])
         general = functional.normalize(self.project(restored), dim=1)
         return [general], [functional.normalize(torch.stack([*maps.values()]), dim=2)]
