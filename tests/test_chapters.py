@@ -16,8 +16,8 @@ from iumad.data import open_dataset
 from iumad.report.book import execute_notebook, failures
 from iumad.study import costs
 from iumad.study.costs import costs_file
-from iumad.study.load import row_files, steps_of
 from iumad.study.results import write_table
+from iumad.study.steps import row_files, steps_of
 
 ROOT = Path(__file__).resolve().parents[1]
 OWN_STUDY = {

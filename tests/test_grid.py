@@ -17,7 +17,8 @@ from iumad.data import categories_of, open_dataset
 from iumad.data.published import EYECANDIES, MVTEC_3D_AD
 from iumad.errors import ConfigError, DataError
 from iumad.study.parallel import default_jobs, plan, run_parallel
-from iumad.study.runner import is_trained, run_study
+from iumad.study.runner import run_study
+from iumad.study.steps import is_trained
 
 
 def test_two_processes_make_the_rows_of_one(tmp_path):

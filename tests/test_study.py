@@ -17,11 +17,12 @@ from iumad.errors import CheckpointError, ConfigError
 from iumad.study import results
 from iumad.study import runner as study
 from iumad.study import runner as workplace
-from iumad.study.load import finished_rows, progress, row_files
+from iumad.study.load import load_rows, progress
 from iumad.study.load import training_log as finished_log
 from iumad.study.parallel import plan
 from iumad.study.provenance import read_provenance
-from iumad.study.runner import CHECKPOINT, Workplace
+from iumad.study.runner import Workplace
+from iumad.study.steps import CHECKPOINT, is_trained, row_files
 from iumad.training import loop as train
 from iumad.training.checkpoint import load_checkpoint
 
@@ -227,7 +228,7 @@ def test_nothing_is_known_before_the_first_run(finished, tmp_path):
     assert seconds is None
     assert table["done"].tolist() == [0, 0, 0]
     assert table["minutes"].isna().all()
-    assert not study.is_trained(one(finished, "iuf"), tmp_path)
+    assert not is_trained(one(finished, "iuf"), tmp_path)
 
 
 # --- several processes, and sudden death --------------------------------------------------------
@@ -352,16 +353,16 @@ def test_joint_training_is_one_step_shared_by_all_settings(tmp_path, trained_ste
     assert trained_steps == [0]
 
 
-def test_finished_rows_are_those_of_the_runs_and_need_all_steps(finished, copied):
-    rows = finished_rows(finished.study, copied)
+def test_load_rows_are_those_of_the_runs_and_need_all_steps(finished, copied):
+    rows = load_rows(finished.study, copied)
     pd.testing.assert_frame_equal(rows, finished.rows)
     assert progress(finished.study, copied)["finished"].all()
     (run,) = finished.study.select(methods=["iuf"]).runs()
     row_files(run, copied, tiny.CATEGORIES)[0].unlink()
-    assert set(finished_rows(finished.study, copied)["method"]) == {"ib-iumad", "memory-bank"}
+    assert set(load_rows(finished.study, copied)["method"]) == {"ib-iumad", "memory-bank"}
     table = progress(finished.study, copied)
     assert table[~table["finished"]]["method"].tolist() == ["iuf"]
 
 
 def test_nothing_finished_is_an_empty_table(finished, tmp_path):
-    assert finished_rows(finished.study, tmp_path).empty
+    assert load_rows(finished.study, tmp_path).empty

@@ -14,7 +14,8 @@ import yaml
 from iumad.config.files import COMMON, COMPARED, MEASURED
 from iumad.config.study import load_params
 from iumad.study.claims import PAPER_CLAIMS
-from iumad.study.load import finished_rows, progress, row_files
+from iumad.study.load import load_rows, progress
+from iumad.study.steps import row_files
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKFLOW = ROOT / "workflow" / "Snakefile"
@@ -111,7 +112,7 @@ def test_two_cores_make_what_is_missing_and_nothing_else(place):
     for name in ("one", "two"):
         study = load_params(place / "params" / f"{name}.yaml")
         assert progress(study, place / "results")["finished"].all()
-    rows = finished_rows(load_params(place / "params" / "two.yaml"), place / "results")
+    rows = load_rows(load_params(place / "params" / "two.yaml"), place / "results")
     assert rows["value"].notna().all()
     assert "Nothing to be done" in snakemake(place, "runs", "--cores", "2")
 

@@ -94,9 +94,10 @@ def evaluate(
     """Show every category's metrics after the last step of finished runs; trains nothing."""
     from iumad.study import results as tables
     from iumad.study import runner as study
+    from iumad.study.steps import is_trained
 
     chosen = _select(load_params(params, assignments=change or []), method, modality, setting, seed)
-    unfinished = [each for each in chosen.runs() if not study.is_trained(each, results)]
+    unfinished = [each for each in chosen.runs() if not is_trained(each, results)]
     if unfinished:
         raise ConfigError(
             f"{results}: not trained yet: {_name(unfinished[0])}; train it with `iumad run {params}`"

@@ -103,17 +103,18 @@ def study_efficiency(
     console.print(f"{len(table)} numbers; notebook 09_efficiency shows them")
 
 
-@study_app.command("tables")
-def study_tables(
-    params: Params,
+@study_app.command("publish")
+def study_publish(
+    params: Annotated[list[Path], typer.Argument(help="params files (YAML) of the studies")],
+    profile: Annotated[str, typer.Option(help="name of the folder of the tables")] = "mini",
     results: Results = Path("results"),
-    out: Annotated[Path, typer.Option(help="folder of the tables")] = Path("build/tables"),
 ) -> None:
-    """Write the rows of the grid's finished runs, and what each run cost, as CSV."""
-    from iumad.report.tables import write_tables
+    """Write the numbers of finished runs into the committed tables, RESULTS/PROFILE."""
+    from iumad.study.publish import publish
 
-    for path in write_tables(load_params(params), results, out):
-        console.print(str(path), highlight=False)
+    counts = publish([load_params(path) for path in params], results, profile)
+    said = ", ".join(f"{count} {what}" for what, count in counts.items())
+    console.print(f"{results / profile}: {said}", highlight=False)
 
 
 @study_app.command("notebook")

@@ -22,8 +22,8 @@ from iumad.config.study import StudyConfig, load_params
 from iumad.config.validation import build
 from iumad.data import categories_of
 from iumad.errors import ConfigError
-from iumad.study.load import steps_of
 from iumad.study.results import write_text
+from iumad.study.steps import steps_of
 
 COMMON = "mini"  # the study of the notebooks that have none of their own
 MEASURED = "efficiency"  # by `iumad study efficiency`; nothing is trained

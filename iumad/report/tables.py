@@ -11,26 +11,24 @@ import pandas as pd
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
-from iumad.config.study import RunConfig, StudyConfig
-from iumad.data import Dataset, categories_of, open_dataset
+from iumad.config.study import StudyConfig
+from iumad.data import Dataset, open_dataset
 from iumad.data.minicandies import MiniCandies
 from iumad.data.prepare import prepare
-from iumad.errors import DataError
 from iumad.evaluation.metrics import image_scores
 from iumad.report.pictures import anomaly_grid
-from iumad.study.costs import read_costs
-from iumad.study.load import finished_rows, step_folder, steps_of
-from iumad.study.provenance import Provenance, read_provenance
-from iumad.study.results import beside_paper, final_table, write_table
+from iumad.study.load import load_provenance
+from iumad.study.results import beside_paper, final_table
 from iumad.study.runner import score_samples
 from iumad.study.statistics import summarise
 
 
 def provenance_table(study: StudyConfig, folder: str | Path) -> pd.DataFrame:
     """What each run of a study cost: finished steps, minutes and the largest memory of them, code."""
+    steps = load_provenance(study, folder)
     records = []
     for run in study.runs():
-        steps = list(_provenance(run, folder).values())
+        own = steps[(steps["run_id"] == run.run_id) & (steps["method"] == run.method)]
         records.append(
             {
                 "method": run.method,
@@ -38,10 +36,10 @@ def provenance_table(study: StudyConfig, folder: str | Path) -> pd.DataFrame:
                 "setting": run.setting,
                 "seed": run.seed,
                 "run": run.run_id,
-                "steps": len(steps),
-                "minutes": sum(step.duration_s for step in steps) / 60,
-                "memory (MB)": max((step.peak_memory_mb or 0 for step in steps), default=None),
-                "code": _distinct(_code(step) for step in steps),
+                "steps": len(own),
+                "minutes": own["seconds"].sum() / 60,
+                "memory (MB)": own["peak_memory_mb"].max(),
+                "code": _distinct(_code(own)),
             }
         )
     return pd.DataFrame(records)
@@ -52,47 +50,20 @@ def environment_table(study: StudyConfig, folder: str | Path) -> pd.DataFrame:
 
     More than one machine or version is named where they differ.
     """
-    found = {path: step for run in study.runs() for path, step in _provenance(run, folder).items()}
-    steps = found.values()
-    hours = sum(step.duration_s for step in steps) / 3600
+    steps = load_provenance(study, folder).drop_duplicates("step_key")
+    hours = steps["seconds"].sum() / 3600
     facts = {
-        "time": f"{hours:.1f} h for {len(steps)} steps" if steps else "",
-        "machine": _distinct(f"{step.cpu}, {step.cores} cores" for step in steps),
-        "device": _distinct(step.device for step in steps),
-        "system": _distinct(step.system for step in steps),
-        "python": _distinct(step.python for step in steps),
+        "time": f"{hours:.1f} h for {len(steps)} steps" if len(steps) else "",
+        "machine": _distinct(
+            steps["cpu"].astype(str) + ", " + steps["cores"].astype(str) + " cores"
+        ),
+        "device": _distinct(steps["device"]),
+        "system": _distinct(steps["system"]),
+        "python": _distinct(steps["python"]),
     }
     for package in ("torch", "timm", "numpy"):
-        facts[package] = _distinct(step.packages[package] for step in steps)
+        facts[package] = _distinct(steps[package])
     return pd.DataFrame(facts.items(), columns=["what", "value"])
-
-
-def write_tables(study: StudyConfig, folder: str | Path, out: Path) -> list[Path]:
-    """Write the rows of a study's finished runs, and what each run cost, to ``<out>/<profile>*.csv``.
-
-    What `iumad study efficiency` measured of its methods comes with them, where it has.
-
-    Raises
-    ------
-    DataError
-        No run of the study is finished.
-    """
-    rows = finished_rows(study, folder)
-    if rows.empty:
-        raise DataError(f"{folder}: no run of the study {study.profile!r} is finished")
-    costs = provenance_table(study, folder)
-    costs = costs[costs["run"].isin(rows["run_id"])]
-    tables = {
-        study.profile: rows.drop(columns=["profile", "run_id"]).round({"value": 6}),
-        f"{study.profile}-runs": costs.round({"minutes": 2, "memory (MB)": 0}),
-    }
-    measured = read_costs(study, folder)
-    if len(measured):
-        tables[f"{study.profile}-costs"] = measured.round({"value": 4})
-    paths = [out / f"{name}.csv" for name in tables]
-    for path, table in zip(paths, tables.values(), strict=True):
-        write_table(table, path)
-    return paths
 
 
 def shown(table: pd.DataFrame, precision: int = 1) -> Styler:
@@ -108,15 +79,9 @@ def linked(table: pd.DataFrame, column: str) -> Styler:
     return shown(table.assign(**{column: anchors}))
 
 
-def _provenance(run: RunConfig, folder: str | Path) -> dict[Path, Provenance]:
-    steps = steps_of(run, categories_of(run.data))
-    ends = range(1, len(steps) + 1)
-    paths = [step_folder(Path(folder), run, steps[:end]) / "provenance.json" for end in ends]
-    return {path: read_provenance(path) for path in paths if path.exists()}
-
-
-def _code(step: Provenance) -> str:
-    return (step.commit or "no checkout")[:10] + (" (modified)" if step.modified else "")
+def _code(steps: pd.DataFrame) -> list[str]:
+    changed = steps["modified"].map({"True": " (modified)"}).fillna("")
+    return (steps["commit"].replace("", "no checkout").str[:10] + changed).tolist()
 
 
 def _distinct(values: Iterable[str]) -> str:

@@ -38,8 +38,9 @@ from iumad.report.explorers import SHOWN_METRICS, picture_address, prepared_samp
 from iumad.report.pictures import MAP_COLOURS
 from iumad.report.style import MARKERS, METRICS, colours_of, in_style
 from iumad.study.provenance import read_provenance
-from iumad.study.runner import Workplace, is_trained, run_one, score_samples
+from iumad.study.runner import Workplace, run_one, score_samples
 from iumad.study.samples import FIELDS
+from iumad.study.steps import is_trained
 
 OUTLINE = (0, 229, 255)
 WHITE = (255, 255, 255)

@@ -27,7 +27,7 @@ from iumad.config.study import StudyConfig, load_params
 from iumad.data import categories_of
 from iumad.report.comparisons import NOT_RUN, SHORT
 from iumad.study.costs import claim_values, read_costs
-from iumad.study.load import finished_rows, progress
+from iumad.study.load import load_rows, progress
 from iumad.study.results import FRACTIONS, MEAN, final_table, paper_results
 from iumad.study.statistics import summarise
 
@@ -472,7 +472,7 @@ def claim_tables(studies: dict[str, StudyConfig], results: str | Path) -> dict[s
             costs = read_costs(study, results)
             tables[name] = claim_values(costs, categories, study.data.image_size)
         else:
-            tables[name] = values_of(finished_rows(study, results))
+            tables[name] = values_of(load_rows(study, results))
     return tables
 
 

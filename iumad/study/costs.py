@@ -7,6 +7,7 @@ import pandas as pd
 
 from iumad.config.hashing import stable_hash
 from iumad.config.study import RunConfig, StudyConfig
+from iumad.study.published import read_published
 
 REPEATS = 5  # batches of one image timed in a process, after one that is not
 COLUMNS = [
@@ -22,11 +23,17 @@ COLUMNS = [
 ]
 
 
+def costs_id(study: StudyConfig) -> str:
+    """Twelve hex digits: the hash of all that decides what a study's methods cost."""
+    left_out = {"profile", "seed"}
+    return stable_hash(
+        [run.model_dump(mode="json", exclude=left_out) for run in runs_to_measure(study)]
+    )
+
+
 def costs_file(study: StudyConfig, folder: str | Path) -> Path:
     """Where the costs of a study's methods lie in a results folder."""
-    left_out: dict = {"profile": True, "seed": True, "increment": {"svd_threshold"}}
-    content = [run.model_dump(mode="json", exclude=left_out) for run in runs_to_measure(study)]
-    return Path(folder) / "efficiency" / f"{stable_hash(content)}.csv"
+    return Path(folder) / "efficiency" / f"{costs_id(study)}.csv"
 
 
 def runs_to_measure(study: StudyConfig) -> list[RunConfig]:
@@ -35,7 +42,7 @@ def runs_to_measure(study: StudyConfig) -> list[RunConfig]:
 
 
 def read_costs(study: StudyConfig, folder: str | Path) -> pd.DataFrame:
-    """What `iumad.study.efficiency.measure_study` wrote; without rows where it has not been run.
+    """What `iumad.study.efficiency.measure_study` wrote, else the published costs; without rows if there are none.
 
     Returns
     -------
@@ -46,7 +53,10 @@ def read_costs(study: StudyConfig, folder: str | Path) -> pd.DataFrame:
         "operations (10^9)" for one image.
     """
     path = costs_file(study, folder)
-    return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=COLUMNS)
+    if path.exists():
+        return pd.read_csv(path)
+    published = read_published(folder).costs
+    return published[published["costs_id"] == costs_id(study)].reindex(columns=COLUMNS)
 
 
 def summary(table: pd.DataFrame, categories: int, image_size: int) -> pd.DataFrame:

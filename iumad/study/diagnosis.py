@@ -17,7 +17,8 @@ from iumad.evaluation.metrics import image_auroc, or_missing
 from iumad.features.cache import Batch
 from iumad.models.detector import Output, ReconstructionDetector
 from iumad.models.fusion import kl_categorical
-from iumad.study.runner import Workplace, is_trained, score_categories
+from iumad.study.runner import Workplace, score_categories
+from iumad.study.steps import is_trained
 from iumad.training.increments import projections
 
 

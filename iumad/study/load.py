@@ -1,73 +1,133 @@
-"""What lies finished in a results folder, read without torch: nothing here trains.
+"""Finished results, read without torch: nothing here trains.
 
-results/steps/<step key>/rows-<hash of the evaluation>.csv
+What was made in this results folder comes first, else the published numbers (`iumad.study.published`) of the same
+run; the column `source` says which: "own" or "published".
 """
 
 from pathlib import Path
 
 import pandas as pd
 
-from iumad.config.hashing import stable_hash
-from iumad.config.setting import parse_setting
 from iumad.config.study import RunConfig, StudyConfig
 from iumad.data import categories_of
-from iumad.study import results
+from iumad.study import results as tables
+from iumad.study.provenance import Provenance, read_provenance
+from iumad.study.published import STEP_COLUMNS, read_published
+from iumad.study.steps import LOG, PROVENANCE, row_files, step_folders, step_keys
 
 RUN_LABELS = ["method", "modality", "setting", "seed"]
+OWN, PUBLISHED = "own", "published"
 
 
-def steps_of(run: RunConfig, categories: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
-    """Categories that each step of a run learns; joint training has one step, whatever the setting."""
-    steps = parse_setting(run.setting, categories)
-    return (categories,) if run.increment.strategy == "joint" else steps
+def load_rows(study: StudyConfig, results: str | Path) -> pd.DataFrame:
+    """Rows of the runs of a study that are finished, of all their steps.
 
+    Parameters
+    ----------
+    study : StudyConfig
+    results : path
+        Results folder; the published tables lie in it too.
 
-def step_folder(folder: Path, run: RunConfig, steps: tuple[tuple[str, ...], ...]) -> Path:
-    """Where the files of the last of these steps lie in a results folder."""
-    return folder / "steps" / run.step_key(steps)
-
-
-def rows_file(step: Path, run: RunConfig) -> Path:
-    """The table of metrics in the folder of a step, as this run evaluates."""
-    return step / f"rows-{stable_hash(run.evaluation.model_dump(mode='json'))}.csv"
-
-
-def row_files(run: RunConfig, folder: Path, categories: tuple[str, ...]) -> list[Path]:
-    """Tables of metrics of a run's steps, finished or not; the last one is written last."""
-    steps = steps_of(run, categories)
-    ends = range(1, len(steps) + 1)
-    return [rows_file(step_folder(folder, run, steps[:end]), run) for end in ends]
-
-
-def finished_rows(study: StudyConfig, folder: str | Path) -> pd.DataFrame:
-    """Rows of the runs of a study that are finished, of all their steps (`iumad.study.results.ROW_SCHEMA`)."""
+    Returns
+    -------
+    DataFrame
+        `iumad.study.results.ROW_SCHEMA` and source.
+    """
     categories = categories_of(study.data)
-    tables = []
+    published = dict(iter(read_published(results).rows.groupby("run_id", sort=False)))
+    found = []
     for run in study.runs():
-        files = row_files(run, Path(folder), categories)
+        files = row_files(run, Path(results), categories)
         if all(file.exists() for file in files):
             steps = [read_rows(file).assign(step=step) for step, file in enumerate(files)]
-            tables.append(with_run_columns(pd.concat(steps, ignore_index=True), run))
-    if not tables:
+            rows, source = pd.concat(steps, ignore_index=True), OWN
+        elif run.run_id in published:
+            rows, source = published[run.run_id], PUBLISHED
+        else:
+            continue
+        found.append(with_run_columns(rows, run).assign(source=source))
+    if not found:
         return no_rows()
-    return results.validate_rows(pd.concat(tables, ignore_index=True)[list(no_rows().columns)])
+    rows = pd.concat(found, ignore_index=True)
+    valid = tables.validate_rows(rows[list(tables.ROW_SCHEMA.columns)])
+    return valid.assign(source=rows["source"])
 
 
-def training_log(study: StudyConfig, folder: str | Path) -> pd.DataFrame:
-    """Loss terms per epoch of the finished steps of a study, as `iumad.study.results.LOG_SCHEMA`."""
+def progress(study: StudyConfig, results: str | Path) -> pd.DataFrame:
+    """All runs of a study: method, modality, setting, seed, finished (own or published), source ("" if not)."""
     categories = categories_of(study.data)
-    tables = []
+    published = set(read_published(results).runs.index)
+    records = []
     for run in study.runs():
-        steps = steps_of(run, categories)
-        for step in range(len(steps)):
-            path = step_folder(Path(folder), run, steps[: step + 1]) / "log.csv"
-            log = read_rows(path) if path.exists() else pd.DataFrame()
+        own = all(file.exists() for file in row_files(run, Path(results), categories))
+        source = OWN if own else PUBLISHED if run.run_id in published else ""
+        records.append((run.method, run.modality, run.setting, run.seed, source != "", source))
+    return pd.DataFrame(records, columns=[*RUN_LABELS, "finished", "source"])
+
+
+def training_log(study: StudyConfig, results: str | Path) -> pd.DataFrame:
+    """Loss terms per epoch of the finished steps of a study: `iumad.study.results.LOG_SCHEMA` and source."""
+    categories = categories_of(study.data)
+    published = dict(iter(read_published(results).log.groupby("step_key", sort=False)))
+    found = []
+    for run in study.runs():
+        for step, folder in enumerate(step_folders(run, Path(results), categories)):
+            path = folder / LOG
+            if path.exists():
+                log, source = read_rows(path), OWN
+            elif folder.name in published:
+                log, source = published[folder.name], PUBLISHED
+            else:
+                continue
             if not log.empty:  # methods without epochs have none
-                tables.append(with_run_columns(log.assign(step=step), run))
-    columns = list(results.LOG_SCHEMA.columns)
-    return (
-        pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
-    )
+                found.append(with_run_columns(log.assign(step=step), run).assign(source=source))
+    columns = [*tables.LOG_SCHEMA.columns, "source"]
+    return pd.concat(found, ignore_index=True)[columns] if found else pd.DataFrame(columns=columns)
+
+
+def load_provenance(study: StudyConfig, results: str | Path) -> pd.DataFrame:
+    """Where the finished steps of a study come from, and what each took.
+
+    Returns
+    -------
+    DataFrame
+        run_id, method, modality, setting, seed, step, the columns of `iumad.study.published.STEP_COLUMNS`, source.
+        A step that several runs share has a line for each of them, with one `step_key`.
+    """
+    categories = categories_of(study.data)
+    published = read_published(results).steps
+    records = []
+    for run in study.runs():
+        labels = {"run_id": run.run_id} | {name: getattr(run, name) for name in RUN_LABELS}
+        for step, key in enumerate(step_keys(run, categories)):
+            path = Path(results) / "steps" / key / PROVENANCE
+            if path.exists():
+                facts, source = step_facts(key, read_provenance(path)), OWN
+            elif key in published.index:
+                facts, source = dict(published.loc[key]), PUBLISHED
+            else:
+                continue
+            records.append({**labels, "step": step, **facts, "source": source})
+    columns = ["run_id", *RUN_LABELS, "step", *STEP_COLUMNS, "source"]
+    return pd.DataFrame(records, columns=columns)
+
+
+def step_facts(key: str, record: Provenance) -> dict[str, object]:
+    """A step's provenance as one line of `iumad.study.published.STEP_COLUMNS`."""
+    return {
+        "step_key": key,
+        "seconds": record.duration_s,
+        "peak_memory_mb": record.peak_memory_mb,
+        "threads": record.threads,
+        "device": record.device,
+        "cpu": record.cpu,
+        "cores": record.cores,
+        "system": record.system,
+        "python": record.python,
+        **{name: record.packages.get(name, "") for name in ("torch", "timm", "numpy")},
+        "commit": record.commit or "",
+        "modified": str(record.modified),
+    }
 
 
 def remaining_error(log: pd.DataFrame, term: str = "fusion") -> pd.DataFrame:
@@ -97,16 +157,6 @@ def remaining_error(log: pd.DataFrame, term: str = "fusion") -> pd.DataFrame:
     return pd.DataFrame(records, columns=columns)
 
 
-def progress(study: StudyConfig, folder: str | Path) -> pd.DataFrame:
-    """All runs of a study: method, modality, setting, seed, and whether the run is finished."""
-    categories = categories_of(study.data)
-    records = []
-    for run in study.runs():
-        done = all(file.exists() for file in row_files(run, Path(folder), categories))
-        records.append((run.method, run.modality, run.setting, run.seed, done))
-    return pd.DataFrame(records, columns=[*RUN_LABELS, "finished"])
-
-
 def with_run_columns(table: pd.DataFrame, run: RunConfig) -> pd.DataFrame:
     """The table with the columns that say which run its rows belong to."""
     return table.assign(
@@ -122,10 +172,15 @@ def with_run_columns(table: pd.DataFrame, run: RunConfig) -> pd.DataFrame:
 
 def no_rows() -> pd.DataFrame:
     """A table of results without rows."""
-    columns = results.ROW_SCHEMA.columns
-    return pd.DataFrame({name: pd.Series(dtype=str(c.dtype)) for name, c in columns.items()})
+    columns = tables.ROW_SCHEMA.columns
+    return pd.DataFrame(
+        {name: pd.Series(dtype=str(c.dtype)) for name, c in columns.items()}
+    ).assign(source="")
 
 
 def read_rows(path: Path) -> pd.DataFrame:
-    """A table of a step; the parser of pandas >= 3.1 reads every float's digits as written."""
-    return pd.read_csv(path)
+    """A table of a step: names stay text, and pandas >= 3.1 reads every float's digits as written."""
+    table = pd.read_csv(
+        path, dtype={"category": str, "metric": str, "term": str}, keep_default_na=False
+    )
+    return table.assign(value=pd.to_numeric(table["value"].replace("", "nan")))

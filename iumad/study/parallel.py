@@ -17,9 +17,9 @@ from iumad.config.study import RunConfig, StudyConfig
 from iumad.data import categories_of
 from iumad.machine import usable_cores
 from iumad.models.device import pick_device
-from iumad.study.load import step_folder, steps_of
 from iumad.study.provenance import read_provenance
-from iumad.study.runner import CHECKPOINT, is_trained, run_one
+from iumad.study.runner import run_one
+from iumad.study.steps import CHECKPOINT, is_trained, step_folder, steps_of
 
 
 def plan(study: StudyConfig, folder: Path) -> tuple[pd.DataFrame, float | None]:

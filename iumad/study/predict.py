@@ -15,7 +15,8 @@ from iumad.data.prepare import prepare
 from iumad.data.sample import Sample
 from iumad.errors import CheckpointError, ConfigError, DataError
 from iumad.evaluation.metrics import image_scores
-from iumad.study.runner import Workplace, is_trained
+from iumad.study.runner import Workplace
+from iumad.study.steps import is_trained
 
 
 @dataclass(frozen=True)

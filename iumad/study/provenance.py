@@ -44,6 +44,7 @@ class Provenance:
     system: str
     cpu: str
     cores: int  # that this process may use
+    threads: int  # of the libraries that compute; the last bits of a result depend on it
     memory_gb: float | None  # of the machine, 10^9 bytes
     device: str  # what the model ran on: "cpu" or the accelerator's name
     started: str  # ISO 8601 with time zone
@@ -52,7 +53,12 @@ class Provenance:
 
 
 def record_provenance(
-    run_id: str, params: dict[str, Any], started: datetime, duration_s: float, device: str = "cpu"
+    run_id: str,
+    params: dict[str, Any],
+    started: datetime,
+    duration_s: float,
+    device: str,
+    threads: int,
 ) -> Provenance:
     """Describe this process, its code and its machine.
 
@@ -68,6 +74,8 @@ def record_provenance(
         Seconds that the run took.
     device : str
         "cpu", or the name of the accelerator.
+    threads : int
+        See `Provenance`.
     """
     commit, modified = _git_state()
     return Provenance(
@@ -80,6 +88,7 @@ def record_provenance(
         system=platform.platform(),
         cpu=_cpu_model(),
         cores=usable_cores(),
+        threads=threads,
         memory_gb=_memory_gb(),
         device=device,
         started=started.astimezone().isoformat(timespec="seconds"),

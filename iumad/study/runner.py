@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from iumad.config.hashing import stable_hash, without_neutral
 from iumad.config.study import RunConfig, StudyConfig
-from iumad.data import categories_of, open_dataset
+from iumad.data import open_dataset
 from iumad.data.perturb import PerturbedDataset
 from iumad.errors import ConfigError
 from iumad.evaluation.details import Scored
@@ -38,14 +38,13 @@ from iumad.models.base import Detector, InputSpec
 from iumad.models.device import device_name, pick_device
 from iumad.models.registry import make_detector
 from iumad.study import results
-from iumad.study.load import read_rows, rows_file, step_folder, steps_of, with_run_columns
+from iumad.study.load import read_rows, with_run_columns
 from iumad.study.provenance import record_provenance, write_provenance
+from iumad.study.steps import CHECKPOINT, LOG, PROVENANCE, rows_file, step_folder, steps_of
 from iumad.training import increments
 from iumad.training import loop as train
 from iumad.training.checkpoint import load_checkpoint, load_grown, save_checkpoint
 from iumad.training.loop import StepPlan
-
-CHECKPOINT = "checkpoint.pt"
 
 
 class Workplace:
@@ -162,9 +161,7 @@ class Workplace:
                 log = train.fit_step(
                     detector, store, ids, self.run, step, memory, partial, bar.update
                 )
-        results.write_table(
-            pd.DataFrame(log, columns=["epoch", "term", "value"]), folder / "log.csv"
-        )
+        results.write_table(pd.DataFrame(log, columns=["epoch", "term", "value"]), folder / LOG)
         seconds = time.monotonic() - clock
         key = self._key(step)
         record = record_provenance(
@@ -173,8 +170,9 @@ class Workplace:
             started,
             seconds,
             device_name(self.device),
+            torch.get_num_threads(),
         )
-        write_provenance(record, folder / "provenance.json")
+        write_provenance(record, folder / PROVENANCE)
         save_checkpoint(folder / CHECKPOINT, {"key": key, "detector": detector.state_dict()})
 
     def memory(self, step: int) -> increments.Memory:
@@ -293,9 +291,3 @@ def score_categories(run: RunConfig, folder: str | Path = RESULTS) -> Iterator[S
         maps = anomaly_maps(detector, workplace.store, ids)
         scores = image_scores(maps, run.evaluation.image_score, run.evaluation.pool)
         yield Scored(category, test, maps, workplace.store.masks(ids), scores)
-
-
-def is_trained(run: RunConfig, folder: str | Path = RESULTS) -> bool:
-    """Whether the model after the run's last step exists."""
-    steps = steps_of(run, categories_of(run.data))
-    return (step_folder(Path(folder), run, steps) / CHECKPOINT).exists()

@@ -27,7 +27,8 @@ from iumad.report.explorers import (
     quantised,
 )
 from iumad.report.style import METRICS
-from iumad.study.runner import Workplace, is_trained, score_categories
+from iumad.study.runner import Workplace, score_categories
+from iumad.study.steps import is_trained
 
 STRENGTHS = {"redundant noise": (0.0, 0.1, 0.2, 0.4), "spurious background": (0.0, 0.25, 0.5, 1.0)}
 FIELDS = {"redundant noise": "redundant", "spurious background": "spurious"}

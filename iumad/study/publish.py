@@ -1,0 +1,82 @@
+"""Write the numbers of finished runs into the committed tables (`iumad.study.published`); needs no torch."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from iumad.config.study import RunConfig, StudyConfig
+from iumad.data import categories_of
+from iumad.errors import DataError
+from iumad.study.costs import costs_id, read_costs
+from iumad.study.load import RUN_LABELS, load_provenance, load_rows, training_log
+from iumad.study.published import STEP_COLUMNS, write_published
+from iumad.study.steps import step_keys
+
+
+def publish(studies: Sequence[StudyConfig], results: Path, profile: str) -> dict[str, int]:
+    """Write all finished runs of some studies to ``<results>/<profile>/``, each once.
+
+    The tables hold exactly the runs of these studies that are finished here, or else published already; what was
+    published and is in none of them is dropped.
+
+    Returns
+    -------
+    dict
+        Number of runs, rows and steps that are published now.
+
+    Raises
+    ------
+    DataError
+        No run is finished, or a step was made by code that is not committed.
+    """
+    rows = pd.concat([load_rows(study, results) for study in studies], ignore_index=True)
+    if rows.empty:
+        raise DataError(
+            f"{results}: no run of {_names(studies)} is finished; `iumad run` makes them"
+        )
+    steps = pd.concat([load_provenance(study, results) for study in studies], ignore_index=True)
+    _require_committed(steps)
+    log = pd.concat([training_log(study, results) for study in studies], ignore_index=True)
+    costs = [(costs_id(study), read_costs(study, results)) for study in studies]
+    runs = {run.run_id: run for study in studies for run in study.runs()}
+    finished = list(dict.fromkeys(rows["run_id"]))
+    table = pd.DataFrame([_run(runs[run_id]) for run_id in finished])
+    keys = steps.drop_duplicates(["run_id", "step"]).set_index(["run_id", "step"])["step_key"]
+    log = log.join(keys, on=["run_id", "step"])
+    row_columns = ["run_id", "step", "category", "metric", "value", "n_good", "n_defect"]
+    unique_rows = rows[row_columns].drop_duplicates(["run_id", "step", "category", "metric"])
+    unique_steps = steps[STEP_COLUMNS].drop_duplicates("step_key")
+    unique_costs = dict(costs)
+    write_published(
+        results / profile,
+        table,
+        unique_rows,
+        unique_steps,
+        log[["step_key", "epoch", "term", "value"]].drop_duplicates(["step_key", "epoch", "term"]),
+        pd.concat([part.assign(costs_id=key) for key, part in unique_costs.items()]),
+    )
+    return {"runs": len(table), "rows": len(unique_rows), "steps": len(unique_steps)}
+
+
+def _run(run: RunConfig) -> dict[str, object]:
+    labels = {name: getattr(run, name) for name in RUN_LABELS}
+    keys = step_keys(run, categories_of(run.data))
+    return {"run_id": run.run_id, "dataset": run.data.name, **labels, "steps": keys}
+
+
+def _require_committed(steps: pd.DataFrame) -> None:
+    """Published numbers can be traced to a commit."""
+    own = steps[steps["source"] == "own"]
+    wrong = own[(own["modified"] != "False") | (own["commit"] == "")]
+    if len(wrong):
+        first = wrong.iloc[0]
+        raise DataError(
+            f"{len(wrong)} steps were made by code that is not committed, first {first['method']} "
+            f"{first['modality']} {first['setting']} seed {first['seed']} step {first['step']} "
+            f"(steps/{first['step_key']}): commit, delete these folders and run them again"
+        )
+
+
+def _names(studies: Sequence[StudyConfig]) -> str:
+    return ", ".join(study.profile for study in studies)

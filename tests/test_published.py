@@ -1,0 +1,113 @@
+"""Published tables: written from finished runs, found again by the identity of a run, own results first."""
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+from pandas.testing import assert_frame_equal
+
+from iumad.errors import DataError
+from iumad.study import load
+from iumad.study.publish import publish
+from iumad.study.published import RUNS, STEPS, read_published, write_published
+from iumad.study.steps import row_files
+
+
+@pytest.fixture
+def committed(monkeypatch):
+    """Steps count as made by committed code, whatever state this checkout is in."""
+    facts = load.step_facts
+    clean = {"commit": "c0ffee", "modified": "False"}
+    monkeypatch.setattr(load, "step_facts", lambda key, record: facts(key, record) | clean)
+
+
+@pytest.fixture
+def clone(finished, tmp_path, committed):
+    """A results folder with nothing but the published tables of the finished study."""
+    results = tmp_path / "made"
+    shutil.copytree(finished.results, results)
+    publish([finished.study], results, "tiny")
+    shutil.copytree(results / "tiny", tmp_path / "clone" / "tiny")
+    return tmp_path / "clone"
+
+
+def test_a_clone_shows_what_was_published(finished, clone):
+    rows = load.load_rows(finished.study, clone)
+    assert set(rows["source"]) == {"published"}
+    order = ["run_id", "step", "category", "metric"]
+    ours, theirs = (table.sort_values(order, ignore_index=True) for table in (rows, finished.rows))
+    assert_frame_equal(ours.drop(columns="source"), theirs, rtol=1e-5)
+    log = load.training_log(finished.study, clone)
+    own = load.training_log(finished.study, finished.results)
+    assert np.allclose(log["value"], own["value"], rtol=1e-3)
+    assert load.progress(finished.study, clone)["finished"].all()
+    steps = load.load_provenance(finished.study, clone)
+    assert (
+        steps["seconds"].tolist()
+        == load.load_provenance(finished.study, finished.results)["seconds"].tolist()
+    )
+
+
+def test_own_results_come_first(finished, clone):
+    shutil.copytree(finished.results / "steps", clone / "steps")
+    first = finished.study.runs()[0]
+    row_files(first, clone, tiny.CATEGORIES)[-1].unlink()
+    source = load.load_rows(finished.study, clone).groupby("method")["source"].first()
+    assert source[first.method] == "published"
+    assert (source.drop(first.method) == "own").all()
+
+
+def test_a_run_is_found_by_what_it_is_not_by_its_name(finished, clone):
+    renamed = tiny.study(profile="other", methods={"another": {"preset": "iuf"}})
+    assert set(load.load_rows(renamed, clone)["method"]) == {"another"}
+    assert load.load_rows(tiny.study(seeds=[7]), clone).empty
+
+
+def test_uncommitted_code_is_not_published(finished, tmp_path):
+    results = tmp_path / "made"
+    shutil.copytree(finished.results, results)
+    path = next(results.glob("steps/*/provenance.json"))
+    for path in results.glob("steps/*/provenance.json"):
+        path.write_text(path.read_text().replace('"modified": false', '"modified": true'))
+    with pytest.raises(DataError, match="not committed"):
+        publish([finished.study], results, "tiny")
+    assert not (results / "tiny").exists()
+
+
+def test_undefined_and_not_measured_are_told_apart(tmp_path):
+    rows = pd.DataFrame(
+        [
+            ("0a", 0, "NA", "i_auroc", np.nan),
+            ("0a", 0, "001", "i_auroc", 0.5),
+            ("0a", 0, "001", "aupro", 0.25),
+        ],
+        columns=["run_id", "step", "category", "metric", "value"],
+    ).assign(n_good=0, n_defect=3)
+    runs = pd.DataFrame([("0a", "own", "m", "rgb", "2-0", 0, ("k",))], columns=[*"rdmasn", "steps"])
+    runs.columns = ["run_id", "dataset", "method", "modality", "setting", "seed", "steps"]
+    nothing = {
+        name: pd.DataFrame(columns=columns)
+        for name, columns in {
+            "steps": ["step_key"],
+            "log": ["step_key", "epoch", "term", "value"],
+            "costs": ["costs_id"],
+        }.items()
+    }
+    write_published(tmp_path / "p", runs, rows, **nothing)
+    (tmp_path / "p" / STEPS).unlink()
+    (tmp_path / "p" / "costs.csv").unlink()
+    back = read_published(tmp_path).rows.sort_values(["category", "metric"], ignore_index=True)
+    assert back["category"].tolist() == ["001", "001", "NA"]
+    assert back["value"].fillna(-1).tolist() == [0.25, 0.5, -1]
+
+
+def test_a_damaged_table_is_named(clone):
+    (clone / "tiny" / "rows.csv.gz").write_bytes(b"not gz")
+    with pytest.raises(DataError, match=r"rows\.csv\.gz.*get it again"):
+        read_published(clone)
+    (clone / "tiny" / "rows.csv.gz").unlink()
+    (clone / "tiny" / RUNS).write_text("a,b\n1,2\n")
+    with pytest.raises(DataError, match="needs the column run_id"):
+        read_published(clone)
