@@ -16,20 +16,13 @@ from iumad.study.steps import row_files
 
 
 @pytest.fixture
-def committed(monkeypatch):
-    """Steps count as made by committed code, whatever state this checkout is in."""
-    facts = load.step_facts
-    clean = {"commit": "c0ffee", "modified": "False"}
-    monkeypatch.setattr(load, "step_facts", lambda key, record: facts(key, record) | clean)
-
-
-@pytest.fixture
-def clone(finished, tmp_path, committed):
+def clone(finished, tmp_path, monkeypatch):
     """A results folder with nothing but the published tables of the finished study."""
-    results = tmp_path / "made"
-    shutil.copytree(finished.results, results)
-    publish([finished.study], results, "tiny")
-    shutil.copytree(results / "tiny", tmp_path / "clone" / "tiny")
+    facts, clean = load.step_facts, {"commit": "c0ffee", "modified": "False"}
+    monkeypatch.setattr(load, "step_facts", lambda key, record: facts(key, record) | clean)
+    shutil.copytree(finished.results, tmp_path / "made")
+    publish([finished.study], tmp_path / "made", "tiny")
+    shutil.copytree(tmp_path / "made" / "tiny", tmp_path / "clone" / "tiny")
     return tmp_path / "clone"
 
 
@@ -59,7 +52,7 @@ def test_own_results_come_first(finished, clone):
     assert (source.drop(first.method) == "own").all()
 
 
-def test_a_run_is_found_by_what_it_is_not_by_its_name(finished, clone):
+def test_a_run_is_found_by_what_it_is_not_by_its_name(clone):
     renamed = tiny.study(profile="other", methods={"another": {"preset": "iuf"}})
     assert set(load.load_rows(renamed, clone)["method"]) == {"another"}
     assert load.load_rows(tiny.study(seeds=[7]), clone).empty
@@ -68,7 +61,6 @@ def test_a_run_is_found_by_what_it_is_not_by_its_name(finished, clone):
 def test_uncommitted_code_is_not_published(finished, tmp_path):
     results = tmp_path / "made"
     shutil.copytree(finished.results, results)
-    path = next(results.glob("steps/*/provenance.json"))
     for path in results.glob("steps/*/provenance.json"):
         path.write_text(path.read_text().replace('"modified": false', '"modified": true'))
     with pytest.raises(DataError, match="not committed"):
@@ -109,5 +101,5 @@ def test_a_damaged_table_is_named(clone):
         read_published(clone)
     (clone / "tiny" / "rows.csv.gz").unlink()
     (clone / "tiny" / RUNS).write_text("a,b\n1,2\n")
-    with pytest.raises(DataError, match="needs the column run_id"):
+    with pytest.raises(DataError, match="lacks the column run_id"):
         read_published(clone)

@@ -220,7 +220,7 @@ def test_beside_paper_names_a_missing_column():
 
 def test_provenance_survives_a_file(tmp_path):
     started = datetime(2024, 5, 1, 12, tzinfo=UTC)
-    record = record_provenance("0123", {"seed": 0}, started, duration_s=2.5)
+    record = record_provenance("0123", {"seed": 0}, started, 2.5, "cpu", threads=1)
     write_provenance(record, tmp_path / "provenance.json")
     assert read_provenance(tmp_path / "provenance.json") == record
     assert datetime.fromisoformat(record.started) == started

@@ -138,20 +138,19 @@ def _read_all(files: tuple[tuple[Path, int, int], ...]) -> Published:
 
 
 def _read(path: Path) -> pd.DataFrame:
+    types = _TYPES.get(path.name, {})
     try:
         content = path.read_bytes()
         text = gzip.decompress(content) if path.suffix == ".gz" else content
         table = pd.read_csv(io.BytesIO(text), dtype=str, keep_default_na=False)
-        table = table.astype(_TYPES.get(path.name, {}))
+        lacks = [column for column in _COLUMNS[path.name] if column not in table]
+        if lacks:
+            raise ValueError(f"it lacks the column {lacks[0]}")
+        table = table.astype(types)
     except (OSError, EOFError, ValueError) as error:
         raise DataError(
             f"{path}: cannot be read as a published table: {error}; get it again with git"
         ) from error
-    lacks = [column for column in _COLUMNS[path.name] if column not in table]
-    if lacks:
-        raise DataError(
-            f"{path}: a published table needs the column {lacks[0]}, it has {list(table)}"
-        )
     return _PARSE.get(path.name, lambda table: table)(table)
 
 
