@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from iumad.config.study import RunConfig, StudyConfig
+from iumad.config.schema import RunConfig, StudyConfig
 from iumad.data import Dataset, Sample, open_dataset
 from iumad.data.export import export_mvtec3d
 from iumad.data.prepare import prepare

@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from iumad.config.study import RunConfig, load_params
+from iumad.config.files import load_params
+from iumad.config.schema import RunConfig
 from iumad.features.cache import Batch
 from iumad.models.base import InputSpec
 from iumad.models.detector import ReconstructionDetector

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional
 
-from iumad.config.sections import CndConfig, IncrementConfig
+from iumad.config.methods import CndConfig
+from iumad.config.sections import IncrementConfig
 from iumad.errors import ConfigError
 from iumad.features.cache import Batch
 from iumad.models.base import Detector

@@ -7,7 +7,8 @@ import pytest
 import tiny
 import torch
 
-from iumad.config.study import StudyConfig, load_params
+from iumad.config.files import load_params
+from iumad.config.schema import StudyConfig
 from iumad.config.validation import build
 from iumad.errors import ConfigError
 from iumad.features.cache import Batch

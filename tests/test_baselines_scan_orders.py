@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from iumad.config.sections import MambaADConfig
+from iumad.config.methods import MambaADConfig
 from iumad.models.baselines.mambaad import (
     CURVES,
     CurveStateSpace,

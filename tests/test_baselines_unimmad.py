@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional
 
-from iumad.config.sections import UniMMADConfig, UniMMADLiteConfig
+from iumad.config.methods import UniMMADConfig, UniMMADLiteConfig
 from iumad.errors import ConfigError
 from iumad.features.backbone import imagenet_classifier
 from iumad.features.cache import Batch

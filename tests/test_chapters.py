@@ -1,6 +1,7 @@
 """The comparison notebooks: they show what is finished, say what is not run, and type no result."""
 
 import re
+import shutil
 from pathlib import Path
 
 import nbformat
@@ -10,8 +11,8 @@ import papermill
 import pytest
 import tiny
 
-from iumad.config.files import derive_studies
-from iumad.config.study import StudyConfig, load_params
+from iumad.config.files import load_params
+from iumad.config.schema import StudyConfig
 from iumad.data import open_dataset
 from iumad.report.book import execute_notebook, failures
 from iumad.study import costs
@@ -135,8 +136,9 @@ def test_the_paper_s_grid_is_shown_without_its_data(name, tmp_path):
     (tmp_path / "notebooks").mkdir()
     notebook = tmp_path / "notebooks" / f"{name}.ipynb"
     notebook.write_text((ROOT / "notebooks" / notebook.name).read_text())
-    derive_studies(ROOT / "params" / "mvtec3d.yaml", tmp_path / "params")
-    page = execute_notebook(notebook, tmp_path / "params" / "mini.yaml", tmp_path / "out")
+    shutil.copytree(ROOT / "params", tmp_path / "params")
+    params = tmp_path / "params" / "mvtec3d" / "settings.yaml"
+    page = execute_notebook(notebook, params, tmp_path / "out")
     assert not failures(page)
     assert "not run" in page.read_text() or "not measured" in page.read_text()
 

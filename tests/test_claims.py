@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from iumad.config.study import load_params
+from iumad.config.files import load_params
 from iumad.data import open_dataset
 from iumad.study.claims import (
     CREDIT,

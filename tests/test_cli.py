@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from iumad import cli
 from iumad.cli import output as cli_output
-from iumad.config.study import StudyConfig
+from iumad.config.schema import StudyConfig
 from iumad.data import open_dataset
 from iumad.features.cache import default_cache
 from iumad.study.costs import COLUMNS, costs_file
@@ -218,14 +218,14 @@ def check_refusal(result: tuple[int, str, str], parts: list[str]) -> None:
     [
         (None, ["params.yaml: cannot be read"]),
         ("training: {epoch: 3}", ["params.yaml", "'training.epoch', did you mean 'epochs'?"]),
-        ("training: [1", ["params.yaml: cannot be read as a params file"]),
+        ("training: [1", ["params.yaml: not valid YAML"]),
         ("just text", ["mapping of keys to values, got str"]),
         ("methods: {iuuf: {}}", ["'iuuf'", "did you mean 'iuf'?"]),
         ("features: {grid: -1}", ["features.grid", "given: -1"]),
         ("data: {name: mvtec3d, root: nowhere/data}", ["nowhere/data"]),
         ("data: {name: minicandies, categories: [cooky]}", ["'cooky'", "'cookie'"]),
         ("settings: ['6-3']", ["setting 6-3 does not fit 10 categories"]),
-        ("settings: [six-one]", ["setting must look like"]),
+        ("settings: [six-one]", ["settings: must look like"]),
         ("model: {neighbour_mask: 31}", ["neighbour_mask 31 hides every token"]),
         ("features: {backbone: vgg99}", ["timm has no model 'vgg99'"]),
     ],

@@ -14,7 +14,8 @@ import yaml
 from test_corruption import DAMAGES, damage
 
 from iumad import cli
-from iumad.config.study import StudyConfig, load_params
+from iumad.config.files import load_params
+from iumad.config.schema import StudyConfig
 from iumad.data import open_dataset
 from iumad.data.check import check_dataset
 from iumad.data.depth import training_range

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from iumad.config.study import StudyConfig
+from iumad.config.schema import StudyConfig
 from iumad.report import comparisons
 from iumad.report import figures as figures_study
 from iumad.report import text as conclusions

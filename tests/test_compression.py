@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iumad.config.sections import ReconstructionConfig
+from iumad.config.methods import ReconstructionConfig
 from iumad.models.compression import SemanticCompression, small_singular_values
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from iumad.config.study import load_params
+from iumad.config.files import load_params
 from iumad.features.backbone import Backbone
 from iumad.features.cache import Batch
 from iumad.models.base import InputSpec

@@ -8,7 +8,7 @@ import pytest
 import tiny
 import torch
 
-from iumad.config.sections import MemoryBankConfig
+from iumad.config.methods import MemoryBankConfig
 from iumad.data import open_dataset
 from iumad.errors import ConfigError
 from iumad.features import fpfh as geometry

@@ -11,8 +11,8 @@ import pytest
 import tiny
 import trees
 
+from iumad.config.files import load_params
 from iumad.config.sections import EyecandiesConfig, FolderConfig
-from iumad.config.study import load_params
 from iumad.data import categories_of, open_dataset
 from iumad.data.published import EYECANDIES, MVTEC_3D_AD
 from iumad.errors import ConfigError, DataError

@@ -4,7 +4,7 @@ import pytest
 import tiny
 import torch
 
-from iumad.config.sections import ReconstructionConfig
+from iumad.config.methods import ReconstructionConfig
 from iumad.errors import CheckpointError
 from iumad.models.detector import ReconstructionDetector
 from iumad.study.runner import Workplace, run_one

@@ -2,7 +2,7 @@ import pytest
 import tiny
 import torch
 
-from iumad.config.sections import MemoryBankConfig
+from iumad.config.methods import MemoryBankConfig
 from iumad.errors import CheckpointError
 from iumad.features.cache import Batch
 from iumad.models.memory_bank import MemoryBank, greedy_coreset

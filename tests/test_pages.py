@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from iumad.config.study import StudyConfig
+from iumad.config.schema import StudyConfig
 from iumad.data import open_dataset
 from iumad.report import tables as pages
 from iumad.study.results import ROW_SCHEMA

@@ -7,7 +7,7 @@ import tiny
 import trees
 from PIL import Image
 
-from iumad.config.study import RunConfig
+from iumad.config.schema import RunConfig
 from iumad.data import open_dataset
 from iumad.errors import CheckpointError, ConfigError, DataError
 from iumad.evaluation.metrics import image_scores

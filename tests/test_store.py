@@ -10,7 +10,7 @@ import torch
 import trees
 from PIL import Image
 
-from iumad.config.study import RunConfig
+from iumad.config.schema import RunConfig
 from iumad.data import open_dataset
 from iumad.data.prepare import Prepared, prepare
 from iumad.data.sample import Sample

@@ -12,7 +12,8 @@ import pytest
 import tiny
 import torch
 
-from iumad.config.study import RunConfig, load_params
+from iumad.config.files import load_params
+from iumad.config.schema import RunConfig
 from iumad.errors import CheckpointError, ConfigError
 from iumad.study import results
 from iumad.study import runner as study
@@ -238,7 +239,7 @@ import os, signal, sys, time
 from pathlib import Path
 
 from iumad.training import loop as train
-from iumad.config.study import load_params
+from iumad.config.files import load_params
 from iumad.study.runner import run_study
 
 params, folder = sys.argv[1], Path(sys.argv[2])

@@ -7,7 +7,7 @@ import tiny
 import torch
 from torch import nn
 
-from iumad.config.study import RunConfig
+from iumad.config.schema import RunConfig
 from iumad.errors import CheckpointError
 from iumad.features.cache import FeatureStore
 from iumad.training.checkpoint import load_checkpoint, save_checkpoint

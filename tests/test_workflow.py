@@ -11,8 +11,7 @@ import pytest
 import tiny
 import yaml
 
-from iumad.config.files import COMMON, COMPARED, MEASURED
-from iumad.config.study import load_params
+from iumad.config.files import COMMON, COMPARED, MEASURED, load_params
 from iumad.study.claims import PAPER_CLAIMS
 from iumad.study.load import load_rows, progress
 from iumad.study.steps import row_files

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from iumad.config.study import RunConfig, StudyConfig
+from iumad.config.schema import RunConfig, StudyConfig
 from iumad.data import open_dataset
 from iumad.features.cache import Batch, FeatureStore
 from iumad.models.base import InputSpec

@@ -13,7 +13,8 @@ from rich.console import Console
 from iumad.cli.data import data_app
 from iumad.cli.output import console, escaped, print_table
 from iumad.cli.study import cache_app, run_and_print, show_model, study_app
-from iumad.config.study import RunConfig, StudyConfig, load_params
+from iumad.config.files import load_params
+from iumad.config.schema import RunConfig, StudyConfig
 from iumad.errors import ConfigError, IumadError
 
 app = typer.Typer(

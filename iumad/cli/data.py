@@ -8,9 +8,9 @@ import typer
 from tqdm import tqdm
 
 from iumad.cli.output import console, print_table
+from iumad.config.files import load_params
 from iumad.config.sections import MiniCandiesConfig
-from iumad.config.setting import parse_setting
-from iumad.config.study import load_params
+from iumad.config.settings import parse_setting
 from iumad.config.validation import build
 from iumad.errors import DataError
 

@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 
 from iumad.cli.output import console, print_summary, print_table
-from iumad.config.study import StudyConfig, load_params
+from iumad.config.files import load_params
+from iumad.config.schema import StudyConfig
 from iumad.errors import ConfigError
 
 study_app = typer.Typer(no_args_is_help=True, help="Grids of runs described by a params file.")
@@ -72,24 +73,6 @@ def study_plan(params: Params, results: Results = Path("results")) -> None:
     console.print(
         f"{len(table)} runs, {int((table['done'] == table['steps']).sum())} finished; time left: {estimate}"
     )
-
-
-@study_app.command("derive")
-def study_derive(
-    params: Params,
-    out: Annotated[Path, typer.Option(help="folder of the new params files")],
-    change: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", help="change one key: KEY=VALUE, e.g. data.root=my/folder (repeatable)"
-        ),
-    ] = None,
-) -> None:
-    """Write the studies of all pages with the data, sizes and training of a params file."""
-    from iumad.config.files import derive_studies
-
-    for path in derive_studies(params, out, change or []):
-        console.print(f"{path}: {len(load_params(path).runs())} runs", highlight=False)
 
 
 @study_app.command("efficiency")

@@ -4,7 +4,6 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from iumad.errors import ConfigError
@@ -25,18 +24,6 @@ def build(section: type[Model], content: Mapping[str, Any], where: str) -> Model
     except ValidationError as error:
         clauses = [_explain(section, item) for item in error.errors(include_url=False)]
         raise ConfigError(f"{where}: " + "; ".join(clauses)) from error
-
-
-class UniqueKeys(yaml.SafeLoader):
-    """YAML without mappings that name a key twice, of which it would keep the last in silence."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """A mapping with every key once."""
-        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
-        twice = [key for place, key in enumerate(keys) if key in keys[:place]]
-        if twice:
-            raise yaml.YAMLError(f"key {twice[0]!r} is given twice, {node.start_mark}".strip())
-        return super().construct_mapping(node, deep)
 
 
 def nearest(word: str, names: Iterable[str]) -> str:

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from iumad.config.schema import RunConfig
 from iumad.config.sections import EyecandiesConfig, FolderConfig, MiniCandiesConfig
-from iumad.config.study import RunConfig
 from iumad.data.parallel import in_order
 from iumad.data.prepare import Prepared, prepare
 from iumad.data.sample import Dataset

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32
 
-from iumad.config.sections import MemoryBankConfig
-from iumad.config.study import RunConfig
+from iumad.config.methods import MemoryBankConfig
+from iumad.config.schema import RunConfig
 from iumad.data.depth import valid_mask
 from iumad.data.prepare import Prepared
 from iumad.data.sample import Dataset

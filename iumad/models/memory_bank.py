@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from iumad.config.sections import MemoryBankConfig
+from iumad.config.methods import MemoryBankConfig
 from iumad.errors import CheckpointError
 from iumad.features.cache import Batch, FeatureStore
 from iumad.models.base import Detector, InputSpec

@@ -1,6 +1,6 @@
 """Which class is built from which section of the configuration."""
 
-from iumad.config.sections import (
+from iumad.config.methods import (
     CdadFeatConfig,
     CndConfig,
     MambaADConfig,

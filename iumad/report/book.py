@@ -22,10 +22,10 @@ import papermill
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
-from iumad.config.files import notebook_parameters, seen_from
-from iumad.config.study import load_params
+from iumad.config.files import load_params
 from iumad.errors import IumadError
 from iumad.machine import usable_cores
+from iumad.report.notebooks import notebook_parameters, seen_from
 
 LOG_LINES = 25  # of the builder's log shown when it fails
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
-from iumad.config.study import StudyConfig
+from iumad.config.schema import StudyConfig
 from iumad.study.results import (
     FRACTIONS,
     MEAN,

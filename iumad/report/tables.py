@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
-from iumad.config.study import StudyConfig
+from iumad.config.schema import StudyConfig
 from iumad.data import Dataset, open_dataset
 from iumad.data.minicandies import MiniCandies
 from iumad.data.prepare import prepare

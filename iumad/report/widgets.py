@@ -27,8 +27,8 @@ from PIL import Image
 from pydantic import ValidationError
 from scipy import ndimage
 
+from iumad.config.schema import RunConfig, StudyConfig
 from iumad.config.sections import PerturbConfig
-from iumad.config.study import RunConfig, StudyConfig
 from iumad.data import open_dataset
 from iumad.data.perturb import PerturbedDataset
 from iumad.data.sample import Dataset

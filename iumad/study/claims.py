@@ -23,7 +23,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from iumad.config.study import StudyConfig, load_params
+from iumad.config.files import load_params
+from iumad.config.schema import StudyConfig
 from iumad.data import categories_of
 from iumad.report.comparisons import NOT_RUN, SHORT
 from iumad.study.costs import claim_values, read_costs

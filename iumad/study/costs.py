@@ -5,8 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from iumad.config.hashing import stable_hash
-from iumad.config.study import RunConfig, StudyConfig
+from iumad.config.schema import RunConfig, StudyConfig, stable_hash
 from iumad.study.published import read_published
 
 REPEATS = 5  # batches of one image timed in a process, after one that is not

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from iumad.config.study import RunConfig, StudyConfig
+from iumad.config.schema import RunConfig, StudyConfig
 from iumad.evaluation.details import compare, overwritten
 from iumad.evaluation.evaluate import anomaly_maps
 from iumad.evaluation.metrics import image_auroc, image_scores, or_missing

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from iumad.config.study import RunConfig, StudyConfig
+from iumad.config.schema import RunConfig, StudyConfig
 from iumad.evaluation.metrics import image_auroc, or_missing
 from iumad.features.cache import Batch
 from iumad.models.detector import Output, ReconstructionDetector

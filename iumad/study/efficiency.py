@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from iumad.config.sections import MemoryBankConfig, ReconstructionConfig
-from iumad.config.study import RunConfig, StudyConfig
+from iumad.config.methods import MemoryBankConfig, ReconstructionConfig
+from iumad.config.schema import RunConfig, StudyConfig
 from iumad.errors import ConfigError
 from iumad.features.backbone import Backbone
 from iumad.features.cache import Batch

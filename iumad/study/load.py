@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from iumad.config.study import RunConfig, StudyConfig
+from iumad.config.schema import RunConfig, StudyConfig
 from iumad.data import categories_of
 from iumad.study import results as tables
 from iumad.study.provenance import Provenance, read_provenance

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from iumad.config.study import RunConfig, StudyConfig
+from iumad.config.schema import RunConfig, StudyConfig
 from iumad.data import categories_of
 from iumad.machine import usable_cores
 from iumad.models.device import pick_device

@@ -9,7 +9,7 @@ from jaxtyping import Float32, UInt8
 from matplotlib import colormaps
 from PIL import Image
 
-from iumad.config.study import RunConfig
+from iumad.config.schema import RunConfig
 from iumad.data.images import read_depth, read_header, read_rgb, read_xyz, require_same_size
 from iumad.data.prepare import prepare
 from iumad.data.sample import Sample

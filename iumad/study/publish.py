@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from iumad.config.study import RunConfig, StudyConfig
+from iumad.config.schema import RunConfig, StudyConfig
 from iumad.data import categories_of
 from iumad.errors import DataError
 from iumad.study.costs import costs_id, read_costs

@@ -24,8 +24,7 @@ from filelock import FileLock
 from jaxtyping import Float32
 from tqdm import tqdm
 
-from iumad.config.hashing import stable_hash, without_neutral
-from iumad.config.study import RunConfig, StudyConfig
+from iumad.config.schema import RunConfig, StudyConfig, stable_hash
 from iumad.data import open_dataset
 from iumad.data.perturb import PerturbedDataset
 from iumad.errors import ConfigError
@@ -178,7 +177,7 @@ class Workplace:
     def memory(self, step: int) -> increments.Memory:
         """What is remembered after a step; gathered once from that step's model and data."""
         config = self.run.increment
-        content = without_neutral({"increment": config.model_dump(mode="json")})["increment"]
+        content = config.model_dump(mode="json")
         path = self.folder(step) / f"memory-{stable_hash([content, self.run.seed])}.pt"
         key = self._key(step)
         if not path.exists():

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from iumad.config.schema import RunConfig, StudyConfig
 from iumad.config.sections import PerturbConfig
-from iumad.config.study import RunConfig, StudyConfig
 from iumad.data import open_dataset
 from iumad.data.perturb import PerturbedDataset
 from iumad.data.sample import Dataset

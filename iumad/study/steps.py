@@ -8,9 +8,8 @@ A step key covers all that decides the model after that step, so runs share what
 
 from pathlib import Path
 
-from iumad.config.hashing import stable_hash
-from iumad.config.setting import parse_setting
-from iumad.config.study import RunConfig
+from iumad.config.schema import RunConfig, stable_hash
+from iumad.config.settings import parse_setting
 from iumad.data import categories_of
 
 CHECKPOINT = "checkpoint.pt"

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from iumad.config.study import RunConfig
+from iumad.config.schema import RunConfig
 from iumad.errors import IumadError
 from iumad.features.cache import FeatureStore
 from iumad.models.base import Detector

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from iumad.config.sections import CdadFeatConfig
+from iumad.config.methods import CdadFeatConfig
 from iumad.features.cache import Batch
 from iumad.models.base import Detector, InputSpec, noise_like
 from iumad.models.reconstruction import EncoderLayer, hide_neighbours

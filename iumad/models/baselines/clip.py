@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from iumad.config.sections import CndConfig
+from iumad.config.methods import CndConfig
 from iumad.errors import ConfigError
 from iumad.models.reconstruction import Attention
 

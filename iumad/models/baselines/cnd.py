@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from iumad.config.sections import CndConfig
+from iumad.config.methods import CndConfig
 from iumad.features.cache import Batch
 from iumad.models.base import Detector, InputSpec, noise_like
 from iumad.models.baselines.clip import AttentionBlock, ClipEncoder, make_encoder

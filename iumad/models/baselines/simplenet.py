@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from iumad.config.sections import SimpleNetConfig
+from iumad.config.methods import SimpleNetConfig
 from iumad.features.cache import Batch
 from iumad.models.base import Detector, InputSpec, noise_like
 

@@ -1,0 +1,281 @@
+"""A params file is a `StudyConfig`, a grid of runs; each combination of its axes is one `RunConfig`.
+
+Two runs with the same `run_id` are the same experiment: the profile's name and the method's label are not part of
+it.
+"""
+
+import hashlib
+import json
+import re
+import unicodedata
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator, model_validator
+
+from iumad.config.methods import PRESETS, MethodConfig, Modality, ModelConfig, model_section
+from iumad.config.sections import (
+    DataConfig,
+    EvaluationConfig,
+    FeaturesConfig,
+    IncrementConfig,
+    MiniCandiesConfig,
+    PerturbConfig,
+    Section,
+    TrainingConfig,
+    data_of_run,
+)
+from iumad.config.settings import SETTING_PATTERN
+from iumad.config.validation import build, nearest
+from iumad.errors import ConfigError
+
+SECTIONS = ("data", "features", "model", "training", "increment", "evaluation")
+AXES = ("methods", "modalities", "settings", "seeds")  # of a study's grid
+MAX_SEED = 2**31 - 1
+MAX_NAME = 80  # letters of a name that becomes part of a path or a label
+ACTS_WITH = {"ewc_weight": "ewc", "replay_images": "replay", "svd_threshold": "svd"}
+"""Keys of `increment` that act with one strategy only."""
+
+
+def stable_hash(content: Any) -> str:
+    """Twelve hex digits of the SHA-256 of the content's canonical JSON."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+class RunConfig(Section):
+    """One experiment: one method, modality, setting and seed."""
+
+    profile: str
+    method: str
+    modality: Modality
+    setting: str
+    seed: int
+    data: DataConfig
+    features: FeaturesConfig
+    model: ModelConfig
+    training: TrainingConfig
+    increment: IncrementConfig
+    evaluation: EvaluationConfig
+    perturb: PerturbConfig = PerturbConfig()
+
+    @model_validator(mode="after")
+    def _strategy_fits(self) -> "RunConfig":
+        has_layers = self.model.kind in ("reconstruction", "memory-bank")  # a bank trains nothing
+        if self.increment.strategy == "projection" and not has_layers:
+            raise ConfigError(
+                f"method {self.method!r}: increment.strategy projection protects layers of reconstruction "
+                f"methods, a {self.model.kind} has none; use none, svd, ewc or replay"
+            )
+        return self
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The streams of the model: ('rgb',), ('depth',) or ('rgb', 'depth')."""
+        return tuple(self.modality.split("+"))
+
+    @property
+    def run_id(self) -> str:
+        """Twelve hex digits: the hash of everything but the profile and the method's label."""
+        return stable_hash(self.model_dump(mode="json", exclude={"profile", "method"}))
+
+    def step_key(self, steps: Iterable[tuple[str, ...]]) -> str:
+        """Key of the model after `steps`: runs that agree up to there share it.
+
+        The base step (one element) does not depend on how increments are trained, so all strategies and all
+        settings with the same base categories start from one base model. A model does not depend on categories
+        that come later either, so a run goes on from one that knew fewer.
+        """
+        trained = [list(step) for step in steps]
+        exclude = {"profile", "method", "setting", "evaluation"}
+        if len(trained) == 1:
+            exclude.add("increment")
+        if len(trained) == 1 and not self.perturb.reaches(0):
+            exclude.add("perturb")
+        content = self.model_dump(mode="json", exclude=exclude)
+        del content["data"]["categories"]
+        return stable_hash([content, trained])
+
+
+class StudyConfig(Section):
+    """A grid of runs: methods x modalities x settings x seeds on one data set."""
+
+    profile: str = Field("default", description="name shown on every page")
+    data: DataConfig = MiniCandiesConfig()
+    features: FeaturesConfig = FeaturesConfig()
+    model: dict[str, Any] = Field({}, description="changes for all reconstruction methods")
+    training: TrainingConfig = TrainingConfig()
+    increment: dict[str, Any] = Field({}, description="changes for all methods' increments")
+    evaluation: EvaluationConfig = EvaluationConfig()
+    methods: dict[str, MethodConfig] = Field({"iuf": MethodConfig(), "ib-iumad": MethodConfig()})
+    modalities: tuple[Modality, ...] = ("rgb+depth",)
+    settings: tuple[str, ...] = ("6-1",)
+    seeds: tuple[Annotated[int, Field(ge=0, le=MAX_SEED)], ...] = (0,)
+    assigned: dict[str, dict[str, Any]] = Field(
+        {}, description="model, training, increment: changes that win over what methods set"
+    )
+
+    @field_validator("profile")
+    @classmethod
+    def _profile_is_a_folder(cls, profile: str) -> str:
+        for part in profile.split("/"):
+            require_name(part, "profile")
+        return profile
+
+    @model_validator(mode="after")
+    def _every_run_is_valid(self) -> "StudyConfig":
+        for axis in AXES:
+            values = list(getattr(self, axis))
+            if not values:
+                raise ValueError(f"{axis}: at least one is needed")
+            repeated = sorted({str(value) for value in values if values.count(value) > 1})
+            if repeated:
+                raise ValueError(f"{axis}: given more than once: {', '.join(repeated)}")
+        for setting in self.settings:
+            if not SETTING_PATTERN.fullmatch(setting):
+                raise ValueError(f"settings: must look like 10-0, 6-1 or 6-2-2, got {setting!r}")
+        twins: dict[str, str] = {}
+        for name, method in self.methods.items():
+            require_name(name, "methods")
+            if twins.setdefault(name.casefold(), name) != name:
+                raise ValueError(
+                    f"methods: {twins[name.casefold()]!r} and {name!r} differ in case only"
+                )
+            preset = method.preset or name
+            if preset not in PRESETS:
+                raise ValueError(
+                    f"methods.{name}: no method is called {preset!r}{nearest(preset, PRESETS)}; "
+                    f"known: {', '.join(PRESETS)}"
+                )
+            for key in ("modalities", "settings"):
+                limit = getattr(method, key)
+                if limit is not None and not set(limit) & set(getattr(self, key)):
+                    raise ValueError(f"methods.{name}.{key}: none of {list(limit)} is in the grid")
+        self._sizes_fit()
+        runs = self.runs()
+        self._assignments_act(runs)
+        return self
+
+    def _sizes_fit(self) -> None:
+        size, grid = self.data.image_size, self.features.grid
+        if self.evaluation.pool > size:
+            raise ValueError(
+                f"evaluation.pool: a window of {self.evaluation.pool} pixels does not fit images of {size}"
+            )
+        if grid > size:
+            raise ValueError(
+                f"features.grid: {grid} x {grid} tokens need images of at least {grid} pixels, got {size}"
+            )
+
+    def _assignments_act(self, runs: list[RunConfig]) -> None:
+        """Every assigned key is one that some run of the grid uses."""
+        for section, changes in self.assigned.items():
+            for key in changes:
+                used = [run for run in runs if key in getattr(run, section).model_fields_set]
+                if not used:
+                    names = {n for run in runs for n in type(getattr(run, section)).model_fields}
+                    raise ValueError(
+                        f"{section}.{key}: no method of this study has such a key{nearest(key, names)}"
+                    )
+                if section == "increment" and key in ACTS_WITH:
+                    strategy = ACTS_WITH[key]
+                    if not any(run.increment.strategy == strategy for run in runs):
+                        raise ValueError(
+                            f"increment.{key} acts with increment.strategy {strategy} only, "
+                            "which no method of this study has"
+                        )
+
+    def runs(self) -> list[RunConfig]:
+        """All runs of the grid, seeds innermost."""
+        return [
+            self._run(name, modality, setting, seed)
+            for setting in self.settings
+            for modality in self.modalities
+            for name, method in self.methods.items()
+            if method.is_in(modality, setting)
+            for seed in self.seeds
+        ]
+
+    def _run(self, name: str, modality: Modality, setting: str, seed: int) -> RunConfig:
+        method = self.methods[name]
+        preset = PRESETS[method.preset or name]
+        own = preset.get("model", {}) | method.model
+        section = model_section(own)
+        if own.get("kind", "reconstruction") == "reconstruction":
+            own = self.model | own
+        assigned = self.assigned.get("model", {})
+        model = own | {key: value for key, value in assigned.items() if key in section.model_fields}
+        training = self.training.model_dump(exclude_unset=True) | preset.get("training", {})
+        increment = self.increment | preset.get("increment", {})
+        where = f"methods.{name}"
+        return RunConfig(
+            profile=self.profile,
+            method=name,
+            modality=modality,
+            setting=setting,
+            seed=seed,
+            data=data_of_run(self.data, seed),
+            features=self.features,
+            model=build(section, model, f"model (or {where}.model)"),
+            training=build(
+                TrainingConfig,
+                training | method.training | self.assigned.get("training", {}),
+                f"training (or {where}.training)",
+            ),
+            increment=build(
+                IncrementConfig,
+                increment | method.increment | self.assigned.get("increment", {}),
+                f"increment (or {where}.increment)",
+            ),
+            evaluation=self.evaluation,
+            perturb=method.perturb,
+        )
+
+    def select(self, **wanted: Iterable[Any]) -> "StudyConfig":
+        """The part of the grid with these `methods`, `modalities`, `settings` or `seeds`.
+
+        Raises
+        ------
+        ConfigError
+            A key is unknown, or a value is not in the grid.
+        """
+        update: dict[str, Any] = {}
+        for key, values in wanted.items():
+            if key not in AXES:
+                raise ConfigError(f"select: no such part of the grid: {key!r}")
+            have, values = getattr(self, key), list(values)
+            missing = [value for value in values if value not in have]
+            if missing:
+                raise ConfigError(
+                    f"select: {key} {missing} not in profile {self.profile!r}: {list(have)}"
+                )
+            chosen = [value for value in have if value in values]
+            update[key] = {v: have[v] for v in chosen} if key == "methods" else tuple(chosen)
+        part = self.model_copy(update=update)
+        if not part.runs():
+            raise ConfigError(f"select: profile {self.profile!r} has no run with all of {wanted}")
+        return part
+
+
+def require_name(name: str, where: str) -> None:
+    """Refuse a name that cannot safely be part of a path or stand in a table.
+
+    Raises
+    ------
+    ValueError
+        The name is empty or too long, has surrounding spaces, separators of paths or unprintable letters, or is
+        not in Unicode's composed form (NFC), beside which it could not be told apart.
+    """
+    reason = None
+    if not name or name != name.strip():
+        reason = "is empty or has spaces around it"
+    elif len(name) > MAX_NAME:
+        reason = f"has more than {MAX_NAME} letters"
+    elif re.search(r"[/\\:]", name) or name in (".", "..") or name.startswith("."):
+        reason = "has a separator of paths, or begins with a dot"
+    elif not name.isprintable():
+        reason = "has letters that cannot be printed"
+    elif unicodedata.normalize("NFC", name) != name:
+        reason = "is not in Unicode's composed form (NFC)"
+    if reason:
+        raise ValueError(f"{where}: a name was expected, but {name!r} {reason}")
