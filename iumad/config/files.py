@@ -175,6 +175,7 @@ def build_study(
             else value
         )
     if winning:
+        content = merged(content, {k: v for k, v in winning.items() if k != "model"})
         content["assigned"] = winning
     return build(StudyConfig, content, where)
 
