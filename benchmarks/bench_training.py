@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--batch", type=int, default=6)
-    parser.add_argument("--methods", nargs="+", default=["ib-iumad", "iuf", "uniad"])
+    parser.add_argument("--methods", nargs="+", default=["ib-iumad", "iuf", "plain"])
     parser.add_argument("--set", nargs="*", default=[], help="changes of the full size, KEY=VALUE")
     parser.add_argument("--profile", action="store_true", help="operators of the full-size step")
     arguments = parser.parse_args()

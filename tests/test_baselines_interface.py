@@ -25,22 +25,16 @@ from iumad.training.increments import remember
 from iumad.training.loop import fit_step
 
 MODELS = {
-    "uniad-original": {"neighbour_mask": 1},
+    "uniad": {},
     "mambaad": {"dim": 8, "depths": [1, 1], "d_state": 4, "directions": 4},
     "simplenet": {"hidden": 16},
     "cdad-feat": {"dim": 16, "blocks": 1, "layers": 1, "heads": 2, "sampling_steps": 2},
 }
 CLASSES = {
-    "uniad-original": ReconstructionDetector,
+    "uniad": ReconstructionDetector,
     "mambaad": MambaAD,
     "simplenet": SimpleNet,
     "cdad-feat": CdadFeat,
-}
-PUBLISHED = {
-    "iuf": "7e6511793ab6",
-    "ib-iumad": "88e238388062",
-    "ib-iumad-plus": "6cbd3a0e99a0",
-    "memory-bank": "8b29c8673bf8",
 }
 MODALITIES = ["rgb", "depth", "rgb+depth"]
 
@@ -253,7 +247,7 @@ def test_replay_shares_the_base_step(repository):
 def test_params_files_build_every_method(repository, name):
     study = load_params(repository / f"params/{name}.yaml")
     names = {run.method for run in study.runs()}
-    assert names >= {"uniad-original", "mambaad", "simplenet", "cdad-feat", "ib-iumad"}
+    assert names >= {"uniad", "mambaad", "simplenet", "cdad-feat", "ib-iumad"}
     for config in study.select(settings=study.settings[:1], seeds=study.seeds[:1]).runs():
         if config.method not in MODELS:
             continue

@@ -259,7 +259,7 @@ def test_a_preset_spelled_out_is_the_same_experiment():
         "channel_reduction": "mean",
     }
     named, written = tiny.study(
-        methods={"uniad": {}, "mine": {"preset": "ib-iumad", "model": spelled}}
+        methods={"plain": {}, "mine": {"preset": "ib-iumad", "model": spelled}}
     ).runs()
     assert named.run_id == written.run_id
 

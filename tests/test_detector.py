@@ -6,7 +6,9 @@ import torch
 from torch.nn import functional
 
 from iumad.errors import ConfigError
-from iumad.models.detector import ReconstructionDetector
+from iumad.models.condition import bounded_gate
+from iumad.models.detector import ReconstructionDetector, gate_figures
+from iumad.models.reconstruction import EncoderLayer
 
 TOKENS = tiny.GRID**2
 
@@ -31,7 +33,7 @@ def test_features_are_standardised_per_channel():
 
 
 @pytest.mark.parametrize("modality", ["rgb", "depth", "rgb+depth"])
-@pytest.mark.parametrize("method", ["ib-iumad", "iuf", "uniad"])
+@pytest.mark.parametrize("method", ["ib-iumad", "iuf", "plain"])
 def test_shapes_of_every_method_and_modality(method, modality):
     detector, batch = tiny.detector(method, modality), tiny.batch(modality)
     output = detector(batch)
@@ -39,7 +41,7 @@ def test_shapes_of_every_method_and_modality(method, modality):
     assert {key: tuple(value.shape) for key, value in output.reconstruction.items()} == {
         target: (3, TOKENS, tiny.CHANNELS)
     }
-    assert set(output.logits) == (set() if method == "uniad" else set(modality.split("+")))
+    assert set(output.logits) == (set() if method == "plain" else set(modality.split("+")))
     assert all(logits.shape == (3, 3) for logits in output.logits.values())
     assert (output.fused_logits is None) is (method != "ib-iumad")
     maps = detector.anomaly_maps(batch)
@@ -49,7 +51,7 @@ def test_shapes_of_every_method_and_modality(method, modality):
 
 
 def test_a_map_is_the_channel_norm_of_what_was_not_reconstructed():
-    detector, batch = tiny.detector("uniad", "rgb"), tiny.batch("rgb")
+    detector, batch = tiny.detector("plain", "rgb"), tiny.batch("rgb")
     (residual,) = detector.residual_maps(batch).values()
     error = detector(batch).reconstruction["rgb"] - detector.standardised(batch, "rgb")
     expected = error.square().sum(dim=-1).sqrt().view(3, tiny.GRID, tiny.GRID)
@@ -61,7 +63,7 @@ def test_a_map_is_the_channel_norm_of_what_was_not_reconstructed():
 
 
 def test_two_targets_are_brought_to_one_scale_and_joined(monkeypatch):
-    detector = tiny.detector(depth_target=True)
+    detector = tiny.detector(targets="all")
     detector.residual_rgb.fill_(2.0)
     detector.residual_depth.fill_(0.5)
     ones = torch.ones(3, tiny.GRID, tiny.GRID)
@@ -72,8 +74,8 @@ def test_two_targets_are_brought_to_one_scale_and_joined(monkeypatch):
     )
 
 
-def test_the_depth_target_is_reconstructed_too():
-    detector, batch = tiny.detector(depth_target=True), tiny.batch()
+def test_all_targets_are_reconstructed_too():
+    detector, batch = tiny.detector(targets="all"), tiny.batch()
     output = detector(batch)
     assert set(output.reconstruction) == {"rgb", "depth"}
     errors = [
@@ -118,7 +120,7 @@ def test_each_weight_scales_its_term_only(key, term):
 
 
 def test_jitter_is_for_training_and_comes_from_the_generator():
-    detector, batch = tiny.detector("uniad"), tiny.batch()
+    detector, batch = tiny.detector("plain"), tiny.batch()
     assert torch.equal(detector.losses(batch)["fusion"], detector.losses(batch)["fusion"])
     detector.train()
     first, again, other = (
@@ -131,8 +133,8 @@ def test_jitter_is_for_training_and_comes_from_the_generator():
 def test_the_target_is_the_clean_feature():
     # without jitter in the target, a detector that copies its clean input has no loss: lambda 0
     # jitter at training and none gives the same target
-    detector, batch = tiny.detector("uniad", jitter_scale=0.0).train(), tiny.batch()
-    evaluated = tiny.detector("uniad")
+    detector, batch = tiny.detector("plain", jitter_scale=0.0).train(), tiny.batch()
+    evaluated = tiny.detector("plain")
     torch.testing.assert_close(detector.losses(batch)["fusion"], evaluated.losses(batch)["fusion"])
 
 
@@ -193,3 +195,64 @@ def test_every_switch_changes_the_model(change, of):
 def test_the_first_logits_are_near_chance():
     terms = tiny.detector().losses(tiny.batch())
     assert abs(terms["category_rgb"].item() - math.log(3)) < 0.5
+
+
+# --- gate ---------------------------------------------------------------------------------------
+
+
+def test_a_gate_is_bounded_whatever_the_condition_grows_to():
+    x = 1000 * torch.randn(2, 5, 16) + 7
+    gate = bounded_gate(x)
+    torch.testing.assert_close(gate.mean(dim=-1), torch.zeros(2, 5), atol=1e-5, rtol=0)
+    torch.testing.assert_close(gate.square().mean(dim=-1), torch.ones(2, 5))
+    torch.testing.assert_close(bounded_gate(3 * x), gate)
+
+
+def test_entropy_of_attention_by_hand():
+    layer = EncoderLayer(dim=2, heads=1, dropout=0.0)
+    src = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+    with torch.no_grad():
+        for part in (layer.attention.query, layer.attention.key):
+            part.weight.copy_(torch.eye(2))
+            part.bias.zero_()
+    none = layer.attention_entropy(src, torch.zeros(2, 2), torch.zeros(1, 2, 2), None)
+    assert none == pytest.approx(1)  # a gate of 0: both tokens alike, ln 2 / ln 2
+    # scores of a query on itself and on the other: 10 / sqrt(2) and 0; p = 1 / (1 + exp(-7.071)) = 0.99915
+    strong = layer.attention_entropy(src, torch.zeros(2, 2), torch.full((1, 2, 2), 10.0), None)
+    p = 1 / (1 + math.exp(-10 / 2**0.5))
+    assert strong == pytest.approx(-(p * math.log(p) + (1 - p) * math.log(1 - p)) / math.log(2))
+
+
+@pytest.mark.parametrize("condition", ["vit", "mamba"])
+def test_attention_stays_open_while_the_condition_is_trained(condition):
+    """Three hundred updates of a task that the condition network learns at once; raw, its features grow."""
+    figures = {}
+    batch = tiny.batch(size=9)
+    for gate in ("normalised", "raw"):
+        detector = tiny.detector(condition=condition, gate=gate, bottleneck=False).train()
+        optimizer = torch.optim.AdamW(detector.parameters(), lr=3e-3)
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(300):
+            optimizer.zero_grad()
+            torch.stack([*detector.losses(batch, generator).values()]).sum().backward()
+            optimizer.step()
+        figures[gate] = gate_figures(detector, batch)
+        assert detector.category_logits(batch).argmax(dim=1).tolist() == batch.category.tolist()
+    for modality in ("rgb", "depth"):
+        assert figures["normalised"][f"entropy {modality}"] > 0.7
+        assert figures["normalised"][f"gate {modality}"] < 1
+        lost = figures["normalised"][f"entropy {modality}"] - figures["raw"][f"entropy {modality}"]
+        assert lost > 0.02
+        assert figures["raw"][f"gate {modality}"] > 1.5
+
+
+def test_who_classifies():
+    batch = tiny.batch()
+    assert tiny.detector("plain").category_logits(batch) is None
+    heads = tiny.detector(condition="none")
+    expected = heads(batch).filtered_logits.log_softmax(dim=1)
+    torch.testing.assert_close(heads.category_logits(batch), expected)
+    both = tiny.detector()
+    logits = both(batch).logits
+    expected = (logits["rgb"].log_softmax(dim=1) + logits["depth"].log_softmax(dim=1)) / 2
+    torch.testing.assert_close(both.category_logits(batch), expected)

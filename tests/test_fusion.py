@@ -179,7 +179,7 @@ REACHED = {  # part of ib-iumad on rgb+depth -> the terms whose gradient it rece
 }
 METHODS = [
     (method, modality)
-    for method in ("ib-iumad", "iuf", "uniad")
+    for method in ("ib-iumad", "iuf", "plain")
     for modality in ("rgb", "depth", "rgb+depth")
 ]
 
@@ -242,7 +242,7 @@ def test_every_parameter_is_trained_by_some_term(method, modality):
 @pytest.mark.parametrize("fusion", OPERATORS)
 @pytest.mark.parametrize("condition", ["none", "vit", "mamba"])
 def test_every_parameter_of_every_ablation_is_in_the_graph(fusion, condition):
-    detector = tiny.detector(fusion=fusion, condition=condition, depth_target=True).train()
+    detector = tiny.detector(fusion=fusion, condition=condition, targets="all").train()
     terms = detector.losses(tiny.batch())
     torch.stack(list(terms.values())).sum().backward()
     assert not [name for name, p in detector.named_parameters() if p.grad is None]
@@ -256,7 +256,7 @@ def test_without_their_cross_entropy_one_head_is_not_trained():
 
 
 def test_compression_reaches_what_makes_the_features():
-    detector = tiny.detector("iuf").train()
+    detector = tiny.detector("iuf", lambda_compression=1.0).train()
     detector.zero_grad()
     terms = detector.losses(tiny.batch(), torch.Generator().manual_seed(0), base=True)
     assert "compression" not in detector.losses(tiny.batch())

@@ -53,7 +53,7 @@ def test_the_cpu_model_gives_the_same_maps_on_cuda():
     torch.testing.assert_close(maps, expected, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("method", ["ib-iumad", "iuf", "uniad"])
+@pytest.mark.parametrize("method", ["ib-iumad", "iuf", "plain"])
 def test_bfloat16_trains(method):
     detector = tiny.detector(method, dropout=0.1, neighbour_mask=3).to(DEVICE).train()
     with autocast(DEVICE, "bfloat16"):
@@ -73,7 +73,7 @@ def test_a_run_and_its_steps(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_compiled_networks_compute_the_same():
-    plain, compiled = (tiny.detector("uniad").to(DEVICE).train() for _ in range(2))
+    plain, compiled = (tiny.detector("plain").to(DEVICE).train() for _ in range(2))
     compile_networks(compiled)
     batch = tiny.batch().to(DEVICE)
     first, second = (

@@ -136,7 +136,7 @@ def test_updates_of_protected_layers_leave_the_leading_direction_alone(store, de
 
 
 def test_an_sgd_step_is_the_projected_gradient_step():
-    detector = tiny.detector("uniad")
+    detector = tiny.detector("plain")
     dim, name = tiny.MODEL["dim"], "networks.rgb.encoder.0.ffn.3"
     rows = torch.randn(30, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     memory = {name: rows.T @ rows}
@@ -173,7 +173,7 @@ def test_an_empty_memory_protects_nothing(detector, strategy):
 
 
 def test_the_elastic_penalty_by_hand():
-    detector = tiny.detector("uniad", "rgb")
+    detector = tiny.detector("plain", "rgb")
     bias = detector.project_in[0].bias
     memory = {
         name: torch.zeros_like(p) if p is not bias else torch.full_like(p, 3.0)

@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from iumad.errors import ConfigError
-from iumad.models.reconstruction import Attention, ReconstructionNetwork, hide_neighbours, jitter
+from iumad.models.reconstruction import (
+    Attention,
+    ReconstructionNetwork,
+    half_window,
+    hide_neighbours,
+    jitter,
+)
 
 DIM, HEADS, GRID = 8, 2, 4
 TOKENS = GRID * GRID
@@ -216,3 +222,7 @@ def test_jitter_is_drawn_from_the_generator_with_the_given_probability():
     assert 250 <= unchanged <= 310  # 280 expected, standard deviation 9.2
     assert torch.equal(jitter(features, 20.0, 0.0, generator), features)
     assert torch.equal(jitter(features, 0.0, 1.0, generator), features)
+
+
+def test_half_a_grid_leaves_an_odd_window():
+    assert [half_window(grid) for grid in (1, 2, 3, 4, 7, 8, 14, 16)] == [None, 1, 1, 1, 3, 3, 7, 7]

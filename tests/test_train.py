@@ -173,7 +173,7 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
 def test_one_sgd_update_by_hand(store, tmp_path):
     model = {"jitter_probability": 0.0}
     run = tiny.run(
-        "uniad",
+        "plain",
         model=model,
         training={"schedule": "constant", "batch_size": 8, "clip": 0.01},
         increment={"optimizer": "sgd", "lr": 0.5, "epochs": 1, "strategy": "none"},
@@ -195,7 +195,7 @@ def test_one_sgd_update_by_hand(store, tmp_path):
 
 
 def test_every_epoch_reads_all_samples_once_in_another_order(store, tmp_path, monkeypatch):
-    run = tiny.run("uniad", training={"epochs": 3, "batch_size": 2})
+    run = tiny.run("plain", training={"epochs": 3, "batch_size": 2})
     seen: list[list[str]] = []
     batch = store.batch
     detector = tiny.trainable(store, run)
@@ -209,7 +209,7 @@ def test_every_epoch_reads_all_samples_once_in_another_order(store, tmp_path, mo
 
 
 def test_replayed_images_join_the_step(store, tmp_path, monkeypatch):
-    run = tiny.run("uniad", increment={"strategy": "replay", "epochs": 1})
+    run = tiny.run("plain", increment={"strategy": "replay", "epochs": 1})
     replayed = base_ids(store)[:1]
     seen: list[str] = []
     batch = store.batch
@@ -229,7 +229,7 @@ def test_the_log_has_the_mean_of_every_term_per_epoch(store, tmp_path):
 
 
 def test_training_lowers_the_loss(store, tmp_path):
-    run = tiny.run("uniad", "rgb", training={"epochs": 25, "lr": 5e-3})
+    run = tiny.run("plain", "rgb", training={"epochs": 25, "lr": 5e-3})
     log = fit(tiny.trainable(store, run), store, run, tmp_path / "partial.pt")
     assert log[-1]["value"] < 0.9 * log[0]["value"]
 
@@ -250,7 +250,7 @@ def test_bfloat16_trains(store, tmp_path):
 def test_a_loss_that_is_not_a_number_stops_with_step_epoch_and_samples(
     store, tmp_path, monkeypatch
 ):
-    run = tiny.run("uniad", training={"batch_size": 1})
+    run = tiny.run("plain", training={"batch_size": 1})
     bad = base_ids(store)[3]
     batch = store.batch
     detector = tiny.trainable(store, run)
@@ -363,7 +363,7 @@ def test_features_may_stay_as_they_are(store):
 
 
 def test_statistics_are_fitted_in_the_base_step_only(store, tmp_path):
-    run = tiny.run("uniad")
+    run = tiny.run("plain")
     detector = tiny.trainable(store, run)
     fit(detector, store, run, tmp_path / "p.pt", step=0)
     measured = detector.std_rgb.clone()
@@ -373,7 +373,7 @@ def test_statistics_are_fitted_in_the_base_step_only(store, tmp_path):
 
 
 def test_residual_scales_make_the_mean_of_every_targets_map_one(store):
-    run = tiny.run(model={"depth_target": True})
+    run = tiny.run(model={"targets": "all"})
     detector, ids = tiny.trainable(store, run).eval(), base_ids(store)
     detector.calibrate(store, ids)
     for modality, residual in detector.residual_maps(store.batch(ids)).items():

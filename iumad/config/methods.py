@@ -30,11 +30,17 @@ class ReconstructionConfig(Section):
     )
     jitter_scale: NonNegative = Field(20.0, description="feature jitter s")
     jitter_probability: float = Field(1.0, ge=0, le=1)
-    neighbour_mask: int | None = Field(
-        None, description="odd window hidden from self-attention (UniAD)"
+    neighbour_mask: int | Literal["half"] | None = Field(
+        None,
+        description="odd window around each token that attention may not read (UniAD); "
+        "half: the largest up to half the grid, as UniAD's 7 of 14",
     )
     condition: Literal["none", "vit", "mamba"] = Field(
         "mamba", description="what gates the encoder's queries"
+    )
+    gate: Literal["normalised", "raw"] = Field(
+        "normalised",
+        description="normalised: bounded over channels; raw: the condition's features as they are, as in IUF",
     )
     detach_condition: bool = Field(
         True, description="reconstruction loss does not reach the condition network"
@@ -50,8 +56,9 @@ class ReconstructionConfig(Section):
     bottleneck_residual: bool = Field(
         False, description="F_fu^g = F_fu + bottleneck(F_fu); not in the paper"
     )
-    depth_target: bool = Field(
-        False, description="reconstruct depth features too and add their map; not in the paper"
+    targets: Literal["rgb", "all"] = Field(
+        "rgb",
+        description="what is reconstructed and scored: features of the first modality, as in the paper, or of all",
     )
     heads_cross_entropy: Literal["none", "heads", "features"] = Field(
         "heads",
@@ -75,7 +82,7 @@ class ReconstructionConfig(Section):
             raise ValueError(
                 f"dim must be even and divisible by heads, got dim {self.dim}, heads {self.heads}"
             )
-        if self.neighbour_mask is not None and (
+        if isinstance(self.neighbour_mask, int) and (
             self.neighbour_mask < 1 or self.neighbour_mask % 2 == 0
         ):
             raise ValueError(f"neighbour_mask must be odd and positive, got {self.neighbour_mask}")
@@ -267,19 +274,14 @@ ModelConfig = Annotated[
 
 Modality = Literal["rgb", "depth", "rgb+depth"]
 
-_UNIAD = {"fusion": "addition", "bottleneck": False, "channel_reduction": "mean"}
+_PLAIN = {"condition": "none", "fusion": "addition", "bottleneck": False}
+_PLAIN |= {"channel_reduction": "mean"}
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "ib-iumad": {},
-    "ib-iumad-plus": {"model": {"depth_target": True, "bottleneck_residual": True}},
-    "uniad": {"model": {"condition": "none"} | _UNIAD},
-    "uniad-original": {
-        "model": {"condition": "none", "neighbour_mask": 7, "dropout": 0.1, "standardise": False}
-        | _UNIAD
-        | {"depth_target": True},
-        "training": {"schedule": "step", "clip": 0.1, "lr": 1.0e-4},
-        "increment": {"strategy": "none", "lr": 1.0e-4},
-    },
-    "iuf": {"model": {"condition": "vit", "lambda_compression": 10.0} | _UNIAD},
+    "ib-iumad-plus": {"model": {"targets": "all", "bottleneck_residual": True}},
+    "plain": {"model": _PLAIN},
+    "uniad": {"model": _PLAIN | {"neighbour_mask": "half", "dropout": 0.1}},
+    "iuf": {"model": _PLAIN | {"condition": "vit"}},
     "joint": {"increment": {"strategy": "joint"}},
     "finetune": {"increment": {"strategy": "none"}},
     "memory-bank": {"model": {"kind": "memory-bank"}},
@@ -309,8 +311,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 """What each method changes in the defaults, which are IB-IUMAD's. `joint` (all categories at once) and `finetune`
-(nothing protects the earlier ones) are its upper and lower bound. `uniad-original` is UniAD as its authors train
-it; methods of other kinds that know no increments are fine-tuned."""
+(nothing protects the earlier ones) are its upper and lower bound. `plain` is the bare reconstruction network; `iuf`
+adds a gate, `uniad` a neighbour mask and dropout. Methods of other kinds that know no increments are fine-tuned."""
 
 
 class MethodConfig(Section):

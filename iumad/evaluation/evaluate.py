@@ -14,6 +14,22 @@ from iumad.models.base import Detector
 
 
 @torch.no_grad()
+def accuracy(
+    detector: Detector, store: FeatureStore, sample_ids: Sequence[str], batch_size: int = 16
+) -> float | None:
+    """Share of one or more samples whose category the method tells rightly; None where it classifies nothing."""
+    detector.eval()
+    right = 0
+    for start in range(0, len(sample_ids), batch_size):
+        batch = store.batch(sample_ids[start : start + batch_size]).to(store.device)
+        logits = detector.category_logits(batch)
+        if logits is None:
+            return None
+        right += int((logits.argmax(dim=1) == batch.category).sum())
+    return right / len(sample_ids)
+
+
+@torch.no_grad()
 def anomaly_maps(
     detector: Detector,
     store: FeatureStore,
@@ -54,7 +70,8 @@ def evaluate(
     -------
     DataFrame
         category, metric, value, n_good, n_defect. A metric that is undefined, such as AUROC without good images,
-        is a missing value, never a number. AUROC below 0.5 stays below 0.5.
+        is a missing value, never a number. AUROC below 0.5 stays below 0.5. `accuracy` is that of the category on
+        good images, where the method classifies.
     """
     index = store.dataset.index
     rows = []
@@ -70,5 +87,8 @@ def evaluate(
             "aupro": or_missing(aupro, maps, masks, config.fpr_limit),
         }
         n_defect = int(labels.sum())
+        good = [sample_id for sample_id, label in zip(ids, labels, strict=True) if not label]
+        if good and (told := accuracy(detector, store, good, config.batch_size)) is not None:
+            values["accuracy"] = told
         rows += [(category, k, v, len(labels) - n_defect, n_defect) for k, v in values.items()]
     return pd.DataFrame(rows, columns=["category", "metric", "value", "n_good", "n_defect"])

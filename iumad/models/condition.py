@@ -6,6 +6,7 @@ classifies the category from the last one (Eq. 3). IUF's is a small ViT; IB-IUMA
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 from iumad.models.mamba import MambaBlock
 from iumad.models.reconstruction import Attention, FeedForward
@@ -27,6 +28,15 @@ class VitBlock(nn.Module):
         tokens = tokens + self.attention(normed, normed, normed)
         tokens = tokens + self.ffn(self.norms[1](tokens))
         return tokens.transpose(1, 2).unflatten(2, x.shape[-2:])
+
+
+def bounded_gate(x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+    """Features normalised over channels, without parameters: mean 0 and root mean square 1 at every token.
+
+    Neither paper has this (departure). A condition network is trained by cross-entropy alone, which grows its
+    features without limit; as a gate they then drive the attention to one token, and nothing is reconstructed.
+    """
+    return functional.layer_norm(x, x.shape[-1:])
 
 
 class ConditionNetwork(nn.Module):

@@ -1,16 +1,19 @@
 """IB-IUMAD and the reconstruction methods that are special cases of it (paper section 3, Fig. 3, Eq. 10).
 
-| method   | condition | fusion          | bottleneck |
-|----------|-----------|-----------------|------------|
-| ib-iumad | mamba     | cross-attention | yes        |
-| iuf      | vit       | addition        | no         |
-| uniad    | none      | addition        | no         |
+| method   | condition | fusion          | bottleneck | besides                    |
+|----------|-----------|-----------------|------------|----------------------------|
+| ib-iumad | mamba     | cross-attention | yes        |                            |
+| iuf      | vit       | addition        | no         |                            |
+| uniad    | none      | addition        | no         | neighbour mask and dropout |
+| plain    | none      | addition        | no         |                            |
 
 Symbols: C  channels of the aligned features; d  width; g  grid; n = g * g  tokens; F_fu, F_fu^g  fused features
 before and after the bottleneck.
 """
 
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -22,9 +25,15 @@ from iumad.errors import ConfigError
 from iumad.features.cache import Batch
 from iumad.models.base import Detector, InputSpec
 from iumad.models.compression import SemanticCompression
-from iumad.models.condition import ConditionNetwork
+from iumad.models.condition import ConditionNetwork, bounded_gate
 from iumad.models.fusion import InformationBottleneck, fusion_operator, kl_categorical
-from iumad.models.reconstruction import FeedForward, ReconstructionNetwork, jitter
+from iumad.models.reconstruction import (
+    EncoderLayer,
+    FeedForward,
+    ReconstructionNetwork,
+    half_window,
+    jitter,
+)
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,7 @@ class ReconstructionDetector(Detector):
         n_categories: int,
     ) -> None:
         modalities = spec.modalities
-        targets = modalities if config.depth_target else modalities[:1]
+        targets = modalities if config.targets == "all" else modalities[:1]
         super().__init__(config, spec, n_categories, targets, config.standardise)
         if config.condition != "none" and spec.image_size % spec.grid:
             raise ConfigError(
@@ -112,14 +121,14 @@ class ReconstructionDetector(Detector):
         return (*self.networks.values(), *self.conditions.values(), self.fusion)
 
     def _network(self) -> ReconstructionNetwork:
-        config = self.config
+        config, mask = self.config, self.config.neighbour_mask
         return ReconstructionNetwork(
             config.dim,
             config.heads,
             config.layers,
             self.grid,
             config.dropout,
-            config.neighbour_mask,
+            half_window(self.grid) if mask == "half" else mask,
         )
 
     def _condition(self, patch: int, n_categories: int) -> ConditionNetwork:
@@ -146,8 +155,7 @@ class ReconstructionDetector(Detector):
             maps = None
             if modality in self.conditions:
                 maps, logits[modality] = self.conditions[modality](batch.images[modality])
-                if self.config.detach_condition:
-                    maps = [each.detach() for each in maps]
+                maps = [self._gate(each) for each in maps]
             outputs = self.networks[modality](self.project_in[i](tokens), maps)
             middle.append(outputs[len(outputs) // 2 - 1])
             last.append(outputs[-1])
@@ -164,6 +172,11 @@ class ReconstructionDetector(Detector):
         return Output(
             reconstruction, logits, fused_logits, filtered_logits, head_logits, torch.stack(rows)
         )
+
+    def _gate(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        """What multiplies an encoder's queries: the condition's features, detached and bounded by default."""
+        gate = x.detach() if self.config.detach_condition else x
+        return gate if self.config.gate == "raw" else bounded_gate(gate)
 
     def losses(
         self, batch: Batch, generator: torch.Generator | None = None, base: bool = False
@@ -222,6 +235,41 @@ class ReconstructionDetector(Detector):
             error = (reconstruction - self.standardised(batch, modality)).norm(dim=-1)
             maps[modality] = error.unflatten(1, (self.grid, self.grid))
         return maps
+
+
+@torch.no_grad()
+def gate_figures(detector: ReconstructionDetector, batch: Batch) -> dict[str, float]:
+    """How strong the gates of a detector are and what its encoders read, as it is now.
+
+    Returns
+    -------
+    dict
+        `entropy M` of modality M: mean entropy of the encoder's attention, in units of ln n (0: every query reads
+        one token, and nothing is reconstructed; 1: it reads all alike). `gate M`: mean absolute value of what
+        multiplies the queries, where there is a gate.
+    """
+    seen: dict[str, list[float]] = {}
+
+    def look(modality: str, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        assert isinstance(layer, EncoderLayer)
+        seen.setdefault(f"entropy {modality}", []).append(layer.attention_entropy(*inputs))
+        if (condition := inputs[2]) is not None:
+            seen.setdefault(f"gate {modality}", []).append(float(condition.abs().mean()))
+
+    handles = [
+        layer.register_forward_pre_hook(partial(look, modality))
+        for modality, network in detector.networks.items()
+        for layer in network.modules()
+        if isinstance(layer, EncoderLayer)
+    ]
+    training = detector.training
+    try:
+        detector.eval()(batch)
+    finally:
+        detector.train(training)
+        for handle in handles:
+            handle.remove()
+    return {name: sum(values) / len(values) for name, values in seen.items()}
 
 
 def _wide(logits: Float[Tensor, "b y"]) -> Float[Tensor, "b y"]:

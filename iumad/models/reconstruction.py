@@ -13,6 +13,8 @@ The probability is rounded to a multiple of 2^-16 and the kept elements are scal
 torch's own functions are used.
 """
 
+import math
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -98,6 +100,17 @@ class Attention(nn.Module):
             mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
+    def weights(
+        self,
+        query: Float[Tensor, "b n d"],
+        key: Float[Tensor, "b m d"],
+        mask: Float[Tensor, "n m"] | None = None,
+    ) -> Float[Tensor, "b heads n m"]:
+        """How much every token reads of every other; rows sum to 1."""
+        q, k = self._split(self.query(query)), self._split(self.key(key))
+        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+        return (scores if mask is None else scores + mask).softmax(dim=-1)
+
     def _split(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b heads n e"]:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
@@ -129,10 +142,31 @@ class EncoderLayer(nn.Module):
         mask: Float[Tensor, "n n"] | None,
     ) -> Float[Tensor, "b n d"]:
         """Query (src + pos) * X^i, key src + pos, value src."""
-        key = src + pos
-        query = key if condition is None else key * condition
+        query, key = self.query_and_key(src, pos, condition)
         src = self.norms[0](src + self.dropout(self.attention(query, key, src, mask)))
         return self.norms[1](src + self.dropout(self.ffn(src)))
+
+    @staticmethod
+    def query_and_key(
+        src: Float[Tensor, "b n d"],
+        pos: Float[Tensor, "n d"],
+        condition: Float[Tensor, "b n d"] | None,
+    ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b n d"]]:
+        """What asks and what is asked, before their projections."""
+        key = src + pos
+        return key if condition is None else key * condition, key
+
+    @torch.no_grad()
+    def attention_entropy(
+        self,
+        src: Float[Tensor, "b n d"],
+        pos: Float[Tensor, "n d"],
+        condition: Float[Tensor, "b n d"] | None,
+        mask: Float[Tensor, "n n"] | None,
+    ) -> float:
+        """Mean entropy of the attention's rows in units of ln n: 0 one token is read, 1 all alike."""
+        weights = self.attention.weights(*self.query_and_key(src, pos, condition), mask)
+        return float(torch.special.entr(weights).sum(dim=-1).mean() / math.log(weights.shape[-1]))
 
 
 class DecoderLayer(nn.Module):
@@ -249,6 +283,12 @@ def hide_neighbours(grid: int, window: int) -> Float[Tensor, "n n"]:
             f"neighbour_mask {window} hides every token of a grid of {grid}; at most {grid - 1} fits"
         )
     return torch.zeros(grid**2, grid**2).masked_fill(near, float("-inf"))
+
+
+def half_window(grid: int) -> int | None:
+    """Side of the largest odd window up to half a grid, such as UniAD's 7 of 14; None where that is nothing."""
+    half = grid // 2
+    return half - (half + 1) % 2 if half else None
 
 
 def jitter(

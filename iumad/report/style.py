@@ -57,7 +57,7 @@ COLOURS = {
     "cdad-feat": "#999933",
     "unimmad-lite": "#661100",
     "unimmad-lite-replay": "#AA4499",
-    "uniad-original": "#44AA99",
+    "plain": "#44AA99",
     "iuf+redundant-0.5": "#56B4E9",
     "iuf+redundant-1": "#CC79A7",
     "iuf+both-0.5": "#E69F00",

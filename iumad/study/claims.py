@@ -410,8 +410,7 @@ UNIFIED = tuple(
         ),
     )
     for label, name, method, metrics in (
-        ("UniAD as its authors train it", "UniAD", "uniad-original", METRICS),
-        ("UniAD as trained here", "UniAD", "uniad", METRICS),
+        ("UniAD", "UniAD", "uniad", METRICS),
         ("MambaAD", "MambaAD", "mambaad", METRICS[:1]),
         ("SimpleNet", "SimpleNet", "simplenet", METRICS),
     )

@@ -20,7 +20,7 @@ from torch.nn import functional
 from iumad.config.methods import CdadFeatConfig
 from iumad.features.cache import Batch
 from iumad.models.base import Detector, InputSpec, noise_like
-from iumad.models.reconstruction import EncoderLayer, hide_neighbours
+from iumad.models.reconstruction import EncoderLayer, half_window, hide_neighbours
 
 LEVELS = 1000  # noise levels
 PASTES = 4  # at most so many parts of an image are pasted over
@@ -84,8 +84,8 @@ class MaskedCondition(nn.Module):
         self.layers = nn.ModuleList(
             EncoderLayer(config.dim, config.heads, dropout=0.0) for _ in range(config.layers)
         )
-        window = grid // 2 - (grid // 2 + 1) % 2
-        mask = hide_neighbours(grid, window) if window > 0 else None
+        window = half_window(grid)
+        mask = None if window is None else hide_neighbours(grid, window)
         place = torch.arange(grid)
         half = sinusoids(place, config.dim // 2)
         rows, columns = half.repeat_interleave(grid, dim=0), half.repeat(grid, 1)
