@@ -311,8 +311,9 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 """What each method changes in the defaults, which are IB-IUMAD's. `joint` (all categories at once) and `finetune`
-(nothing protects the earlier ones) are its upper and lower bound. `plain` is the bare reconstruction network; `iuf`
-adds a gate, `uniad` a neighbour mask and dropout. Methods of other kinds that know no increments are fine-tuned."""
+(nothing protects the earlier ones) are its upper and lower bound. `plain` is the bare reconstruction network;
+`iuf` adds a gate, `uniad` a neighbour mask and dropout. Methods of other kinds that know no increments are
+fine-tuned."""
 
 
 class MethodConfig(Section):
