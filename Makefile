@@ -6,7 +6,7 @@ MARK = not slow
 .PHONY: study test check book bench clean
 
 study: .venv/installed  ## run the study of PARAMS, build its book, print the page to open
-	.venv/bin/iumad study run $(PARAMS) && .venv/bin/iumad book $(PARAMS)
+	.venv/bin/iumad run $(PARAMS) && .venv/bin/iumad book $(PARAMS)
 
 test: check  ## all checks, then the tests that MARK chooses, on up to four cores
 	.venv/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup -m "$(MARK)"

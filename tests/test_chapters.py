@@ -113,7 +113,7 @@ def test_a_complete_study_is_shown_whole(name, complete, tmp_path):
 @pytest.mark.slow
 def test_what_is_missing_is_said(tmp_path):
     assert "0 of 87 runs" in (text := execute("05_settings", tmp_path, tmp_path / "nowhere"))
-    assert "iumad study run params/settings.yaml" in text
+    assert "iumad run params/settings.yaml" in text
     assert text.count("not run") >= 29 * 3  # cells of the grid, by metrics
     text = execute("10_claims", tmp_path, tmp_path / "nowhere")
     assert "not run: params/spurious.yaml" in text

@@ -1,4 +1,5 @@
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -18,8 +19,6 @@ from iumad.cli import output as cli_output
 from iumad.config.schema import StudyConfig
 from iumad.data import open_dataset
 from iumad.features.cache import default_cache
-from iumad.study.costs import COLUMNS, costs_file
-from iumad.study.results import write_table
 from iumad.study.runner import CHECKPOINT, Workplace
 
 
@@ -101,7 +100,7 @@ def test_every_command_has_help(path):
 def test_all_commands_are_there():
     names = {" ".join(path) for path in commands()}
     assert names >= {
-        *("run", "evaluate", "predict", "params", "book", "study run", "study plan"),
+        *("run", "evaluate", "predict", "params", "book", "plan", "publish", "notebook"),
         *("data export", "data check", "data show", "data new", "cache info", "cache prune"),
     }
 
@@ -114,38 +113,14 @@ def test_run_loads_what_is_finished(iumad, finished):
 
 
 def test_study_run_and_plan(iumad, finished):
-    code, out, _ = iumad("study", "run", finished.params, "--results", finished.results)
+    code, out, _ = iumad("run", finished.params, "--results", finished.results)
     assert code == 0
     assert "i_auroc" in out
-    code, out, _ = iumad("study", "plan", finished.params, "--results", finished.results)
+    code, out, _ = iumad("plan", finished.params, "--results", finished.results)
     assert code == 0
     assert "3 runs, 3 finished; time left: 0.00 h" in out
-    code, out, _ = iumad("study", "plan", finished.params)
+    code, out, _ = iumad("plan", finished.params)
     assert "3 runs, 0 finished; time left: unknown" in out
-
-
-def test_study_tables_are_the_rows_and_costs_of_finished_runs(iumad, finished, tmp_path):
-    arguments = ("--results", finished.results, "--out", "tables")
-    code, out, _ = iumad("study", "tables", finished.params, *arguments)
-    assert code == 0
-    rows, runs = (pd.read_csv(tmp_path / path) for path in out.split())
-    assert rows["value"].tolist() == pytest.approx(finished.rows["value"].tolist(), abs=1e-6)
-    assert runs["run"].tolist() == [run.run_id for run in finished.study.runs()]
-    shutil.rmtree(tmp_path / "tables")
-    refused = iumad("study", "tables", finished.params, "--results", "empty", "--out", "tables")
-    check_refusal(refused, ["empty", "no run", "is finished"])
-    assert not everything(tmp_path)
-
-
-def test_study_tables_bring_the_measured_costs(iumad, finished, tmp_path):
-    shutil.copytree(finished.results, tmp_path / "results")
-    measured = pd.DataFrame([dict.fromkeys(COLUMNS, "x") | {"batch": 1, "value": 2.5}])
-    write_table(measured, costs_file(finished.study, tmp_path / "results"))
-    code, out, _ = iumad("study", "tables", finished.params, "--out", "tables")
-    assert code == 0
-    costs = out.split()[-1]
-    assert costs.endswith("-costs.csv")
-    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / costs), measured)
 
 
 def test_evaluate_prints_and_writes_the_rows(iumad, finished, tmp_path):
@@ -241,9 +216,9 @@ def test_params_files_that_cannot_be_run(iumad, tmp_path, content, parts):
     assert not [path for path in made if path.is_file()]
 
 
-@pytest.mark.parametrize("command", [("run",), ("evaluate",), ("study", "run"), ("study", "plan")])
+@pytest.mark.parametrize("command", ["run", "evaluate", "plan"])
 def test_every_command_refuses_a_missing_params_file(iumad, command):
-    check_refusal(iumad(*command, "nowhere.yaml"), ["nowhere.yaml: cannot be read"])
+    check_refusal(iumad(command, "nowhere.yaml"), ["nowhere.yaml: cannot be read"])
 
 
 @pytest.mark.parametrize(
@@ -295,7 +270,7 @@ def test_cuda_where_there_is_none(iumad, finished, files, command):
 def test_evaluating_what_is_not_trained(iumad, finished):
     check_refusal(
         iumad("evaluate", finished.params),
-        ["not trained yet: iuf rgb+depth 2-1 seed 0", "iumad run"],
+        ["none of the 3 runs is trained", "iuf rgb+depth 2-1 seed 0", "iumad run"],
     )
 
 
@@ -341,3 +316,46 @@ def test_square_brackets_are_not_markup(iumad, tmp_path):
     (tmp_path / "[bold] a.yaml").write_text("training: {epoch: 1}")
     check_refusal(iumad("run", "[bold] a.yaml"), ["[bold] a.yaml"])
     assert cli_output.escaped("a[b]") == r"a\[b]"
+
+
+def test_the_version_is_that_of_the_package(iumad):
+    code, out, _ = iumad("--version")
+    assert code == 0
+    assert re.fullmatch(r"iumad \d+\.\d+\.\d+\s*", out)
+
+
+def test_plan_takes_a_part_of_the_grid_and_changes(iumad, finished):
+    arguments = (finished.params, "--results", finished.results, "--method", "iuf")
+    code, out, _ = iumad("plan", *arguments)
+    assert code == 0 and "1 runs, 1 finished" in out
+    code, out, _ = iumad("plan", *arguments, "--set", "training.epochs=77")
+    assert code == 0 and "1 runs, 0 finished" in out
+
+
+def test_a_params_file_lists_what_it_builds_on(iumad, finished, tmp_path):
+    (tmp_path / "top.yaml").write_text(f"base: {finished.params}\nseeds: [3]\n")
+    code, out, _ = iumad("params", "top.yaml")
+    assert code == 0
+    assert re.search(r"\.yaml <- .*top\.yaml: valid", out.replace("\n", ""))
+
+
+def test_evaluate_shows_what_exists_when_a_run_is_missing(iumad, finished):
+    arguments = (finished.params, "--results", finished.results)
+    code, out, _ = iumad("evaluate", *arguments, "--set", "seeds=[0, 9]")
+    assert code == 0
+    assert "not trained:" in out and "seed 9" in out
+    check_refusal(
+        iumad("evaluate", *arguments, "--set", "seeds=[9]"), ["seed 9", "train it with `iumad run"]
+    )
+
+
+@pytest.mark.parametrize(
+    "change", ["a.b", "training=[", "seeds=[1, 1]", "data.root=\udcff", "seeds=[1e400]"]
+)
+def test_changes_from_the_command_line_are_one_line_and_exit_code_2(iumad, finished, change):
+    check_refusal(iumad("plan", finished.params, "--set", change), [])
+
+
+def test_the_cache_may_keep_everything(iumad):
+    code, out, _ = iumad("cache", "prune", "--max-gb", "inf")
+    assert code == 0 and "freed 0.0 MB" in out

@@ -1,6 +1,7 @@
-"""`iumad data`: export the embedded data set, check, show and set up data sets on disk."""
+"""`iumad data` and `iumad cache`: data sets on disk and the cache of what is computed from them."""
 
 import math
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,9 @@ from iumad.errors import DataError
 
 data_app = typer.Typer(
     no_args_is_help=True, help="Data sets: export, check, show, set up one's own."
+)
+cache_app = typer.Typer(
+    no_args_is_help=True, help="The cache of prepared images and frozen features."
 )
 Root = Annotated[Path, typer.Argument(help="folder of the data set, in any known layout")]
 
@@ -169,3 +173,28 @@ def _ask_folders(what: str) -> dict[str, str]:
         f"{what}: folder of depth files (empty: none)", default="", show_default=False
     )
     return folders | ({"depth": depth} if depth else {})
+
+
+@cache_app.command("info")
+def cache_info() -> None:
+    """Show where the cache lies and how large it is."""
+    from iumad.features.cache import cache_size, default_cache
+
+    console.print(str(default_cache()), highlight=False)
+    for kind, (count, size) in cache_size(default_cache()).items():
+        console.print(f"{kind:10} {count:8} entries {size / 1e6:10.1f} MB")
+
+
+@cache_app.command("prune")
+def cache_prune(
+    max_gb: Annotated[
+        float, typer.Option(min=0, help="keep at most this much, newest read first; 0: empty it")
+    ],
+) -> None:
+    """Delete the entries that were read longest ago."""
+    from iumad.features.cache import default_cache, prune_cache
+
+    freed = prune_cache(
+        default_cache(), round(max_gb * 1e9) if math.isfinite(max_gb) else sys.maxsize
+    )
+    console.print(f"freed {freed / 1e6:.1f} MB")

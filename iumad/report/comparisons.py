@@ -52,7 +52,7 @@ def status_text(progress: pd.DataFrame, profile: str) -> str:
             for method, runs in part.groupby("method", sort=False)
         ]
         lines.append(f"- {modality}, {setting}: {', '.join(methods)}")
-    title = f"{text} Not run, with their seeds (`iumad study run params/{profile}.yaml` runs them):"
+    title = f"{text} Not run, with their seeds (`iumad run params/{profile}.yaml` runs them):"
     return "\n".join([title, "", *lines])
 
 

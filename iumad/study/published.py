@@ -4,7 +4,7 @@
     rows.csv.gz   one line a category after a step of a run, with a column for each metric
     steps.csv     one line a trained step: what it took, and where it came from
     log.csv.gz    one line a term of the loss in an epoch of a step
-    costs.csv     what `iumad study efficiency` measured
+    costs.csv     what `iumad efficiency` measured
 
 Everything is found by the `run_id` or the step's key, so a study sees what another one has made.
 """
