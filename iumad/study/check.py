@@ -18,7 +18,7 @@ def check_study(study: StudyConfig, device: str = "auto") -> None:
     Raises
     ------
     IumadError
-        The device or the data are not there, a setting does not use up the categories, the data lack a modality, or
+        Device or data are not there, a setting does not use up the categories, the data lack a modality, or
         a model does not fit its sizes.
     """
     pick_device(device)
