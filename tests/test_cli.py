@@ -130,7 +130,7 @@ def test_evaluate_prints_and_writes_the_rows(iumad, finished, tmp_path):
     for category in tiny.CATEGORIES:
         assert category in out
     rows = pd.read_csv(tmp_path / "rows.csv")
-    assert len(rows) == 15
+    assert set(rows["method"]) == {"iuf"} and not rows.empty
     assert f"{len(rows)} rows written to rows.csv" in out
 
 

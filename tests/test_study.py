@@ -71,7 +71,7 @@ def test_rows_are_valid_and_complete(finished):
             found = run[run["step"] == step]
             assert found["category"].unique().tolist() == list(seen)
             assert found.groupby("category")["metric"].apply(sorted).tolist() == [
-                [*told, "aupro", "i_auroc", "p_auroc"]
+                [*told, "aupro", "i_auroc", "p_auroc", *["validation_error"] * bool(told)]
             ] * len(seen)
     assert (rows["n_good"] == 1).all()
     assert (rows["n_defect"] == 2).all()

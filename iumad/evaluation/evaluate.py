@@ -30,6 +30,24 @@ def accuracy(
 
 
 @torch.no_grad()
+def validation_error(
+    detector: Detector, store: FeatureStore, sample_ids: Sequence[str], batch_size: int = 16
+) -> float:
+    """Mean residual of one or more good samples, over tokens and targets, in the method's own unit.
+
+    What training lowers, on images that it never saw: comparable between trainings of one method, not between
+    methods.
+    """
+    detector.eval()
+    total = 0.0
+    for start in range(0, len(sample_ids), batch_size):
+        batch = store.batch(sample_ids[start : start + batch_size]).to(store.device)
+        maps = torch.stack(list(detector.residual_maps(batch).values()))
+        total += float(maps.double().mean(dim=(0, 2, 3)).sum())
+    return total / len(sample_ids)
+
+
+@torch.no_grad()
 def anomaly_maps(
     detector: Detector,
     store: FeatureStore,
@@ -71,7 +89,7 @@ def evaluate(
     DataFrame
         category, metric, value, n_good, n_defect. A metric that is undefined, such as AUROC without good images,
         is a missing value, never a number. AUROC below 0.5 stays below 0.5. `accuracy` is that of the category on
-        good images, where the method classifies.
+        good images, where the method classifies; `validation_error` that on validation images, of trained methods.
     """
     index = store.dataset.index
     rows = []
@@ -90,5 +108,11 @@ def evaluate(
         good = [sample_id for sample_id, label in zip(ids, labels, strict=True) if not label]
         if good and (told := accuracy(detector, store, good, config.batch_size)) is not None:
             values["accuracy"] = told
+        validation = index[(index["category"] == category) & (index["split"] == "validation")]
+        if detector.trained and len(validation):
+            held_out = validation["sample_id"].tolist()
+            values["validation_error"] = validation_error(
+                detector, store, held_out, config.batch_size
+            )
         rows += [(category, k, v, len(labels) - n_defect, n_defect) for k, v in values.items()]
     return pd.DataFrame(rows, columns=["category", "metric", "value", "n_good", "n_defect"])
