@@ -1,4 +1,4 @@
-"""Verdicts on the paper's claims: by hand, and never from runs that do not exist."""
+"""Gates, contrasts, verdicts and the paper's claims: by hand, and never from runs that do not exist."""
 
 import numpy as np
 import pandas as pd
@@ -6,138 +6,357 @@ import pytest
 from scipy import stats
 
 from iumad.config.files import load_params
-from iumad.data import open_dataset
 from iumad.study.claims import (
-    CREDIT,
-    FAILS,
-    HOLDS,
     PAPER_CLAIMS,
+    QUESTIONS,
     UNTESTABLE,
     Claim,
-    Contrast,
+    compare,
+    conclusion,
     evaluate_claims,
-    judge,
-    values_of,
+    load_evidence,
     verdicts,
+)
+from iumad.study.gates import INAPPLICABLE, MET, MISSED, UNMEASURED, measure_gates
+from iumad.study.results import ROW_SCHEMA, validate_rows
+from iumad.study.statistics import (
+    CONTRADICTED,
+    NO_DIFFERENCE,
+    SUPPORTED,
+    UNDECIDED,
+    UNTRAINED,
+)
+from iumad.study.verdicts import (
+    NOT_RUN,
+    Contrast,
+    Harm,
+    Term,
+    evidence_of,
+    judge_contrasts,
+    second_view,
 )
 
 BOTH = "rgb+depth"
 
 
-def values(table: dict[str, list[float]], metric="i_auroc", setting="6-1") -> pd.DataFrame:
-    """One value per method and seed."""
-    return pd.DataFrame(
+def run_rows(method, steps, seed=0, setting="2-1", modality=BOTH, metric="i_auroc", study="main"):
+    """Rows of one run from one {category: value} a step."""
+    run = (f"{method}-{modality}-{setting}-{seed}", study, "minicandies", method, modality, setting)
+    records = [
+        (*run, seed, step, category, metric, value, 4, 6)
+        for step, values in enumerate(steps)
+        for category, value in values.items()
+    ]
+    return pd.DataFrame(records, columns=list(ROW_SCHEMA.columns))
+
+
+def at_once(table, metric="i_auroc", setting="2-0", **labels):
+    """Rows of runs of one step: one value per method and seed, the same for both categories."""
+    return pd.concat(
         [
-            (method, BOTH, setting, seed, metric, value)
-            for method, each in table.items()
-            for seed, value in enumerate(each)
+            run_rows(method, [{"a": value, "b": value}], seed, setting, metric=metric, **labels)
+            for method, values in table.items()
+            for seed, value in enumerate(values)
         ],
-        columns=["method", "modality", "setting", "seed", "metric", "value"],
+        ignore_index=True,
     )
 
 
-def better(metric="i_auroc", setting="6-1") -> Contrast:
-    return Contrast(((1, "ib-iumad", BOTH), (-1, "iuf", BOTH)), setting, metric)
+def difference(metric="i_auroc", setting="2-0", first="ib-iumad", second="iuf", **options):
+    terms = (Term(1, first, BOTH), Term(-1, second, BOTH))
+    return Contrast(terms, setting, metric, **options)
 
 
-def judged_rows(table: pd.DataFrame, *contrasts: Contrast) -> pd.DataFrame:
-    claim = Claim("one", "Ours is better.", "Table 1", "settings", "05", contrasts)
-    return evaluate_claims((claim,), {"settings": table})
+def judged(rows, *contrasts, references=None):
+    return judge_contrasts({"one": contrasts}, evidence_of(rows, references)).to_dict("records")
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "verdict"),
-    [(0.01, 0.05, HOLDS), (-0.01, 0.02, FAILS), (-0.01, 0.05, UNTESTABLE), (-0.05, -0.01, FAILS)],
-)
-def test_the_three_verdicts(low, high, verdict):
-    assert judge(low, high, expected=0.03) == verdict
+# --- contrasts ----------------------------------------------------------------------------------
 
 
 def test_a_difference_by_hand():
-    table = values({"ib-iumad": [0.80, 0.83, 0.86], "iuf": [0.78, 0.80, 0.82]})
-    (row,) = judged_rows(table, better()).to_dict("records")
+    rows = at_once({"ib-iumad": [0.80, 0.83, 0.86], "iuf": [0.78, 0.80, 0.82]}, setting="6-1")
+    (row,) = judged(rows, difference(setting="6-1"))
     # differences 2, 3, 4 points: mean 3, sd 1, half width t(0.975, 2) / sqrt(3)
     half = stats.t.ppf(0.975, 2) / np.sqrt(3)
     assert row["estimate"] == pytest.approx(3)
-    assert row["low"] == pytest.approx(3 - half)
-    assert row["high"] == pytest.approx(3 + half)
+    assert (row["low"], row["high"]) == pytest.approx((3 - half, 3 + half))
     assert row["paper"] == pytest.approx(78.6 - 75.1)  # Table 1, RGB+3D, 6-1
-    assert (row["n"], row["verdict"]) == (3, HOLDS)
+    assert row["detectable"] == pytest.approx(5.06, abs=0.02)  # deviations, each of one point
+    assert (row["n"], row["m"], row["verdict"]) == (3, 1, SUPPORTED)
+    assert "not measured: ib-iumad (rgb+depth): no floors" in row["gates"]
+    assert "(gates not measured: floors, classifier)" in row["reason"]
+
+
+@pytest.mark.parametrize(
+    ("differences", "verdict", "text"),
+    [
+        ([0.02, 0.021, 0.022], SUPPORTED, "above 0"),
+        ([0.002, 0.0021, 0.0022], SUPPORTED, "smaller than 1 point"),
+        ([-0.02, -0.021, -0.022], CONTRADICTED, "below 0"),
+        ([-0.001, 0.0, 0.002], NO_DIFFERENCE, "lies inside ± 1 point"),
+        ([0.0, 0.0, 0.0], NO_DIFFERENCE, "lies inside"),
+        ([-0.02, 0.0, 0.03], UNDECIDED, "has 0 in it"),
+        ([0.03], UNDECIDED, "one seed has no interval"),
+    ],
+)
+def test_the_words(differences, verdict, text):
+    rows = at_once({"iuf": [0.5] * len(differences), "ib-iumad": [0.5 + d for d in differences]})
+    (row,) = judged(rows, difference())
+    assert row["verdict"] == verdict and text in row["reason"], row["reason"]
+    (turned,) = judged(rows, difference().turned)
+    opposite = {SUPPORTED: CONTRADICTED, CONTRADICTED: SUPPORTED}
+    assert turned["verdict"] == opposite.get(verdict, verdict)
+
+
+def test_correction_goes_over_what_was_planned_with_one_metric():
+    rows = at_once({"iuf": [0.5] * 3, "a": [0.52, 0.53, 0.545], "ib-iumad": [0.51, 0.55, 0.60]})
+    (alone,) = judged(rows, difference(first="a"))
+    planned = [difference(first=name) for name in ("a", "ib-iumad", "never run")]
+    first, second, absent, other = judged(rows, *planned, difference("aupro"))
+    assert (alone["verdict"], first["verdict"]) == (SUPPORTED, UNDECIDED)
+    # Holm: the smallest p of three counts three times, the next one twice, the one that is not run as 1.
+    assert first["p_holm"] == pytest.approx(3 * alone["p"])
+    assert second["p_holm"] == pytest.approx(max(2 * second["p"], first["p_holm"]))
+    assert "does not have 0 in it, p = " in first["reason"] and first["m"] == 3
+    assert (absent["verdict"], absent["n"], other["m"]) == (NOT_RUN, 0, 1)
+    assert first["detectable"] > alone["detectable"]
 
 
 def test_less_forgetting_is_in_favour():
-    table = values({"ib-iumad": [0.02, 0.03], "iuf": [0.06, 0.07]}, metric="fm_i_auroc")
-    (row,) = judged_rows(table, better("fm_i_auroc")).to_dict("records")
-    assert row["estimate"] == pytest.approx(4)
+    steps = {"iuf": (0.80, 0.70), "ib-iumad": (0.80, 0.76)}
+    rows = pd.concat(
+        [
+            run_rows(name, [{"a": first}, {"a": last + 0.001 * seed, "b": 0.7}], seed, "6-1")
+            for name, (first, last) in steps.items()
+            for seed in range(2)
+        ]
+    )
+    (row,) = judged(rows, difference("fm_i_auroc", "6-1"))
+    assert row["estimate"] == pytest.approx(6)
     assert row["paper"] == pytest.approx(15.1 - 9.3)
 
 
 def test_only_seeds_that_have_all_terms_count():
-    table = values({"ib-iumad": [0.8, 0.8, 0.9], "iuf": [0.7, 0.8]})
-    (row,) = judged_rows(table, better()).to_dict("records")
+    rows = at_once({"ib-iumad": [0.8, 0.8, 0.9], "iuf": [0.7, 0.8]})
+    (row,) = judged(rows, difference())
     assert row["n"] == 2
     assert row["estimate"] == pytest.approx(5)
 
 
-def test_one_seed_and_no_run_are_not_testable_and_say_so():
-    (one,) = judged_rows(values({"ib-iumad": [0.9], "iuf": [0.5]}), better()).to_dict("records")
-    assert (one["verdict"], one["reason"]) == (UNTESTABLE, "one seed has no interval")
-    (none,) = judged_rows(values({"ib-iumad": [0.9, 0.8]}), better()).to_dict("records")
-    assert (none["verdict"], none["reason"]) == (UNTESTABLE, "not run: params/settings.yaml")
-    assert np.isnan(none["estimate"])
+def test_a_difference_of_differences_and_harm_above_the_floor():
+    table = {
+        "clean": [0.9, 0.8],
+        "noisy": [0.7, 0.6],
+        "floor-a": [0.5, 0.4],
+        "floor-b": [0.3, 0.3],
+    }
+    rows = pd.concat(
+        [
+            at_once(table),
+            at_once(
+                {"clean": [0.7, 0.8], "noisy": [0.6, 0.7], "floor-a": [0.5, 0.6]}, modality="rgb"
+            ),
+        ]
+    )
+    points = Contrast(
+        (
+            Term(1, "clean", BOTH),
+            Term(-1, "noisy", BOTH),
+            Term(-1, "clean", "rgb"),
+            Term(1, "noisy", "rgb"),
+        ),
+        "2-0",
+        "i_auroc",
+    )
+    share = Contrast(
+        (Harm(1, "clean", "noisy", BOTH), Harm(-1, "clean", "noisy", "rgb")), "2-0", "i_auroc"
+    )
+    first, second = judged(rows, points, share)
+    assert first["estimate"] == pytest.approx(10)  # (20 points lost) - (10 points lost)
+    # Of 40 points above the better floor 20 are lost, of 20 points 10: as large a share.
+    assert second["estimate"] == pytest.approx(0, abs=1e-9)
+    assert second["unit"] == "% of what is above the floor" and np.isnan(second["paper"])
 
 
-def test_a_difference_of_differences():
-    terms = ((1, "a", BOTH), (-1, "b", BOTH), (-1, "c", BOTH), (1, "d", BOTH))
-    table = values({"a": [0.9, 0.8], "b": [0.7, 0.6], "c": [0.9, 0.8], "d": [0.8, 0.7]})
-    (row,) = judged_rows(table, Contrast(terms, "6-1", "i_auroc")).to_dict("records")
-    assert row["estimate"] == pytest.approx(10)  # (20 points lost) - (10 points lost)
-    assert np.isnan(row["paper"])
+def test_second_view_is_the_middle_half_of_all_seeds_and_categories():
+    rows = pd.concat(
+        [run_rows("iuf", [dict.fromkeys("abcd", 0.5)], seed, "4-0") for seed in range(2)]
+        + [
+            run_rows("ib-iumad", [{"a": 0.5, "b": 0.52, "c": 0.54, "d": 0.9}], seed, "4-0")
+            for seed in range(2)
+        ]
+    )
+    (row,) = second_view(difference(setting="4-0"), evidence_of(rows)).to_dict("records")
+    # Sorted: 0 0 2 2 4 4 40 40 points; the middle four are 2 2 4 4.
+    assert row["value"] == pytest.approx(3)
+    assert (row["low"], row["high"], row["n"]) == (pytest.approx(3), pytest.approx(3), 2)
+    assert second_view(difference("fm_i_auroc"), evidence_of(rows)).empty
 
 
-def test_what_the_paper_prints_is_expected_as_it_is_and_a_point_where_it_speaks_against_the_claim():
-    at = {"first": [0.80, 0.82, 0.81], "second": [0.799, 0.813, 0.808]}  # -0.5 to 1.6 points
-    table = values({"ib-iumad": at["first"], "iuf": at["second"]})
-    terms = ((1, "ib-iumad", BOTH), (-1, "iuf", BOTH))
-    for first, second, dataset, reason in (
-        ("ib-iumad[mamba]", "ib-iumad[none]", "mvtec3d", "the paper says 0.7"),
-        ("ib-iumad[none]", "ib-iumad[mamba]", "mvtec3d", "the margin is 1.0"),
-        ("ib-iumad[mamba]", "ib-iumad[none]", "eyecandies", "the margin is 1.0"),
-    ):
-        contrast = Contrast(terms, "6-1", "i_auroc", {"ib-iumad": first, "iuf": second})
-        claim = Claim("one", "s", "w", "settings", "05", (contrast,))
-        (row,) = evaluate_claims((claim,), {"settings": table}, dataset).to_dict("records")
-        assert row["verdict"] == UNTESTABLE and reason in row["reason"], row
+# --- gates --------------------------------------------------------------------------------------
 
 
-def test_a_claim_holds_only_if_all_of_its_differences_do():
-    good = {"ib-iumad": [0.80, 0.83, 0.86], "iuf": [0.78, 0.80, 0.82]}
+def trained_rows(level=0.85, new=0.84, final=0.6, accuracy=1.0):
+    """A run of two steps that forgets a lot, its joint training, floors and accuracy."""
+    return pd.concat(
+        [
+            run_rows("iuf", [{"a": level, "b": level}, {"a": final, "b": final, "c": new}]),
+            run_rows(
+                "iuf",
+                [{"a": accuracy, "b": accuracy}, {"a": 0.0, "b": 0.0, "c": accuracy}],
+                metric="accuracy",
+            ),
+            run_rows("iuf", [dict.fromkeys("abc", 0.88)], setting="3-0"),
+            run_rows("floor-depth", [{"a": 0.7, "b": 0.7}, {"a": 0.7, "b": 0.7, "c": 0.7}]),
+            run_rows("floor-rgb", [{"a": 0.6, "b": 0.6}, {"a": 0.6, "b": 0.6, "c": 0.6}]),
+        ],
+        ignore_index=True,
+    )
+
+
+def gate_states(rows, references=None, setting="2-1", method="iuf"):
+    table = measure_gates(rows, references)
+    part = table[(table["method"] == method) & (table["setting"] == setting)]
+    return part.set_index("gate")["state"].to_dict()
+
+
+def test_gates_by_hand():
+    table = measure_gates(validate_rows(trained_rows()))
+    assert set(table["method"]) == {"iuf"}  # floors have no gates
+    part = table[table["setting"] == "2-1"].set_index("gate")
+    # Each category right after its step: (85 + 85 + 84) / 3 - 70; what is forgotten later does not count.
+    assert part.loc["floors", "value"] == pytest.approx((0.85 + 0.85 + 0.84) / 3 - 0.7)
+    assert part.loc["classifier", "value"] == 1.0
+    assert part.loc["new categories", "value"] == pytest.approx(0.84 - 0.88)
+    assert set(part["state"]) == {MET}
+    assert "14.7 points above floor-depth" in part.loc["floors", "text"]
+    assert "-4.0 points from its joint training" in part.loc["new categories", "text"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "gate"),
+    [
+        ({"level": 0.77, "new": 0.84}, "floors"),
+        ({"accuracy": 0.94}, "classifier"),
+        ({"new": 0.82}, "new categories"),
+    ],
+)
+def test_each_gate_can_be_missed_alone(changes, gate):
+    states = gate_states(trained_rows(**changes))
+    assert {name for name, state in states.items() if state == MISSED} == {gate}
+
+
+def test_gates_without_their_runs_are_not_measured_unless_another_study_has_them():
+    rows = trained_rows()
+    own = rows[(rows["method"] == "iuf") & (rows["setting"] == "2-1")]
+    assert gate_states(own[own["metric"] == "i_auroc"]) == {
+        "floors": UNMEASURED,
+        "classifier": UNMEASURED,
+        "new categories": UNMEASURED,
+    }
+    assert set(gate_states(own, rows).values()) == {MET}
+    joint = run_rows("joint", [dict.fromkeys("abc", 0.95)])
+    assert gate_states(pd.concat([own, joint]))["new categories"] == MISSED
+    other_seed = rows[rows["setting"] == "3-0"].assign(seed=5)
+    assert gate_states(pd.concat([own, other_seed]))["new categories"] == UNMEASURED
+
+
+def test_gates_that_do_not_apply():
+    plain = run_rows("plain", [{"a": 0.8, "b": 0.8}], setting="2-0")
+    states = gate_states(pd.concat([trained_rows(), plain]), setting="2-0", method="plain")
+    assert states == {"floors": MET, "classifier": INAPPLICABLE, "new categories": INAPPLICABLE}
+
+
+def test_a_missed_gate_replaces_the_verdict_unless_the_method_is_exempt():
+    rows = at_once({"ib-iumad": [0.9, 0.91, 0.92], "iuf": [0.55] * 3, "floor-a": [0.5] * 3})
+    (row,) = judged(rows, difference())
+    assert row["verdict"] == UNTRAINED
+    assert row["reason"] == "iuf (rgb+depth, 2-0) is 5.0 points above floor-a, 10 are needed"
+    assert row["estimate"] == pytest.approx(36)
+    (free,) = judged(rows, difference(exempt=("iuf",)))
+    assert free["verdict"] == SUPPORTED
+
+
+# --- claims -------------------------------------------------------------------------------------
+
+
+def claim(name, *contrasts, family="one"):
+    return Claim(name, "s", "w", "main", "05", contrasts[0], contrasts[1:], family)
+
+
+def test_the_main_contrast_alone_decides_and_the_others_are_shown():
+    good = {"ib-iumad": [0.80, 0.81, 0.82], "iuf": [0.70, 0.71, 0.72]}
     bad = {"ib-iumad": [0.70, 0.70, 0.70], "iuf": [0.78, 0.79, 0.80]}
-    claim = Claim("one", "s", "w", "settings", "05", (better(), better("aupro")))
-    for second, verdict in ((good, HOLDS), (bad, FAILS)):
-        table = pd.concat([values(good), values(second, "aupro")])
-        judged = evaluate_claims((claim,), {"settings": table})
-        assert verdicts((claim,), judged)["verdict"].tolist() == [verdict]
+    rows = pd.concat([at_once(good), at_once(bad, "aupro")])
+    claims = (
+        claim("one", difference(), difference("aupro")),
+        claim("two", difference(first="never")),
+        Claim("three", "s", "w", why_not="no run can"),
+    )
+    table = evaluate_claims(claims, {"main": evidence_of(rows)})
+    assert table[["claim", "role", "verdict"]].to_numpy().tolist() == [
+        ["one", "main", SUPPORTED],
+        ["one", "other", ""],
+        ["two", "main", NOT_RUN],
+    ]
+    assert table["m"].tolist() == [2, 1, 2]
+    answers = verdicts(claims, table)
+    assert answers["verdict"].tolist() == [SUPPORTED, NOT_RUN, UNTESTABLE]
+    text = conclusion(answers)
+    assert "**supported: 1** (one)" in text and "three: no run can" in text
+
+
+def test_a_page_takes_what_a_claim_asks_from_the_claim():
+    rows = at_once(
+        {"ib-iumad": [0.80, 0.83, 0.86], "iuf": [0.78, 0.80, 0.82], "x": [0.7, 0.8, 0.7]},
+        setting="10-0",
+        study="settings",
+    )
+    evidence = evidence_of(rows)
+    asked = tuple(c for c in PAPER_CLAIMS if c.study == "settings")
+    table = evaluate_claims(asked, {"settings": evidence})
+    main = table[(table["claim"] == "better at once, rgb+depth") & (table["role"] == "main")]
+    same = ["n", "estimate", "p_holm", "m", "detectable", "verdict", "reason"]
+    against_iuf = compare("settings", evidence, "iuf").set_index("method")
+    assert against_iuf.loc["ib-iumad", same].tolist() == main.iloc[0][same].tolist()
+    assert main.iloc[0]["m"] == 3  # three modalities, run or not
+    assert against_iuf.loc["x", "m"] == 1
+    turned = compare("settings", evidence, "ib-iumad").set_index("method").loc["iuf"]
+    assert turned["estimate"] == -main.iloc[0]["estimate"]
+    assert turned["p_holm"] == main.iloc[0]["p_holm"]
 
 
 def test_every_claim_asks_for_runs_that_its_study_has(repository):
-    for claim in (*PAPER_CLAIMS, *CREDIT):
-        assert bool(claim.contrasts) != bool(claim.why_not), claim.name
-        if not claim.contrasts:
+    names = [each.name for each in (*PAPER_CLAIMS, *QUESTIONS)]
+    assert len(set(names)) == len(names)
+    for each in (*PAPER_CLAIMS, *QUESTIONS):
+        assert bool(each.main) != bool(each.why_not), each.name
+        assert not each.page or (repository / "notebooks" / f"{each.page}.ipynb").is_file()
+        if each.main is None:
             continue
-        study = load_params(repository / "params" / f"{claim.study}.yaml")
+        assert each.family, each.name
+        study = load_params(repository / "params" / f"{each.study}.yaml")
         cells = {(run.method, run.modality, run.setting) for run in study.runs()}
-        assert (repository / "notebooks" / f"{claim.page}.ipynb").is_file()
-        for contrast in claim.contrasts:
-            for _, method, modality in contrast.terms:
-                assert (method, modality, contrast.setting) in cells, claim.name
-        assert len(open_dataset(study.data).categories) == 10
+        for contrast in (each.main, *each.others):
+            needed = [
+                (method, term.modality)
+                for term in contrast.terms
+                for method in (term[1:3] if isinstance(term, Harm) else (term.method,))
+            ]
+            for method, modality in needed:
+                assert (method, modality, contrast.setting) in cells, each.name
 
 
 def test_claims_with_a_number_in_the_paper_find_it():
-    judged = evaluate_claims(PAPER_CLAIMS, {})
-    tables = {claim.name for claim in PAPER_CLAIMS if "Table" in claim.where and claim.contrasts}
-    printed = judged[judged["claim"].isin(tables)]
+    table = evaluate_claims(PAPER_CLAIMS, {})
+    tables = {each.name for each in PAPER_CLAIMS if "Table" in each.where and each.main}
+    printed = table[table["claim"].isin(tables) & (table["role"] == "main")]
     assert printed["paper"].notna().all()
-    assert (judged["verdict"] == UNTESTABLE).all()
-    assert values_of(pd.DataFrame()).empty
+    assert set(table["verdict"]) == {NOT_RUN, ""}
+
+
+def test_evidence_of_a_study_finds_its_floors_in_the_study_of_settings(repository, tmp_path):
+    study = load_params(repository / "params" / "fusion.yaml")
+    evidence = load_evidence(study, tmp_path, repository / "params")
+    assert evidence.rows.empty and evidence.values.empty and evidence.gates.empty

@@ -11,7 +11,7 @@ from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
 from iumad.errors import MetricError
-from iumad.evaluation.metrics import aupro, forgetting, image_auroc, image_scores, pixel_auroc
+from iumad.evaluation.metrics import aupro, image_auroc, image_scores, pixel_auroc
 
 # Rounding of a few hundred float64 additions stays far below this.
 TOLERANCE = 1e-12
@@ -207,33 +207,3 @@ def test_image_scores_equal_sliding_windows(shape, pool):
 def test_image_scores_refuse_unknown_kind_and_large_window(kind, pool, text):
     with pytest.raises(MetricError, match=text):
         image_scores(np.ones((1, 3, 5)), kind, pool)
-
-
-def test_forgetting_by_hand():
-    nan = np.nan
-    scores = np.array([[90, nan, nan], [95, 80, nan], [85, 70, 60]])
-    assert forgetting(scores) == 10.0  # ((95 - 85) + (80 - 70)) / 2
-    # The last step counts for no maximum: ((90 - 92) + (80 - 84)) / 2.
-    assert forgetting(np.array([[90, 80, nan], [92, 84, 60]])) == -3.0
-
-
-@given(scores=hnp.arrays(np.float64, (4, 3), elements=st.floats(0, 1)), offset=st.floats(-1, 1))
-def test_forgetting_does_not_depend_on_the_level(scores, offset):
-    assert -1 <= forgetting(scores) <= 1
-    assert forgetting(scores + offset) == pytest.approx(forgetting(scores), abs=TOLERANCE)
-
-
-@pytest.mark.parametrize(
-    ("scores", "text"),
-    [
-        ([[90, 80]], "2 or more steps"),
-        ([90, 80], "2 or more steps"),
-        ([[90, np.nan], [np.nan, 80]], "every step after"),
-        ([[90, np.nan], [80, np.nan]], "every step after"),
-        ([[90, 1], [np.nan, 1], [80, 1]], "every step after"),
-        ([[np.nan], [80]], "seen before the last step"),
-    ],
-)
-def test_undefined_forgetting_raises(scores, text):
-    with pytest.raises(MetricError, match=text):
-        forgetting(np.array(scores, dtype=float))

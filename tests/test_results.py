@@ -6,6 +6,9 @@ from datetime import UTC, datetime
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from iumad.errors import DataError, MetricError
 from iumad.study.provenance import read_provenance, record_provenance, write_provenance
@@ -95,10 +98,31 @@ def test_one_step_has_no_forgetting():
     assert forgetting_table(make_rows({0: {"a": 0.9}})).empty
 
 
-def test_forgetting_of_a_missing_row_raises():
-    rows = make_rows({0: {"a": 0.9, "b": 0.8}, 1: {"b": 0.8}})
+@pytest.mark.parametrize(
+    "values",
+    [
+        {0: {"a": 0.9, "b": 0.8}, 1: {"b": 0.8}},
+        {0: {"a": 0.9, "b": 0.8}, 1: {"b": 0.8}, 2: {"a": 0.9, "b": 0.8}},
+    ],
+)
+def test_forgetting_of_a_missing_row_raises(values):
     with pytest.raises(MetricError, match="every step"):
-        forgetting_table(rows)
+        forgetting_table(make_rows(values))
+
+
+@settings(max_examples=20)
+@given(scores=hnp.arrays(np.float64, (4, 3), elements=st.floats(0, 1)))
+def test_learning_in_steps_is_what_its_definitions_say(scores):
+    """Category c comes in step c; a second run is there to be kept apart."""
+    run = {step: {f"c{c}": scores[step, c] for c in range(3) if c <= step} for step in range(4)}
+    rows = pd.concat([make_rows(run), make_rows({0: {"c0": 0.1}, 1: {"c0": 0.2}}, (*RUN[:6], 1))])
+    table = continual_table(rows)
+    found = table[table["seed"] == 0].set_index("metric")["value"]
+    lost = [max(scores[c:3, c]) - scores[3, c] for c in range(3)]
+    assert found["fm_i_auroc"] == pytest.approx(np.mean(lost), abs=1e-12)
+    assert found["new_i_auroc"] == pytest.approx((scores[1, 1] + scores[2, 2]) / 2, abs=1e-12)
+    change = [scores[3, c] - scores[c, c] for c in range(3)]
+    assert found["bwt_i_auroc"] == pytest.approx(np.mean(change), abs=1e-12)
 
 
 def test_forgetting_of_an_undefined_metric_is_undefined():

@@ -209,40 +209,6 @@ def image_scores(
     return window_means[:, top : top + height, left : left + width].max(axis=(1, 2))
 
 
-def forgetting(scores: np.ndarray) -> float:
-    """Forgetting measure, paper Eq. 1: how far old categories fell from their best earlier step.
-
-    Eq. 1 sums over objects and divides by a number of steps; here it is read as the mean, over
-    the categories seen before the last step, of the best earlier score minus the last score.
-
-    Parameters
-    ----------
-    scores : array (steps, categories)
-        Any metric where more is better; NaN where a step had not yet seen the category.
-
-    Returns
-    -------
-    float
-        In the unit of the scores; positive if categories were forgotten, negative if they improved.
-
-    Raises
-    ------
-    MetricError
-        If there is one step only, a category is missing after it was first seen, or no category was
-        seen before the last step.
-    """
-    scores = np.asarray(scores, dtype=np.float64)
-    if scores.ndim != 2 or len(scores) < 2:
-        raise MetricError(f"forgetting needs 2 or more steps x categories, got {scores.shape}")
-    seen = ~np.isnan(scores)
-    if not seen[-1].all() or (seen[:-1] & ~seen[1:]).any():
-        raise MetricError("forgetting needs a score at every step after a category's first one")
-    old = seen[:-1].any(axis=0)
-    if not old.any():
-        raise MetricError("forgetting needs a category that was seen before the last step")
-    return float(np.mean(np.nanmax(scores[:-1, old], axis=0) - scores[-1, old]))
-
-
 def _checked(
     scores: np.ndarray, truth: np.ndarray, ndim: int, names: tuple[str, str]
 ) -> tuple[Float[np.ndarray, "..."], Bool[np.ndarray, "..."]]:

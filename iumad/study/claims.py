@@ -1,75 +1,49 @@
-"""The values that the paper's claims are tested on, collected from the studies that lie finished.
+"""The paper's claims as data, in our words, and how each one came out.
 
-Claims of the paper tested on result tables: an estimate with its interval, and a verdict for each.
-
-A claim is one or more contrasts, each a sum of results with signs that is positive if the claim is true. It is
-computed for every seed, and its interval is the 95 % t interval over seeds:
-
-- *holds*: the whole interval is above 0;
-- *does not hold*: the interval reaches 0, and the paper's own difference is above all of it;
-- *not testable here*: the interval has both 0 and the paper's difference in it, so that these runs cannot tell
-  the two apart; or runs are missing; or no run could decide.
-
-A claim holds if all of its contrasts do (so their number needs no correction); one that does not is enough against
-it.
-
-The paper's claims, in our words, and two questions of our own; `iumad.study.claims` tests them.
+A claim has one main contrast, printed with its interval beside the paper's number, and others that are shown but
+not judged. Claims of one family are corrected together where their main contrasts are of one metric.
+`iumad.study.verdicts` has the contrasts, and `iumad.study.statistics.judge` the verdicts.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from iumad.config.files import load_params
 from iumad.config.schema import StudyConfig
 from iumad.data import categories_of
-from iumad.report.comparisons import NOT_RUN, SHORT
 from iumad.study.costs import claim_values, read_costs
 from iumad.study.load import load_rows, progress
-from iumad.study.results import FRACTIONS, MEAN, final_table, paper_results
-from iumad.study.statistics import summarise
+from iumad.study.results import FRACTIONS
+from iumad.study.statistics import CONTRADICTED, SUPPORTED, VERDICTS
+from iumad.study.verdicts import (
+    COLUMNS,
+    NOT_RUN,
+    Contrast,
+    Evidence,
+    Harm,
+    Term,
+    against,
+    evidence_of,
+    evidence_of_costs,
+    judge_contrasts,
+    turned_row,
+)
 
-HOLDS, FAILS, UNTESTABLE = "holds", "does not hold", "not testable here"
-MARGIN = 0.01  # one point: what a claim means where the paper prints nothing in its favour
+UNTESTABLE = "not testable here"
+WORDS = (*VERDICTS, NOT_RUN, UNTESTABLE)
+"""Everything that can stand in the column verdict, in the order of the text."""
 
-
-@dataclass(frozen=True)
-class Contrast:
-    """Sum of results of one setting and metric.
-
-    Attributes
-    ----------
-    terms : (sign, method, modality), ...
-        Written for a metric of which more is better; for forgetting and memory all signs are turned.
-    setting, metric : str
-        A metric of `iumad.study.results.final_table`, or "log2 ..." of the efficiency table.
-    paper_names : mapping
-        Method here -> method in the paper, where the names differ.
-    """
-
-    terms: tuple[tuple[int, str, str], ...]
-    setting: str
-    metric: str
-    paper_names: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def sign(self) -> int:
-        """-1 where less is better."""
-        return -1 if self.metric.startswith("fm_") or "memory" in self.metric else 1
-
-    @property
-    def scale(self) -> int:
-        """Factor from the stored value to the one shown."""
-        return 100 if self.metric.removeprefix("fm_") in FRACTIONS else 1
-
-    @property
-    def name(self) -> str:
-        """What is compared, e.g. "image AUROC, rgb+depth, 6-1"."""
-        modalities = " / ".join(dict.fromkeys(modality for _, _, modality in self.terms))
-        return f"{SHORT.get(self.metric, self.metric)}, {modalities}, {self.setting}"
+COSTS = "efficiency"  # the study that is measured, not trained
+REFERENCES = "settings"  # the study that has the floors and joint training, for the gates of all
+SHARED = (
+    "data",
+    "features",
+    "model",
+    "training",
+)  # what a study has in common with it, or it does not count
 
 
 @dataclass(frozen=True)
@@ -82,9 +56,14 @@ class Claim:
         A short name, the statement in our words, and where the paper makes it.
     study, page : str
         Params file (without .yaml) whose runs decide, and the notebook that shows them; "" if no run can.
-    contrasts : tuple of Contrast
+    main : Contrast or None
+        The contrast that decides; None if no run can.
+    others : tuple of Contrast
+        Shown beside it.
+    family : str
+        Claims that are corrected together; they are of one study.
     why_not : str
-        For a claim without contrasts: why no run here can decide.
+        For a claim without contrast: why no run here can decide.
     """
 
     name: str
@@ -92,388 +71,206 @@ class Claim:
     where: str
     study: str = ""
     page: str = ""
-    contrasts: tuple[Contrast, ...] = ()
+    main: Contrast | None = None
+    others: tuple[Contrast, ...] = ()
+    family: str = ""
     why_not: str = ""
 
 
 def evaluate_claims(
-    claims: tuple[Claim, ...], tables: Mapping[str, pd.DataFrame], dataset: str = "mvtec3d"
+    claims: tuple[Claim, ...], evidence: Mapping[str, Evidence], dataset: str = "mvtec3d"
 ) -> pd.DataFrame:
-    """Estimate and judge every contrast of every claim.
+    """Estimate every contrast of every claim, and judge the main ones.
 
     Parameters
     ----------
     claims : tuple of Claim
-    tables : mapping
-        Study -> its values: method, modality, setting, seed, metric, value (`values_of`); may be empty.
+        Whole families, since their size is part of the correction.
+    evidence : mapping
+        Study -> its evidence (`load_evidence`); a study may be missing.
     dataset : str
-        Of the paper's data sets, the one whose numbers say how large a difference is claimed.
+        Of the paper's data sets, the one whose numbers stand beside ours.
 
     Returns
     -------
     DataFrame
-        claim, where, test, estimate, low, high, paper (points, or doublings for "log2 ..."), n, verdict, reason.
+        claim, role ("main" or "other") and the columns of `iumad.study.verdicts.judge_contrasts`; the others have
+        no verdict.
     """
-    rows = []
-    for claim in claims:
-        if not claim.contrasts:
-            why = {"n": 0, "verdict": UNTESTABLE, "reason": claim.why_not}
-            rows.append({"claim": claim.name} | why)
-        for contrast in claim.contrasts:
-            result = _test(contrast, tables.get(claim.study, pd.DataFrame()), claim.study, dataset)
-            rows.append({"claim": claim.name, "test": contrast.name, **result})
-    columns = ["claim", "test", "estimate", "low", "high", "paper", "n", "verdict", "reason"]
-    table = pd.DataFrame(rows, columns=columns)
-    return table.astype(dict.fromkeys(["estimate", "low", "high", "paper"], float))
+    tables = []
+    for study in dict.fromkeys(claim.study for claim in claims if claim.main):
+        given = evidence.get(study, evidence_of(pd.DataFrame()))
+        asked = [claim for claim in claims if claim.study == study and claim.main]
+        families = {
+            family: [claim for claim in asked if claim.family == family]
+            for family in dict.fromkeys(claim.family for claim in asked)
+        }
+        mains = {
+            family: [claim.main for claim in members if claim.main]
+            for family, members in families.items()
+        }
+        names = [claim.name for members in families.values() for claim in members]
+        judged = judge_contrasts(mains, given, dataset).assign(claim=names, role="main")
+        absent = judged["verdict"] == NOT_RUN
+        judged.loc[absent, "reason"] += f"; params/{study}.yaml has them"
+        tables.append(judged)
+        for claim in asked:
+            shown = judge_contrasts({f"{claim.name}: others": claim.others}, given, dataset)
+            tables.append(shown.assign(claim=claim.name, role="other", verdict=""))
+    columns = ["claim", "role", *COLUMNS]
+    if not tables:
+        return pd.DataFrame(columns=columns)
+    table = pd.concat([part for part in tables if len(part)], ignore_index=True)[columns]
+    order = {claim.name: place for place, claim in enumerate(claims)}
+    return table.sort_values(
+        "claim", key=lambda name: name.map(order), kind="stable", ignore_index=True
+    )
 
 
 def verdicts(claims: tuple[Claim, ...], table: pd.DataFrame) -> pd.DataFrame:
-    """One row a claim: claim, statement, where, verdict, reason, page."""
+    """One row a claim, as a page prints it.
+
+    Returns
+    -------
+    DataFrame
+        claim, statement, where, verdict (one of `WORDS`), test (the main contrast), estimate, low, high, paper,
+        detectable, unit, n, gates, reason, page.
+    """
+    numbers = ["test", "estimate", "low", "high", "paper", "detectable", "unit", "n", "gates"]
+    main = table[table["role"] == "main"].set_index("claim")
     records = []
     for claim in claims:
-        part = table[table["claim"] == claim.name]
-        found = set(part["verdict"])
-        verdict = next(v for v in (FAILS, UNTESTABLE, HOLDS) if v in found)
-        reasons = list(dict.fromkeys(part["reason"]))
-        if len(reasons) > 1:
-            counts = part["verdict"].value_counts()
-            told = [
-                f"{each}: {counts[each]}" for each in (HOLDS, FAILS, UNTESTABLE) if each in found
-            ]
-            reasons = [f"of {len(part)} differences, {', '.join(told)}"]
-        record = (claim.name, claim.statement, claim.where, verdict, reasons[0], claim.page)
-        records.append(record)
-    columns = ["claim", "statement", "where", "verdict", "reason", "page"]
+        record = {"claim": claim.name, "statement": claim.statement, "where": claim.where}
+        if claim.main is None:
+            record |= {"verdict": UNTESTABLE, "reason": claim.why_not}
+        else:
+            row = main.loc[claim.name]
+            record |= row[["verdict", "reason", *numbers]].to_dict()
+        records.append(record | {"page": claim.page})
+    columns = ["claim", "statement", "where", "verdict", *numbers, "reason", "page"]
     return pd.DataFrame(records, columns=columns)
 
 
-def values_of(rows: pd.DataFrame) -> pd.DataFrame:
-    """Values that contrasts are made of, from result rows: means after the last step, and forgetting."""
-    columns = ["method", "modality", "setting", "seed", "metric", "value"]
-    return final_table(rows)[columns] if len(rows) else pd.DataFrame(columns=columns)
+def conclusion(answers: pd.DataFrame) -> str:
+    """Markdown: how many claims came out in which way, which ones, and why those that are not decided are not."""
+    lines = [f"Of {len(answers)} claims:", ""]
+    for word in WORDS:
+        part = answers[answers["verdict"] == word]
+        if part.empty:
+            continue
+        names = "; ".join(part["claim"])
+        lines.append(f"- **{word}: {len(part)}** ({names})")
+        if word not in (SUPPORTED, CONTRADICTED):
+            lines += [f"    - {row.claim}: {row.reason}" for row in part.itertuples()]
+    return "\n".join(lines)
 
 
-def judge(low: float, high: float, expected: float) -> str:
-    """Verdict on a contrast from its interval and what the claim promises; see the module's text."""
-    if np.isnan(low):
-        return UNTESTABLE
-    if low > 0:
-        return HOLDS
-    return FAILS if high < expected else UNTESTABLE
+def compare(
+    study: str,
+    evidence: Evidence,
+    reference: str,
+    metrics: tuple[str, ...] = (*FRACTIONS, "fm_i_auroc"),
+) -> pd.DataFrame:
+    """Every method against a reference in the same modality and setting.
+
+    What a claim of the paper, or a question of ours, asks is judged with its claim, so that all pages say the
+    same; the rest is judged with the other methods of its cell of the grid.
+
+    Parameters
+    ----------
+    study : str
+        Name of the study, as in `Claim.study`.
+    evidence : Evidence
+        Of the whole study.
+    reference : str
+        Method that the others are compared with.
+    metrics : tuple of str
+
+    Returns
+    -------
+    DataFrame
+        method, reference and the columns of `iumad.study.verdicts.judge_contrasts`: positive is better than the
+        reference.
+    """
+    asked = {claim.name: claim for claim in (*PAPER_CLAIMS, *QUESTIONS) if claim.study == study}
+    judged = evaluate_claims(tuple(asked.values()), {study: evidence})
+    claimed: dict[tuple, dict] = {}
+    for row in judged[judged["role"] == "main"].to_dict("records"):
+        main = asked[row["claim"]].main
+        assert main is not None
+        claimed[main.key] = row
+        claimed[main.turned.key] = turned_row(row)
+    contrasts = against(evidence, reference, metrics, PERTURBED)
+    rest: dict[str, list[Contrast]] = {}
+    for family, _, contrast in contrasts:
+        if contrast.key not in claimed:
+            rest.setdefault(family, []).append(contrast)
+    others = iter(judge_contrasts(rest, evidence).to_dict("records"))
+    records = [
+        {"method": method, "reference": reference}
+        | (claimed[contrast.key] if contrast.key in claimed else next(others))
+        for _, method, contrast in contrasts
+    ]
+    return pd.DataFrame(records, columns=["method", "reference", *COLUMNS])
 
 
-def _test(contrast: Contrast, values: pd.DataFrame, study: str, dataset: str) -> dict:
-    paper, scale = _in_paper(contrast, dataset), contrast.scale
-    result = {"paper": scale * paper, "n": 0, "verdict": UNTESTABLE}
-    per_seed = _per_seed(contrast, values)
-    if per_seed.empty:
-        return result | {"reason": f"{NOT_RUN}: params/{study}.yaml"}
-    (row,) = summarise(per_seed.assign(all="all"), ["all"]).itertuples()
-    printed = paper > 0  # neither missing nor against the claim
-    expected = paper if printed else MARGIN
-    numbers = {"estimate": scale * row.mean, "low": scale * row.low, "high": scale * row.high}
-    found = judge(row.low, row.high, expected)
-    claimed = f"{'the paper says' if printed else 'the margin is'} {scale * expected:.1f}"
-    where = f"[{numbers['low']:.1f}, {numbers['high']:.1f}]"
-    reason = {
-        HOLDS: f"{where} is above 0",
-        FAILS: f"{where} reaches 0 and stays below what is claimed ({claimed})",
-        UNTESTABLE: f"{where} has both 0 and what is claimed in it ({claimed})",
-    }[found]
-    if row.n < 2:
-        reason = "one seed has no interval"
-    return result | numbers | {"n": row.n, "verdict": found, "reason": reason}
+def load_evidence(study: StudyConfig, results: str | Path, params: Path) -> Evidence:
+    """Everything that a study has to be judged by, from a results folder.
+
+    Floors and joint training, which gates compare with, are also looked for in the study `settings`.
+
+    Parameters
+    ----------
+    study : StudyConfig
+        A study of trained models.
+    results : path
+        Results folder (`iumad.study.load`).
+    params : Path
+        Folder that holds settings.yaml; it counts if its `SHARED` sections are those of the study.
+    """
+    other = _reference_study(study, params)
+    references = None if other is None else load_rows(other, results)
+    return evidence_of(load_rows(study, results), references)
 
 
-def _per_seed(contrast: Contrast, values: pd.DataFrame) -> pd.DataFrame:
-    """The contrast of every seed that has all of its terms."""
-    empty = pd.DataFrame({"seed": [], "value": []})
-    if values.empty:
-        return empty
-    cell = values[(values["setting"] == contrast.setting) & (values["metric"] == contrast.metric)]
-    total = None
-    for sign, method, modality in contrast.terms:
-        part = cell[(cell["method"] == method) & (cell["modality"] == modality)]
-        term = contrast.sign * sign * part.set_index("seed")["value"]
-        total = term if total is None else (total + term).dropna()
-    return empty if total is None else total.rename("value").reset_index()
-
-
-def _in_paper(contrast: Contrast, dataset: str) -> float:
-    """The paper's value of a contrast; missing where it does not print one of the terms."""
-    table = paper_results()
-    names = {"log2 frames/s": "frame_rate_hz", "log2 peak memory": "memory_mb"}
-    metric = names.get(contrast.metric, contrast.metric)
-    chosen = (table["dataset"] == dataset) & (table["metric"] == metric)
-    chosen &= (table["setting"] == contrast.setting) & (table["category"] == MEAN)
-    table = table[chosen].assign(method=table["method"].str.lower())
-    total = 0.0
-    for sign, method, modality in contrast.terms:
-        name = contrast.paper_names.get(method, method).lower()
-        found = table[(table["method"] == name) & (table["modality"] == modality)]["value"]
-        if found.empty:
-            return float("nan")
-        value = found.iloc[0]
-        total += contrast.sign * sign * (np.log2(value) if metric in names.values() else value)
-    return total / contrast.scale
-
-
-METRICS = ("i_auroc", "aupro")
-FORGETTING = ("fm_i_auroc", "fm_aupro")
-BOTH = "rgb+depth"
-NOISY, NOISIER = "iuf+redundant-1", "iuf+both-1"
-
-
-def _better(
-    first: str, second: str, modality: str, setting: str, metrics: tuple[str, ...]
-) -> tuple[Contrast, ...]:
-    terms = ((1, first, modality), (-1, second, modality))
-    return tuple(Contrast(terms, setting, metric) for metric in metrics)
-
-
-def _over(modality: str, setting: str) -> tuple[Contrast, ...]:
-    metrics = METRICS if setting == "10-0" else METRICS + FORGETTING
-    return _better("ib-iumad", "iuf", modality, setting, metrics)
-
-
-def _harm(clean: str, noisy: str, modality: str) -> tuple[Contrast, ...]:
-    return _better(clean, noisy, modality, "6-1", METRICS + FORGETTING[:1])
-
-
-def _more_harm(first: tuple[str, str, str], second: tuple[str, str, str]) -> tuple[Contrast, ...]:
-    """The loss from clean to noisy is larger in the first (clean, noisy, modality) than in the second."""
-    (a, b, m), (c, d, k) = first, second
-    terms = ((1, a, m), (-1, b, m), (-1, c, k), (1, d, k))
-    return tuple(Contrast(terms, "6-1", metric) for metric in METRICS + FORGETTING[:1])
-
-
-def _settings() -> tuple[Claim, ...]:
-    shown = {BOTH: "colour and depth", "rgb": "colour alone", "depth": "depth alone"}
-    return tuple(
-        Claim(
-            f"better than IUF, {setting}, {modality}",
-            f"With {text} in setting {setting}, IB-IUMAD detects and localises better than IUF"
-            + (" and forgets less." if setting != "10-0" else "."),
-            "Tables 1 and 2",
-            "settings",
-            "05_settings",
-            _over(modality, setting),
-        )
-        for modality, text in shown.items()
-        for setting in ("10-0", "9-1", "6-4", "6-1")
-    )
-
-
-SPURIOUS = (
-    Claim(
-        "redundant features harm one modality",
-        "With one modality, redundant features lower the results and raise forgetting.",
-        "Sec. 2.3, observation 1",
-        "spurious",
-        "04_spurious_redundant",
-        _harm("iuf", NOISY, "rgb") + _harm("iuf", NOISY, "depth"),
-    ),
-    Claim(
-        "spurious features harm further",
-        "With one modality, spurious features on top of redundant ones lower the results further.",
-        "Sec. 2.3, observation 1",
-        "spurious",
-        "04_spurious_redundant",
-        _harm(NOISY, NOISIER, "rgb") + _harm(NOISY, NOISIER, "depth"),
-    ),
-    Claim(
-        "both harm two modalities",
-        "With both modalities the results fall in the same way.",
-        "Sec. 2.3, observation 2",
-        "spurious",
-        "04_spurious_redundant",
-        _harm("iuf", NOISIER, BOTH),
-    ),
-    Claim(
-        "two modalities are harmed more",
-        "With both modalities the fall is larger than with one.",
-        "Sec. 2.3, observation 2",
-        "spurious",
-        "04_spurious_redundant",
-        _more_harm(("iuf", NOISIER, BOTH), ("iuf", NOISIER, "rgb"))
-        + _more_harm(("iuf", NOISIER, BOTH), ("iuf", NOISIER, "depth")),
-    ),
-    Claim(
-        "the bottleneck relieves",
-        "With information bottleneck regularisation, both perturbations do less harm.",
-        "Sec. 2.3, observation 3",
-        "spurious",
-        "04_spurious_redundant",
-        _more_harm(("iuf", NOISIER, BOTH), ("iuf-ib", "iuf-ib+both-1", BOTH)),
-    ),
-    Claim(
-        "relief is crucial",
-        "How forgetting from spurious and redundant features is relieved is crucial.",
-        "Sec. 2.3, observation 4",
-        why_not="a summary of observations 1 to 3, without a test of its own",
-    ),
-)
-CREDIT = (  # ours, not the paper's: which part of observation 3 is the bottleneck's own
-    Claim(
-        "attention relieves without a bottleneck",
-        "Cross-attention and the sum over channels, without a bottleneck, already reduce the harm.",
-        "control",
-        "spurious",
-        "04_spurious_redundant",
-        _more_harm(("iuf", NOISIER, BOTH), ("iuf-attention", "iuf-attention+both-1", BOTH)),
-    ),
-    Claim(
-        "the bottleneck relieves further",
-        "The bottleneck reduces the harm below that of the same network without it.",
-        "control",
-        "spurious",
-        "04_spurious_redundant",
-        _more_harm(
-            ("iuf-attention", "iuf-attention+both-1", BOTH), ("iuf-ib", "iuf-ib+both-1", BOTH)
-        ),
-    ),
-)
-ABLATION = (
-    Claim(
-        "both modules beat none",
-        "With both modules, IB-IUMAD is better than without both and forgets less.",
-        "Sec. 4.3, Table 5",
-        "ablation",
-        "07_ablation",
-        _better("ib-iumad[mamba+ibfm]", "ib-iumad[none]", BOTH, "10-0", METRICS[:1])
-        + _better("ib-iumad[mamba+ibfm]", "ib-iumad[none]", BOTH, "6-1", ("i_auroc", "fm_i_auroc")),
-    ),
-    *(
-        Claim(
-            f"both modules beat {name} alone",
-            f"With both modules, IB-IUMAD is better than with {name} alone.",
-            "Sec. 4.3, Table 5",
-            "ablation",
-            "07_ablation",
-            _better("ib-iumad[mamba+ibfm]", f"ib-iumad[{key}]", BOTH, "10-0", METRICS[:1])
-            + _better(
-                "ib-iumad[mamba+ibfm]", f"ib-iumad[{key}]", BOTH, "6-1", ("i_auroc", "fm_i_auroc")
-            ),
-        )
-        for name, key in {"the Mamba decoder": "mamba", "the bottleneck fusion": "ibfm"}.items()
-    ),
-    *(
-        Claim(
-            f"cross-attention beats {name}",
-            f"Fusion by cross-attention is better than by {name}.",
-            "Sec. 4.3, Table 6",
-            "fusion",
-            "08_fusion",
-            _better(
-                "ib-iumad[cross_attention]",
-                f"ib-iumad[{key}]",
-                BOTH,
-                "10-0",
-                ("i_auroc", "p_auroc", "aupro"),
-            ),
-        )
-        for name, key in {
-            "addition": "addition",
-            "ConcatFC": "concat_fc",
-            "LinearGLU": "linear_glu",
-        }.items()
-    ),
-)
-EFFICIENCY = (
-    Claim(
-        "faster and smaller than a model per object",
-        "IB-IUMAD gives more images a second and needs less memory than M3DM, which has one model per object.",
-        "Sec. 4.3, Table 7",
-        "efficiency",
-        "09_efficiency",
-        tuple(
-            Contrast(
-                ((1, "ib-iumad", BOTH), (-1, "memory-bank", BOTH)),
-                "10-0",
-                metric,
-                {"memory-bank": "M3DM"},
-            )
-            for metric in ("log2 frames/s", "log2 peak memory")
-        ),
-    ),
-)
-UNIFIED = tuple(
-    Claim(
-        f"better than {label}, 10-0",
-        f"With colour alone and all categories at once, IB-IUMAD is better than {label}.",
-        "Sec. 4.2, Table 3",
-        "baselines",
-        "15_others",
-        tuple(
-            Contrast(((1, "ib-iumad", "rgb"), (-1, method, "rgb")), "10-0", metric, {method: name})
-            for metric in metrics
-        ),
-    )
-    for label, name, method, metrics in (
-        ("UniAD", "UniAD", "uniad", METRICS),
-        ("MambaAD", "MambaAD", "mambaad", METRICS[:1]),
-        ("SimpleNet", "SimpleNet", "simplenet", METRICS),
-    )
-)
-UNTESTED = (
-    Claim(
-        "comparable with one model per object",
-        "With all categories at once, image AUROC is comparable with that of M3DM, one model per object.",
-        "Sec. 4.3, Table 7",
-        why_not="no bound says what is comparable; page 06 shows the distance to one bank per category",
-    ),
-    Claim(
-        "better than DiAD and CDAD",
-        "IB-IUMAD is better than DiAD and CDAD, which are built on diffusion models.",
-        "Sec. 4.2, Tables 1 to 4",
-        why_not="neither method is part of this study",
-    ),
-    Claim(
-        "better on real parts and on Eyecandies",
-        "The differences appear on MVTec 3D-AD and on Eyecandies.",
-        "Tables 1 to 4",
-        why_not="neither data set may be passed on; params/mvtec3d.yaml and params/eyecandies.yaml run them",
-    ),
-    Claim(
-        "the KL removes redundant information",
-        "The KL divergence between the two predictions removes redundant information from fused features.",
-        "Sec. 3, Corollary 2",
-        why_not="a statement about mutual information, which these runs do not measure",
-    ),
-)
-PAPER_CLAIMS: tuple[Claim, ...] = (
-    *SPURIOUS,
-    *_settings(),
-    *UNIFIED,
-    *ABLATION,
-    *EFFICIENCY,
-    *UNTESTED,
-)
-"""In the order of the paper."""
-
-
-COSTS = "efficiency"  # the study that is measured, not trained
+def _reference_study(study: StudyConfig, params: Path) -> StudyConfig | None:
+    file = params / f"{REFERENCES}.yaml"
+    if not file.exists():
+        return None
+    other = load_params(file)
+    same = all(getattr(study, key) == getattr(other, key) for key in SHARED)
+    return other if same and other.profile != study.profile else None
 
 
 def studies_of(
     names: Iterable[str], params: Path, given: StudyConfig | None = None
 ) -> dict[str, StudyConfig]:
     """The studies that claims name, each from its params file in a folder, or one given study for all of them."""
-    files = {name: params / f"{name}.yaml" for name in dict.fromkeys(names)}
+    files = {name: params / f"{name}.yaml" for name in dict.fromkeys(names) if name}
     return {name: given or load_params(file) for name, file in files.items()}
 
 
-def claim_tables(studies: dict[str, StudyConfig], results: str | Path) -> dict[str, pd.DataFrame]:
-    """Values of every study for `iumad.study.claims.evaluate_claims`; without rows where nothing is finished."""
-    tables = {}
+def claim_evidence(
+    studies: dict[str, StudyConfig], results: str | Path, params: Path
+) -> dict[str, Evidence]:
+    """Evidence of every study, for `evaluate_claims`; without rows where nothing is finished."""
+    found, references = {}, None
     for name, study in studies.items():
         if name == COSTS:
-            categories = len(categories_of(study.data))
-            costs = read_costs(study, results)
-            tables[name] = claim_values(costs, categories, study.data.image_size)
-        else:
-            tables[name] = values_of(load_rows(study, results))
-    return tables
+            found[name] = costs_evidence(study, results)
+            continue
+        other = _reference_study(study, params)
+        if other is not None and references is None:
+            references = load_rows(other, results)
+        found[name] = evidence_of(load_rows(study, results), references if other else None)
+    return found
+
+
+def costs_evidence(study: StudyConfig, results: str | Path) -> Evidence:
+    """Evidence from the measured costs of a study."""
+    categories = len(categories_of(study.data))
+    costs = read_costs(study, results)
+    return evidence_of_costs(claim_values(costs, categories, study.data.image_size))
 
 
 def progress_table(studies: dict[str, StudyConfig], results: str | Path) -> pd.DataFrame:
@@ -485,3 +282,335 @@ def progress_table(studies: dict[str, StudyConfig], results: str | Path) -> pd.D
             seeds = runs[runs["finished"]]["seed"].nunique()
             records.append((name, study.data.name, len(runs), int(runs["finished"].sum()), seeds))
     return pd.DataFrame(records, columns=["study", "data set", "runs", "finished", "seeds"])
+
+
+BOTH = "rgb+depth"
+PERTURBED = (
+    "+redundant-",
+    "+spurious-",
+    "+both-",
+)  # parts of the names of methods on perturbed images
+NOISY, NOISIER = "iuf+redundant-1", "iuf+both-1"
+DETECTION = ("i_auroc", "aupro")
+SPURIOUS_PAGE, SETTINGS_PAGE = "04_spurious_redundant", "05_settings"
+
+
+def _difference(
+    better: str,
+    worse: str,
+    modality: str,
+    setting: str,
+    metric: str = "i_auroc",
+    names: Mapping[str, str] | None = None,
+) -> Contrast:
+    exempt = tuple(m for m in (better, worse) if any(part in m for part in PERTURBED))
+    terms = (Term(1, better, modality), Term(-1, worse, modality))
+    return Contrast(terms, setting, metric, names or {}, exempt)
+
+
+def _harm(clean: str, noisy: str, modality: str, metric: str = "i_auroc") -> Contrast:
+    return _difference(clean, noisy, modality, "6-1", metric)
+
+
+def _more_harm(
+    more: tuple[str, str, str], less: tuple[str, str, str], metric: str = "i_auroc"
+) -> Contrast:
+    """What is lost from clean to noisy is larger in `more` (clean, noisy, modality) than in `less`, in points."""
+    (a, b, m), (c, d, k) = more, less
+    terms = (Term(1, a, m), Term(-1, b, m), Term(-1, c, k), Term(1, d, k))
+    return Contrast(terms, "6-1", metric, exempt=(b, d))
+
+
+def _more_relative_harm(modality: str, metric: str = "i_auroc") -> Contrast:
+    """The same with both modalities against one, as shares of what lies above the floor."""
+    terms = (Harm(1, "iuf", NOISIER, BOTH), Harm(-1, "iuf", NOISIER, modality))
+    return Contrast(terms, "6-1", metric, exempt=(NOISIER,))
+
+
+SPURIOUS = (
+    Claim(
+        "redundant features harm one modality",
+        "With one modality, redundant features lower the results and raise forgetting.",
+        "Sec. 2.3, observation 1",
+        "spurious",
+        SPURIOUS_PAGE,
+        _harm("iuf", NOISY, "rgb"),
+        (
+            _harm("iuf", NOISY, "depth"),
+            *(_harm("iuf", NOISY, modality, "aupro") for modality in ("rgb", "depth")),
+            *(_harm("iuf", NOISY, modality, "fm_i_auroc") for modality in ("rgb", "depth")),
+        ),
+        "harm",
+    ),
+    Claim(
+        "spurious features harm further",
+        "With one modality, spurious features on top of redundant ones lower the results further.",
+        "Sec. 2.3, observation 1",
+        "spurious",
+        SPURIOUS_PAGE,
+        _harm(NOISY, NOISIER, "rgb"),
+        (
+            _harm(NOISY, NOISIER, "depth"),
+            *(_harm(NOISY, NOISIER, modality, "aupro") for modality in ("rgb", "depth")),
+            *(_harm(NOISY, NOISIER, modality, "fm_i_auroc") for modality in ("rgb", "depth")),
+        ),
+        "harm",
+    ),
+    Claim(
+        "both harm two modalities",
+        "With both modalities the results fall in the same way.",
+        "Sec. 2.3, observation 2",
+        "spurious",
+        SPURIOUS_PAGE,
+        _harm("iuf", NOISIER, BOTH),
+        tuple(_harm("iuf", NOISIER, BOTH, metric) for metric in ("aupro", "fm_i_auroc")),
+        "harm",
+    ),
+    Claim(
+        "two modalities are harmed more",
+        "With both modalities the fall is larger than with one, as a share of what is above the floor.",
+        "Sec. 2.3, observation 2",
+        "spurious",
+        SPURIOUS_PAGE,
+        _more_relative_harm("rgb"),
+        (
+            _more_relative_harm("depth"),
+            *(
+                _more_harm(("iuf", NOISIER, BOTH), ("iuf", NOISIER, modality), metric)
+                for modality in ("rgb", "depth")
+                for metric in ("i_auroc", "fm_i_auroc")
+            ),
+        ),
+        "two modalities",
+    ),
+    Claim(
+        "the bottleneck relieves",
+        "With information bottleneck regularisation, both perturbations do less harm.",
+        "Sec. 2.3, observation 3",
+        "spurious",
+        SPURIOUS_PAGE,
+        _more_harm(("iuf", NOISIER, BOTH), ("iuf-ib", "iuf-ib+both-1", BOTH)),
+        tuple(
+            _more_harm(("iuf", NOISIER, BOTH), ("iuf-ib", "iuf-ib+both-1", BOTH), metric)
+            for metric in ("aupro", "fm_i_auroc")
+        ),
+        "relief",
+    ),
+    Claim(
+        "relief is crucial",
+        "How forgetting from spurious and redundant features is relieved is crucial.",
+        "Sec. 2.3, observation 4",
+        page=SPURIOUS_PAGE,
+        why_not="a summary of observations 1 to 3, without a test of its own",
+    ),
+)
+CREDIT = (  # which part of observation 3 is the bottleneck's own
+    Claim(
+        "attention relieves without a bottleneck",
+        "Cross-attention and the sum over channels, without a bottleneck, already reduce the harm.",
+        "control",
+        "spurious",
+        SPURIOUS_PAGE,
+        _more_harm(("iuf", NOISIER, BOTH), ("iuf-attention", "iuf-attention+both-1", BOTH)),
+        (
+            _more_harm(
+                ("iuf", NOISIER, BOTH),
+                ("iuf-attention", "iuf-attention+both-1", BOTH),
+                "fm_i_auroc",
+            ),
+        ),
+        "credit",
+    ),
+    Claim(
+        "the bottleneck relieves further",
+        "The bottleneck reduces the harm below that of the same network without it.",
+        "control",
+        "spurious",
+        SPURIOUS_PAGE,
+        _more_harm(
+            ("iuf-attention", "iuf-attention+both-1", BOTH), ("iuf-ib", "iuf-ib+both-1", BOTH)
+        ),
+        (
+            _more_harm(
+                ("iuf-attention", "iuf-attention+both-1", BOTH),
+                ("iuf-ib", "iuf-ib+both-1", BOTH),
+                "fm_i_auroc",
+            ),
+        ),
+        "credit",
+    ),
+)
+SETTINGS = tuple(
+    claim
+    for modality, text in {
+        BOTH: "colour and depth",
+        "rgb": "colour alone",
+        "depth": "depth alone",
+    }.items()
+    for claim in (
+        Claim(
+            f"better at once, {modality}",
+            f"With {text} and all categories at once, IB-IUMAD is better than IUF.",
+            "Tables 1 and 2, 10-0",
+            "settings",
+            SETTINGS_PAGE,
+            _difference("ib-iumad", "iuf", modality, "10-0"),
+            (_difference("ib-iumad", "iuf", modality, "10-0", "aupro"),),
+            "at once",
+        ),
+        Claim(
+            f"better in steps, {modality}",
+            f"With {text} and categories that come in steps, IB-IUMAD is better than IUF after the last step.",
+            "Tables 1 and 2, 6-1",
+            "settings",
+            SETTINGS_PAGE,
+            _difference("ib-iumad", "iuf", modality, "6-1"),
+            (
+                _difference("ib-iumad", "iuf", modality, "6-1", "aupro"),
+                *(
+                    _difference("ib-iumad", "iuf", modality, setting, metric)
+                    for setting in ("6-4", "9-1")
+                    for metric in DETECTION
+                ),
+            ),
+            "in steps",
+        ),
+        Claim(
+            f"forgets less, {modality}",
+            f"With {text}, IB-IUMAD forgets less than IUF.",
+            "Tables 1 and 2, 6-1",
+            "settings",
+            SETTINGS_PAGE,
+            _difference("ib-iumad", "iuf", modality, "6-1", "fm_i_auroc"),
+            (
+                _difference("ib-iumad", "iuf", modality, "6-1", "fm_aupro"),
+                _difference("ib-iumad", "iuf", modality, "6-1", "new_i_auroc"),
+                *(
+                    _difference("ib-iumad", "iuf", modality, setting, "fm_i_auroc")
+                    for setting in ("6-4", "9-1")
+                ),
+            ),
+            "in steps",
+        ),
+    )
+)
+UNIFIED = tuple(
+    Claim(
+        f"better than {label}",
+        f"With colour alone and all categories at once, IB-IUMAD is better than {label}.",
+        "Sec. 4.2, Table 3",
+        "baselines",
+        "15_others",
+        _difference("ib-iumad", method, "rgb", "10-0", names={method: name}),
+        tuple(
+            _difference("ib-iumad", method, "rgb", "10-0", metric, {method: name})
+            for metric in ("p_auroc", "aupro")
+        ),
+        "other systems",
+    )
+    for label, name, method in (
+        ("UniAD", "UniAD", "uniad"),
+        ("MambaAD", "MambaAD", "mambaad"),
+        ("SimpleNet", "SimpleNet", "simplenet"),
+    )
+)
+_ALL = "ib-iumad[mamba+ibfm]"
+ABLATION = (
+    *(
+        Claim(
+            f"both modules beat {name}",
+            f"With both modules, IB-IUMAD is better than with {name}, and forgets less.",
+            "Sec. 4.3, Table 5",
+            "ablation",
+            "07_ablation",
+            _difference(_ALL, f"ib-iumad[{key}]", BOTH, "6-1"),
+            (
+                _difference(_ALL, f"ib-iumad[{key}]", BOTH, "10-0"),
+                _difference(_ALL, f"ib-iumad[{key}]", BOTH, "6-1", "fm_i_auroc"),
+            ),
+            "modules",
+        )
+        for name, key in {
+            "none": "none",
+            "the Mamba decoder alone": "mamba",
+            "the bottleneck fusion alone": "ibfm",
+        }.items()
+    ),
+    *(
+        Claim(
+            f"cross-attention beats {name}",
+            f"Fusion by cross-attention is better than by {name}.",
+            "Sec. 4.3, Table 6",
+            "fusion",
+            "08_fusion",
+            _difference("ib-iumad[cross_attention]", f"ib-iumad[{key}]", BOTH, "10-0"),
+            tuple(
+                _difference("ib-iumad[cross_attention]", f"ib-iumad[{key}]", BOTH, "10-0", metric)
+                for metric in ("p_auroc", "aupro")
+            ),
+            "fusion",
+        )
+        for name, key in {
+            "addition": "addition",
+            "ConcatFC": "concat_fc",
+            "LinearGLU": "linear_glu",
+        }.items()
+    ),
+)
+UNTESTED = (
+    Claim(
+        "41 times as fast, a 44th of the memory",
+        "Compared with M3DM, one model per object, frames a second are 41 times as many and memory is a 44th.",
+        "Sec. 4.3, Table 7",
+        page="09_efficiency",
+        why_not="M3DM, which the ratios are of, is not part of this study; what a bank of the same features "
+        "costs is a question of ours",
+    ),
+    Claim(
+        "comparable with one model per object",
+        "With all categories at once, image AUROC is comparable with that of M3DM, one model per object.",
+        "Sec. 4.3, Table 7",
+        page="06_unified",
+        why_not="M3DM is not part of this study, and no bound says what is comparable; the page shows the "
+        "distance to one bank per category",
+    ),
+    Claim(
+        "better than DiAD and CDAD",
+        "IB-IUMAD is better than DiAD and CDAD, which are built on diffusion models.",
+        "Sec. 4.2, Tables 1 to 4",
+        why_not="neither method is run in this study",
+    ),
+    Claim(
+        "better on real parts and on Eyecandies",
+        "The differences appear on MVTec 3D-AD and on Eyecandies.",
+        "Tables 1 to 4",
+        why_not="neither data set may be passed on; params/mvtec3d.yaml and params/eyecandies.yaml run them",
+    ),
+    Claim(
+        "the KL removes redundant information",
+        "The KL divergence between the two predictions removes redundant information from fused features.",
+        "Sec. 3, Corollary 2",
+        page="07_ablation",
+        why_not="a statement about mutual information; the page shows what probes read before and after the "
+        "bottleneck, which bounds it from below only",
+    ),
+)
+EFFICIENCY = tuple(
+    Claim(
+        name,
+        f"With ten categories, IB-IUMAD {text} than one bank of all patches for each category.",
+        "control",
+        COSTS,
+        "09_efficiency",
+        _difference("ib-iumad", "memory-bank", BOTH, "10-0", metric),
+        family="costs",
+    )
+    for name, text, metric in (
+        ("faster than a bank per category", "gives more images a second", "log2 frames/s"),
+        ("smaller than a bank per category", "has a smaller model file", "log2 size"),
+    )
+)
+PAPER_CLAIMS: tuple[Claim, ...] = (*SPURIOUS, *SETTINGS, *UNIFIED, *ABLATION, *UNTESTED)
+"""In the order of the paper."""
+QUESTIONS: tuple[Claim, ...] = (*CREDIT, *EFFICIENCY)
+"""Ours, not the paper's."""

@@ -37,7 +37,8 @@ def costs_file(study: StudyConfig, folder: str | Path) -> Path:
 
 def runs_to_measure(study: StudyConfig) -> list[RunConfig]:
     """One run for each method and modality: costs depend neither on the setting nor on the seed."""
-    return list({(run.method, run.modality): run for run in study.runs()}.values())
+    one_seed = study.model_copy(update={"seeds": (0,)})
+    return list({(run.method, run.modality): run for run in one_seed.runs()}.values())
 
 
 def read_costs(study: StudyConfig, folder: str | Path) -> pd.DataFrame:
@@ -91,7 +92,7 @@ def claim_values(table: pd.DataFrame, categories: int, image_size: int) -> pd.Da
 
     Each process is a "seed": repeats within one are averaged, because they are not independent.
     """
-    names = {"frames/s": "log2 frames/s", "peak memory (MB)": "log2 peak memory"}
+    names = {"frames/s": "log2 frames/s", "model (MB)": "log2 size"}
     chosen = (table["categories"] == categories) & (table["image_size"] == image_size)
     part = table[chosen & (table["batch"] == 1) & table["metric"].isin(names)]
     process = np.where(part["metric"] == "frames/s", part["repeat"] // REPEATS, part["repeat"])

@@ -12,13 +12,19 @@ import pandas as pd
 import pandera.pandas as pa
 from pandera.errors import SchemaError, SchemaErrors
 
-from iumad.errors import DataError
-from iumad.evaluation.metrics import forgetting
+from iumad.errors import DataError, MetricError
 from iumad.machine import replacing
 
 RUN_COLUMNS = ["run_id", "profile", "dataset", "method", "modality", "setting", "seed"]
 FRACTIONS = ("i_auroc", "p_auroc", "aupro")
 MEAN = "mean"  # the category of a mean over categories, here and in the paper's tables
+LABELS = {"i_auroc": "image AUROC", "p_auroc": "pixel AUROC", "aupro": "AUPRO"}
+LABELS |= {
+    f"{prefix}_{name}": f"{text} {label}"
+    for prefix, text in {"fm": "FM", "new": "new", "bwt": "BWT"}.items()
+    for name, label in LABELS.items()
+}
+"""Metric -> name in tables; FM is the forgetting measure, new the plasticity, BWT the backward transfer."""
 
 _text = pa.Column(str, pa.Check.str_length(min_value=1))
 _count = pa.Column("int64", pa.Check.ge(0))
@@ -167,26 +173,43 @@ def continual_table(rows: pd.DataFrame) -> pd.DataFrame:
     MetricError
         If a category has no row at a step after it was first seen.
     """
-    records = []
-    for keys, run in rows.groupby([*RUN_COLUMNS, "metric"], sort=False):
-        if run["step"].min() == run["step"].max():
-            continue
-        labels, metric = keys[:-1], keys[-1]
-        if run["value"].isna().any():
-            values = dict.fromkeys(("fm", "new", "bwt"), float("nan"))
-        else:
-            scores = run.pivot(index="step", columns="category", values="value")  # noqa: PD010
-            learnt = scores.bfill().iloc[0]
-            step = scores.notna().idxmax()
-            old = step < scores.index[-1]
-            values = {
-                "fm": forgetting(scores.to_numpy()),
-                "new": float(learnt[step > scores.index[0]].mean()),
-                "bwt": float((scores.iloc[-1] - learnt)[old].mean()),
-            }
-        records += [(*labels, MEAN, f"{name}_{metric}", value) for name, value in values.items()]
-    table = pd.DataFrame(records, columns=[*RUN_COLUMNS, "category", "metric", "value"])
-    return table.astype({"value": float})  # without records all columns would be objects
+    runs = rows.groupby([*RUN_COLUMNS, "metric"], sort=False)
+    table = rows.assign(
+        run=runs.ngroup(),
+        first=runs["step"].transform("min"),
+        last=runs["step"].transform("max"),
+    )
+    table = table[table["first"] < table["last"]]
+    columns = [*RUN_COLUMNS, "category", "metric", "value"]
+    if table.empty:
+        return pd.DataFrame(columns=columns).astype({"value": float})
+
+    cell = ["run", "category"]
+    is_last = table["step"] == table["last"]
+    is_learnt = table["step"] == table.groupby(cell)["step"].transform("min")
+    each = table[is_learnt].set_index(cell)[["value", "step", "first", "last"]]
+    each = each.rename(columns={"value": "learnt"}).assign(
+        final=table[is_last].set_index(cell)["value"],
+        best=table[~is_last].groupby(cell)["value"].max(),
+        steps=table.groupby(cell).size(),
+    )
+    if (each["steps"] < each["last"] - each["step"] + 1).any():
+        raise MetricError("forgetting needs a score at every step after a category's first one")
+
+    old = each["step"] < each["last"]
+    values = pd.DataFrame(
+        {
+            "fm": (each["best"] - each["final"]).where(old),
+            "new": each["learnt"].where(each["step"] > each["first"]),
+            "bwt": (each["final"] - each["learnt"]).where(old),
+        }
+    )
+    undefined = table["value"].isna().groupby(table["run"]).any()
+    means = values.groupby("run").mean().mask(undefined)
+    long = means.melt(var_name="name", ignore_index=False).sort_index(kind="stable")
+    long = long.join(table.drop_duplicates("run").set_index("run")[[*RUN_COLUMNS, "metric"]])
+    long["metric"] = long.pop("name") + "_" + long["metric"]
+    return long.assign(category=MEAN)[columns].reset_index(drop=True)
 
 
 def forgetting_table(rows: pd.DataFrame) -> pd.DataFrame:

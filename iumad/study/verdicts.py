@@ -1,0 +1,415 @@
+"""Contrasts between results, each with its estimate, its verdict and the gates of the models that it compares.
+
+A contrast is a sum of results with signs that is positive where it speaks for the statement. It is computed for
+every seed from means over categories; `iumad.study.statistics.judge` gives the verdict. A model that misses a gate
+(`iumad.study.gates`) turns it into "not trained enough". Pages and the list of claims use the same function.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from iumad.study.gates import FLOOR, MISSED, UNMEASURED, measure_gates, of_cells
+from iumad.study.results import FRACTIONS, LABELS, MEAN, final_table, last_step, paper_results
+from iumad.study.statistics import (
+    CONTRADICTED,
+    MARGIN,
+    NO_DIFFERENCE,
+    SUPPORTED,
+    UNDECIDED,
+    UNTRAINED,
+    bootstrap,
+    judge,
+)
+
+NOT_RUN = "not run"
+VALUE_COLUMNS = ["method", "modality", "setting", "seed", "metric", "value"]
+RELATIVE_MARGIN = 0.05  # of what lies above the floor: one point of twenty
+RATIO_MARGIN = float(np.log2(1.05))  # 5 % in a ratio
+
+
+class Term(NamedTuple):
+    """One result with its sign."""
+
+    sign: int
+    method: str
+    modality: str
+
+
+class Harm(NamedTuple):
+    """What a perturbation takes away of what lies above the floor: (clean - noisy) / (clean - best floor)."""
+
+    sign: int
+    clean: str
+    noisy: str
+    modality: str
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Sum of results of one setting and metric.
+
+    Attributes
+    ----------
+    terms : tuple of Term (or plain tuples like them) and Harm
+        Written for a metric of which more is better; for forgetting and memory all signs are turned.
+    setting, metric : str
+        A metric of `iumad.study.results.final_table`, or "log2 ..." of the efficiency table.
+    paper_names : mapping
+        Method here -> method in the paper, where the names differ.
+    exempt : tuple of str
+        Methods that need not pass the gates: those whose harm is the question.
+    """
+
+    terms: tuple[Term | Harm, ...]
+    setting: str
+    metric: str
+    paper_names: Mapping[str, str] = field(default_factory=dict)
+    exempt: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> tuple:
+        """What is computed: contrasts of one key have the same numbers."""
+        return frozenset(self.terms), self.setting, self.metric
+
+    @property
+    def turned(self) -> "Contrast":
+        """The opposite statement."""
+        return replace(self, terms=tuple(t._replace(sign=-t.sign) for t in self.terms))
+
+    @property
+    def sign(self) -> int:
+        """-1 where less is better."""
+        return -1 if self.metric.startswith("fm_") or self.metric == "log2 size" else 1
+
+    @property
+    def relative(self) -> bool:
+        """Whether it is a share of what lies above the floor."""
+        return any(isinstance(term, Harm) for term in self.terms)
+
+    @property
+    def unit(self) -> str:
+        """Unit of the numbers shown."""
+        if self.relative:
+            return "% of what is above the floor"
+        return "points" if self.scale == 100 else "doublings"
+
+    @property
+    def scale(self) -> int:
+        """Factor from the stored value to the one shown."""
+        return 100 if self.metric in LABELS else 1
+
+    @property
+    def margin(self) -> float:
+        """What is no difference, in the unit of the stored value."""
+        if self.relative:
+            return RELATIVE_MARGIN
+        return MARGIN if self.scale == 100 else RATIO_MARGIN
+
+    @property
+    def name(self) -> str:
+        """What is compared, e.g. "image AUROC, rgb+depth, 6-1"."""
+        modalities = " / ".join(dict.fromkeys(term.modality for term in self.terms))
+        share = ", share above the floor" if self.relative else ""
+        return f"{LABELS.get(self.metric, self.metric)}{share}, {modalities}, {self.setting}"
+
+    @property
+    def gated(self) -> list[tuple[str, str, str]]:
+        """(method, modality, setting) of all results that have to pass the gates."""
+        found = [
+            (method, term.modality, self.setting)
+            for term in self.terms
+            for method in _methods(term)
+        ]
+        return [cell for cell in dict.fromkeys(found) if cell[0] not in self.exempt]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a study has to be judged by.
+
+    Attributes
+    ----------
+    rows : pandas.DataFrame
+        Its result rows, `iumad.study.results.ROW_SCHEMA`; empty for measured costs.
+    values : pandas.DataFrame
+        `VALUE_COLUMNS`: means over categories after the last step, forgetting, plasticity; or costs.
+    gates : pandas.DataFrame
+        `iumad.study.gates.measure_gates`.
+    """
+
+    rows: pd.DataFrame
+    values: pd.DataFrame
+    gates: pd.DataFrame
+
+
+def evidence_of(rows: pd.DataFrame, references: pd.DataFrame | None = None) -> Evidence:
+    """Evidence from the result rows of one study; `references` as in `iumad.study.gates.measure_gates`."""
+    values = final_table(rows) if len(rows) else pd.DataFrame(columns=VALUE_COLUMNS)
+    return Evidence(rows, values[VALUE_COLUMNS], measure_gates(rows, references))
+
+
+def evidence_of_costs(values: pd.DataFrame) -> Evidence:
+    """Evidence from measured costs (`VALUE_COLUMNS`), which no gate concerns."""
+    return Evidence(pd.DataFrame(), values, measure_gates(pd.DataFrame()))
+
+
+def judge_contrasts(
+    families: Mapping[str, Sequence[Contrast]], evidence: Evidence, paper_dataset: str = "mvtec3d"
+) -> pd.DataFrame:
+    """Judge contrasts; Holm's correction goes over the contrasts of one family and one metric.
+
+    Parameters
+    ----------
+    families : mapping
+        Name of a family -> its contrasts, whether they have been run or not.
+    evidence : Evidence
+    paper_dataset : str
+        Of the paper's data sets, the one whose differences are put beside ours.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a contrast: `COLUMNS`, families in order. Numbers are in the unit, n counts seeds; a verdict is one
+        of `iumad.study.statistics.VERDICTS`, or "not run".
+    """
+    chosen = [(family, each) for family, contrasts in families.items() for each in contrasts]
+    if not chosen:
+        return pd.DataFrame(columns=COLUMNS)
+    differences = pd.concat(
+        [
+            _per_seed(contrast, evidence.values).assign(
+                place=place, family=family, metric=contrast.metric, margin=contrast.margin
+            )
+            for place, (family, contrast) in enumerate(chosen)
+        ],
+        ignore_index=True,
+    )
+    judged = judge(differences, ["place"], ["family", "metric"]).set_index("place")
+    records = []
+    for place, (family, contrast) in enumerate(chosen):
+        row, paper = judged.loc[place], paper_difference(contrast, paper_dataset)
+        numbers = {
+            "n": int(row["n"]),
+            "estimate": contrast.scale * row["mean"],
+            "low": contrast.scale * row["low"],
+            "high": contrast.scale * row["high"],
+            "p": row["p"],
+            "p_holm": row["p_holm"],
+            "m": int(row["m"]),
+            "detectable": contrast.scale * row["detectable"],
+            "paper": contrast.scale * paper,
+        }
+        gates = of_cells(evidence.gates, contrast.gated)
+        verdict, reason = _with_gates(row["verdict"], numbers, contrast, gates, evidence.values)
+        labels = (family, contrast.name, _compared(contrast), *_place(contrast))
+        records.append((*labels, *numbers.values(), verdict, _gates_text(gates), reason))
+    return pd.DataFrame(records, columns=COLUMNS)
+
+
+COLUMNS = [
+    *("family", "test", "compared", "modality", "setting", "metric", "unit"),
+    *("n", "estimate", "low", "high", "p", "p_holm", "m", "detectable", "paper"),
+    *("verdict", "gates", "reason"),
+]
+
+
+def against(
+    evidence: Evidence, reference: str, metrics: Sequence[str], exempt: tuple[str, ...] = ()
+) -> list[tuple[str, str, Contrast]]:
+    """Contrasts of every method with a reference in the same modality and setting: family, method, contrast.
+
+    A family is one cell of the grid; floors are no competitors and left out. Methods of which a part of the name
+    is in `exempt` need not pass the gates.
+    """
+    values = evidence.values[evidence.values["metric"].isin(list(metrics))]
+    cells = values.drop_duplicates(["modality", "setting", "metric", "method"])
+    found = []
+    for (modality, setting, metric), part in cells.groupby(
+        ["modality", "setting", "metric"], sort=False
+    ):
+        methods = [name for name in part["method"] if not name.startswith(FLOOR)]
+        if reference in methods:
+            for method in methods:
+                terms = (Term(1, method, modality), Term(-1, reference, modality))
+                free = tuple(n for n in (method, reference) if any(part in n for part in exempt))
+                if method != reference:
+                    family = f"against {reference}, {modality}, {setting}"
+                    found.append((family, method, Contrast(terms, setting, metric, exempt=free)))
+    return found
+
+
+def turned_row(row: dict) -> dict:
+    """A row of `judge_contrasts` as it is for the opposite statement."""
+    words = {SUPPORTED: CONTRADICTED, CONTRADICTED: SUPPORTED}
+    numbers = {"estimate": -row["estimate"], "low": -row["high"], "high": -row["low"]}
+    return (
+        row
+        | numbers
+        | {"paper": -row["paper"], "verdict": words.get(row["verdict"], row["verdict"])}
+    )
+
+
+def second_view(contrast: Contrast, evidence: Evidence) -> pd.DataFrame:
+    """Interquartile mean of a contrast over seeds and categories, with its stratified bootstrap interval.
+
+    Returns
+    -------
+    pandas.DataFrame
+        n, value, low, high in points; without a row where the contrast is not of a metric after the last step, is
+        relative to a floor, or has no seed with all of its terms.
+    """
+    empty = pd.DataFrame(columns=["n", "value", "low", "high"])
+    if contrast.relative or contrast.metric not in FRACTIONS or evidence.rows.empty:
+        return empty
+    last = last_step(evidence.rows)
+    cell = last[(last["setting"] == contrast.setting) & (last["metric"] == contrast.metric)]
+    total = _sum_of(contrast, cell, ["seed", "category"]).dropna()
+    if total.empty:
+        return empty
+    table = bootstrap(total.rename("value").reset_index().assign(all="all"), ["all"])
+    table[["value", "low", "high"]] *= contrast.scale
+    return table.drop(columns="all")
+
+
+def paper_difference(contrast: Contrast, dataset: str) -> float:
+    """The paper's value of a contrast, as a fraction; missing where it does not print one of the terms."""
+    printed, total = _printed(dataset), 0.0
+    for term in contrast.terms:
+        if isinstance(term, Harm):
+            return float("nan")
+        name = contrast.paper_names.get(term.method, term.method).lower()
+        value = printed.get((name, term.modality, contrast.setting, contrast.metric), float("nan"))
+        total += contrast.sign * term.sign * value
+    return total / contrast.scale
+
+
+@lru_cache
+def _printed(dataset: str) -> dict[tuple[str, str, str, str], float]:
+    """The paper's means over categories by method (in lower case), modality, setting and metric."""
+    table = paper_results()
+    table = table[(table["dataset"] == dataset) & (table["category"] == MEAN)]
+    keys = zip(
+        table["method"].str.lower(),
+        table["modality"],
+        table["setting"],
+        table["metric"],
+        strict=True,
+    )
+    # Where two tables of the paper print one quantity, the first is taken.
+    return dict(reversed(list(zip(keys, table["value"].astype(float), strict=True))))
+
+
+def interval_text(low: float, high: float) -> str:
+    """An interval in the unit shown."""
+    return f"[{low:.1f}, {high:.1f}]"
+
+
+def _per_seed(contrast: Contrast, values: pd.DataFrame) -> pd.DataFrame:
+    """The contrast of every seed; missing where a term is, and one missing value where nothing was run."""
+    cell = values[(values["setting"] == contrast.setting) & (values["metric"] == contrast.metric)]
+    total = _sum_of(contrast, cell, ["seed"])
+    if total.empty:
+        return pd.DataFrame({"seed": [0], "value": [np.nan]})
+    return total.rename("value").rename_axis("seed").reset_index()
+
+
+def _sum_of(contrast: Contrast, cell: pd.DataFrame, index: list[str]) -> pd.Series:
+    total: pd.Series | float = 0.0
+    for term in contrast.terms:
+        if isinstance(term, Harm):
+            part = cell[cell["modality"] == term.modality]
+            clean, noisy = (_of(part, name, index) for name in (term.clean, term.noisy))
+            floors = part[part["method"].str.startswith(FLOOR)].groupby(index)["value"].max()
+            value = (clean - noisy) / (clean - floors)
+        else:
+            value = _of(cell[cell["modality"] == term.modality], term.method, index)
+        total = total + contrast.sign * term.sign * value
+    assert isinstance(total, pd.Series)
+    return total
+
+
+def _of(part: pd.DataFrame, method: str, index: list[str]) -> pd.Series:
+    return part[part["method"] == method].set_index(index)["value"]
+
+
+def _with_gates(
+    verdict: str, numbers: dict, contrast: Contrast, gates: pd.DataFrame, values: pd.DataFrame
+) -> tuple[str, str]:
+    """The final verdict and its reason."""
+    if numbers["n"] == 0:
+        return NOT_RUN, f"not run: {', '.join(_absent(contrast, values)) or 'any seed of all'}"
+    missed = gates[gates["state"] == MISSED]["text"]
+    if len(missed):
+        return UNTRAINED, "; ".join(missed)
+    reason = _reason(verdict, numbers, contrast)
+    unmeasured = gates[gates["state"] == UNMEASURED]["gate"].unique()
+    if len(unmeasured):
+        reason += f" (gates not measured: {', '.join(unmeasured)})"
+    return verdict, reason
+
+
+def _absent(contrast: Contrast, values: pd.DataFrame) -> list[str]:
+    """Which results of a contrast do not exist."""
+    cell = values[values["setting"] == contrast.setting]
+    have = set(zip(cell["method"], cell["modality"], strict=True))
+    needed = [(method, term.modality) for term in contrast.terms for method in _methods(term)]
+    absent = [
+        f"{m} ({modality})" for m, modality in dict.fromkeys(needed) if (m, modality) not in have
+    ]
+    for term in contrast.terms:
+        if isinstance(term, Harm):
+            floors = any(m.startswith(FLOOR) for m, modality in have if modality == term.modality)
+            absent += [] if floors else [f"floors ({term.modality})"]
+    return absent
+
+
+def _methods(term: Term | Harm) -> tuple[str, ...]:
+    return (term.clean, term.noisy) if isinstance(term, Harm) else (term.method,)
+
+
+def _reason(verdict: str, numbers: dict, contrast: Contrast) -> str:
+    if numbers["n"] < 2:
+        return "one seed has no interval"
+    low, high, m = numbers["low"], numbers["high"], numbers["m"]
+    where, margin = interval_text(low, high), contrast.scale * contrast.margin
+    unit = contrast.unit.split()[0].rstrip("s") if abs(margin) == 1 else contrast.unit.split()[0]
+    corrected = f", p = {numbers['p_holm']:.2g} after correction for {m}" if m > 1 else ""
+    if verdict == NO_DIFFERENCE:
+        return f"{where} lies inside ± {margin:.2g} {unit}"
+    if verdict in (SUPPORTED, CONTRADICTED):
+        side = "above" if verdict == SUPPORTED else "below"
+        small = max(abs(low), abs(high)) < margin
+        little = f", but it is smaller than {margin:.2g} {unit}" if small else ""
+        return f"{where} is {side} 0{corrected}{little}"
+    assert verdict == UNDECIDED
+    reason = (
+        f"{where} has 0 in it" if low <= 0 <= high else f"{where} does not have 0 in it{corrected}"
+    )
+    if abs(numbers["paper"]) < numbers["detectable"]:
+        reason += "; the paper's own difference is smaller than these runs could show"
+    return reason
+
+
+def _gates_text(gates: pd.DataFrame) -> str:
+    states = gates.groupby("state", sort=False)["text"]
+    return "; ".join(f"{state}: {', '.join(texts)}" for state, texts in states)
+
+
+def _compared(contrast: Contrast) -> str:
+    """The two sides in words, e.g. "ib-iumad - iuf"."""
+    parts: list[str] = []
+    for term in contrast.terms:
+        sign = "-" if term.sign < 0 else "+" if parts else ""
+        name = f"harm({term.clean} to {term.noisy})" if isinstance(term, Harm) else term.method
+        parts.append(f"{sign} {name}".strip())
+    return " ".join(parts)
+
+
+def _place(contrast: Contrast) -> tuple[str, str, str, str]:
+    modalities = " / ".join(dict.fromkeys(term.modality for term in contrast.terms))
+    return modalities, contrast.setting, contrast.metric, contrast.unit
