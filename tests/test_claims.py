@@ -25,6 +25,7 @@ from iumad.study.statistics import (
     SUPPORTED,
     UNDECIDED,
     UNTRAINED,
+    smallest_detectable,
 )
 from iumad.study.verdicts import (
     NOT_RUN,
@@ -346,6 +347,19 @@ def test_every_claim_asks_for_runs_that_its_study_has(repository):
             ]
             for method, modality in needed:
                 assert (method, modality, contrast.setting) in cells, each.name
+
+
+def test_the_protocol_names_every_family(repository):
+    text = (repository / "book" / "protocol.md").read_text(encoding="utf-8")
+    for each in (*PAPER_CLAIMS, *QUESTIONS):
+        assert not each.main or f"| {each.family} |" in text, each.family
+
+
+def test_the_protocol_prints_the_factors_of_the_smallest_difference(repository):
+    text = (repository / "book" / "protocol.md").read_text(encoding="utf-8")
+    for comparisons in (1, 3, 4):
+        factors = [f"{smallest_detectable(1.0, n, 0.05 / comparisons):.1f}" for n in (3, 5, 10)]
+        assert f"| {comparisons} | {' | '.join(factors)} |" in text
 
 
 def test_claims_with_a_number_in_the_paper_find_it():
