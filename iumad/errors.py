@@ -19,3 +19,11 @@ class CheckpointError(IumadError):
 
 class MetricError(IumadError):
     """A metric is undefined for the given arrays, e.g. one class only or no defect region."""
+
+
+class DamagedFileError(IumadError):
+    """A file of the results folder was changed, cut or misplaced; the text names it and the remedy."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM while runs were made; the text says what is saved."""

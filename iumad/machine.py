@@ -1,15 +1,25 @@
-"""Files that are written in one step: a reader, or a killed writer, never leaves or sees half of one.
+"""What this process may use, and how it writes files.
 
-How many cores this process may use.
+Files are written in one step: a reader, or a killed writer, never leaves or sees half of one. A sealed file ends
+with a checksum of its content and its place (folder and name), so that a damaged or misplaced one is found when it
+is read.
 """
 
+import hashlib
 import os
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
+
+from iumad.errors import DamagedFileError
+
+_MARK = b"# sha256 "
+_SEAL_LENGTH = len(_MARK) + 64 + 1
+_STALE = 3600.0  # seconds after which a temporary file belongs to no living writer
 
 
 def usable_cores() -> int:
@@ -19,18 +29,89 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def forget_peak_memory() -> None:
+    """Let `peak_memory_mb` start anew, so that it is that of what follows; Linux only."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory_mb() -> float | None:
+    """Largest resident memory of this process in 10^6 bytes; None on Windows.
+
+    On Linux since `forget_peak_memory`, elsewhere since the process began.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return round(int(peak.split()[1]) * 1024 / 1e6, 1)
+    if sys.platform == "win32":
+        return None
+    import resource  # exists on Unix only
+
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Open a file beside `path` that takes its place at the end; after an error the old one is still there.
 
-    The folder is made if it is missing. The file has the permissions of any new file.
+    The folder is made if it is missing. The file has the permissions of any new file. A full disk and the like are
+    an `OSError` that names `path`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("xb") as file:
             yield file
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None:
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
         raise
+
+
+def remove_stale(folder: Path, older_than: float = _STALE) -> None:
+    """Delete temporary files that killed writers left in a folder, at least so many seconds ago."""
+    for path in folder.glob(".*.tmp"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime >= older_than:
+                path.unlink()
+
+
+def write_sealed(path: Path, content: bytes) -> None:
+    """Write a file with its checksum at the end, and make sure that it is on the disk."""
+    with replacing(path) as file:
+        file.write(content)
+        file.write(_seal(path, content))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_sealed(path: Path) -> bytes:
+    """Content of a file that `write_sealed` wrote.
+
+    Raises
+    ------
+    DamagedFileError
+        The file was changed, cut, copied from another place, or never sealed.
+    """
+    whole = path.read_bytes()
+    content, seal = whole[:-_SEAL_LENGTH], whole[-_SEAL_LENGTH:]
+    if not seal.startswith(_MARK):
+        raise DamagedFileError(f"{path}: damaged, it does not end with its checksum; {REMEDY}")
+    if seal != _seal(path, content):
+        raise DamagedFileError(
+            f"{path}: damaged or from another place, its checksum does not fit; {REMEDY}"
+        )
+    return content
+
+
+REMEDY = "delete it, and the same command makes it again"
+
+
+def _seal(path: Path, content: bytes) -> bytes:
+    digest = hashlib.sha256(f"{path.parent.name}/{path.name}\n".encode() + content)
+    return _MARK + digest.hexdigest().encode() + b"\n"

@@ -30,7 +30,8 @@ from iumad.models.baselines.unimmad_layers import ExpertBranch, Pyramid, grouped
 from iumad.models.registry import make_detector
 from iumad.study import efficiency
 from iumad.study.efficiency import gradient_reach, model_card
-from iumad.study.runner import Workplace, run_study
+from iumad.study.runner import RunWork, remembered_after, run_study, trained_detector
+from iumad.study.steps import steps_of
 from iumad.training import increments
 from iumad.training.increments import remember
 from iumad.training.loop import fit_step
@@ -450,9 +451,9 @@ def test_what_is_remembered_of_a_step_is_that_of_its_last_loss(tmp_path, monkeyp
         increment={"epochs": 2},
         **DATA,
     )
-    place = Workplace(config, tmp_path, "cpu")
-    place.trained(1, "")
-    place.memory(1)
+    work, step = RunWork(config, "cpu"), steps_of(config, tmp_path)[1]
+    trained_detector(work, step)
+    remembered_after(work, step)
     assert seen == [3 / 4, 1 / 2]
 
 

@@ -13,12 +13,11 @@ import tiny
 
 from iumad.config.files import load_params
 from iumad.config.schema import StudyConfig
-from iumad.data import open_dataset
 from iumad.report.book import execute_notebook, failures
 from iumad.study import costs
 from iumad.study.costs import costs_file
-from iumad.study.results import write_table
-from iumad.study.steps import row_files, steps_of
+from iumad.study.results import write_step_table, write_table
+from iumad.study.steps import steps_of
 
 ROOT = Path(__file__).resolve().parents[1]
 OWN_STUDY = {
@@ -42,20 +41,17 @@ STUDIES = [*dict.fromkeys(OWN_STUDY.values()), *OTHERS]
 
 def made_up(study: StudyConfig, folder: Path) -> None:
     """Write results that nobody measured, so that pages can be tested without training."""
-    categories = open_dataset(study.data).categories
     for run in study.runs():
         rng = np.random.default_rng(run.seed)
-        steps = steps_of(run, categories)
-        for step, file in enumerate(row_files(run, folder, categories)):
-            if file.exists():
+        for step in steps_of(run, folder):
+            if step.rows.exists():
                 continue
-            seen = [category for part in steps[: step + 1] for category in part]
             names = ["i_auroc", "p_auroc", "aupro"]
             table = pd.DataFrame(
-                [(c, m) for c in seen for m in names], columns=["category", "metric"]
+                [(c, m) for c in step.seen for m in names], columns=["category", "metric"]
             )
             values = rng.uniform(0.6, 0.9, len(table))
-            write_table(table.assign(value=values, n_good=8, n_defect=14), file)
+            write_step_table(table.assign(value=values, n_good=8, n_defect=14), step.rows)
 
 
 def made_up_costs(study: StudyConfig, folder: Path) -> None:

@@ -19,7 +19,7 @@ from iumad.cli import output as cli_output
 from iumad.config.schema import StudyConfig
 from iumad.data import open_dataset
 from iumad.features.cache import default_cache
-from iumad.study.runner import CHECKPOINT, Workplace
+from iumad.study.steps import steps_of
 
 
 @pytest.fixture
@@ -50,9 +50,9 @@ def files(tmp_path, finished) -> dict[str, Path]:
     results = Path(shutil.copytree(finished.results, tmp_path / "damaged"))
     for method, content in (("iuf", b"damage"), ("ib-iumad", None)):
         (run,) = finished.study.select(methods=[method]).runs()
-        path = Workplace(run, results, "cpu").folder(1) / CHECKPOINT
+        path = steps_of(run, results)[1].checkpoint
         if content is None:  # the model of another step
-            shutil.copy(Workplace(run, results, "cpu").folder(0) / CHECKPOINT, path)
+            shutil.copy(steps_of(run, results)[0].checkpoint, path)
         else:
             path.write_bytes(content)
     return {

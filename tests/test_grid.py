@@ -5,30 +5,42 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import tiny
 import trees
+import yaml
 
 from iumad.config.files import load_params
 from iumad.config.sections import EyecandiesConfig, FolderConfig
 from iumad.data import categories_of, open_dataset
 from iumad.data.published import EYECANDIES, MVTEC_3D_AD
 from iumad.errors import ConfigError, DataError
-from iumad.study.parallel import default_jobs, plan, run_parallel
+from iumad.study.parallel import default_jobs, run_parallel
+from iumad.study.plan import plan
 from iumad.study.runner import run_study
-from iumad.study.steps import is_trained
+from iumad.study.steps import is_evaluated
 
 
-def test_two_processes_make_the_rows_of_one(tmp_path):
-    study = tiny.study(seeds=[0, 1], settings=["2-1"])
+@pytest.fixture(scope="module")
+def grid():
+    """Two runs that share their base, and one of another seed."""
+    methods = {"ib-iumad": {}, "finetune": {}}
+    return tiny.study(methods=methods, seeds=[0, 1]), tiny.study(methods=methods, seeds=[0])
+
+
+def test_two_processes_make_the_rows_of_one(grid, tmp_path):
+    study, _ = grid
     run_parallel(study, tmp_path / "two", "cpu", jobs=2)
-    assert all(is_trained(run, tmp_path / "two") for run in study.runs())
+    assert all(is_evaluated(run, tmp_path / "two") for run in study.runs())
     together = run_study(study, tmp_path / "two", "cpu")
     pd.testing.assert_frame_equal(together, run_study(study, tmp_path / "one", "cpu"))
     records = [json.loads(p.read_text()) for p in (tmp_path / "two").rglob("provenance.json")]
-    assert len(records) == 4  # two seeds, two steps each
+    assert len(records) == 6  # two seeds, a base and two increments each
+    assert not [p for p in (tmp_path / "two").rglob("*") if p.suffix == ".tmp"]
 
 
 def test_one_unfinished_run_starts_no_process(tmp_path):
@@ -42,31 +54,39 @@ def test_the_first_error_is_raised(tmp_path):
         run_parallel(study, tmp_path, "cpu", jobs=2)
 
 
-PARENT = """
-import multiprocessing, os, time
-from concurrent.futures import ProcessPoolExecutor
-from iumad.study import parallel as grid
+@pytest.mark.parametrize("target", ["worker", "parent"])
+def test_killed_processes(grid, tmp_path, target):
+    """A killed worker is told with its run; a killed parent takes its workers with it; both go on later."""
+    study, _ = grid
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(study.model_dump(mode="json")))
+    results = tmp_path / "results"
+    command = [sys.executable, "-m", "iumad", "study", "run", str(tmp_path / "params.yaml")]
+    command += ["--results", str(results), "-j", "2", "--device", "cpu"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        worker = wait_for(lambda: writers(results), parent)[0]
+        os.kill(worker if target == "worker" else parent.pid, signal.SIGKILL)
+        _, told = parent.communicate(timeout=60)  # ends when nobody holds the output any more
+    assert parent.returncode == (2 if target == "worker" else -signal.SIGKILL)
+    if target == "worker":
+        lines = [line for line in told.decode().splitlines() if "error:" in line]
+        assert "killed by SIGKILL" in lines[-1]
+        assert "rgb+depth 2-1 seed" in lines[-1]
+    assert not writers(results)
 
-if __name__ == "__main__":
-    context = multiprocessing.get_context("spawn")
-    begin = (1, context.Value("i", 0), context.RLock())
-    with ProcessPoolExecutor(1, context, grid._begin_worker, begin) as pool:
-        print(pool.submit(os.getpid).result(), flush=True)
-        pool.submit(time.sleep, 600).result()
-"""
+
+def writers(results: Path) -> list[int]:
+    """Processes that hold the lock of a step."""
+    locks = {path.stat().st_ino for path in results.glob("steps/*/lock")}
+    held = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    return [int(part[4]) for part in held if int(part[5].split(":")[2]) in locks]
 
 
-def test_a_worker_ends_with_a_killed_parent(tmp_path):
-    program = tmp_path / "parent.py"
-    program.write_text(PARENT)
-    with subprocess.Popen([sys.executable, str(program)], stdout=subprocess.PIPE) as parent:
-        worker = int(parent.stdout.readline())
-        parent.kill()
-        try:
-            parent.communicate(timeout=20)  # ends when nobody holds the worker's output any more
-        except subprocess.TimeoutExpired:
-            os.kill(worker, signal.SIGKILL)
-            pytest.fail("the worker outlived its parent")
+def wait_for(found, process):
+    """What a function returns once it is not empty, while a process lives."""
+    while not (result := found()):
+        assert process.poll() is None, process.stderr.read().decode()
+        time.sleep(0.01)
+    return result
 
 
 @pytest.mark.parametrize("name", ["mvtec3d", "eyecandies"])

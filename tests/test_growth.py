@@ -7,7 +7,8 @@ import torch
 from iumad.config.methods import ReconstructionConfig
 from iumad.errors import CheckpointError
 from iumad.models.detector import ReconstructionDetector
-from iumad.study.runner import Workplace, run_one
+from iumad.study.runner import RunWork, load_detector, run_one
+from iumad.study.steps import steps_of
 from iumad.training import checkpoint as growth
 
 
@@ -69,10 +70,9 @@ def test_logits_grow_with_every_step(tmp_path, monkeypatch, strategy):
     run = tiny.run(settings=["1-1"], increment={"epochs": 1, "strategy": strategy})
     rows = run_one(run, tmp_path, "cpu")
     assert rows["step"].max() == 2
-    workplace = Workplace(run, tmp_path, "cpu")
-    sizes = [
-        len(workplace.detector(step).conditions["rgb"].classifier[-1].bias) for step in range(3)
-    ]
+    work = RunWork(run, "cpu")
+    detectors = [load_detector(work, step) for step in steps_of(run, tmp_path)]
+    sizes = [len(detector.conditions["rgb"].classifier[-1].bias) for detector in detectors]
     assert sizes == [1, 2, 3]
 
 
@@ -81,9 +81,9 @@ def test_a_finished_run_goes_on_with_more_categories(tmp_path, monkeypatch):
     two = tiny.run(data={"categories": list(tiny.CATEGORIES[:2])}, settings=["2-0"])
     three = tiny.run(settings=["2-1"])
     run_one(two, tmp_path, "cpu")
-    base = Workplace(two, tmp_path, "cpu").folder(0) / "checkpoint.pt"
+    base = steps_of(two, tmp_path)[0].checkpoint
     written = base.stat().st_mtime_ns
     rows = run_one(three, tmp_path, "cpu")
-    assert Workplace(three, tmp_path, "cpu").folder(0) == base.parent
+    assert steps_of(three, tmp_path)[0].folder == base.parent
     assert base.stat().st_mtime_ns == written  # the base was not trained again
     assert set(rows.loc[rows["step"] == 1, "category"]) == set(tiny.CATEGORIES)

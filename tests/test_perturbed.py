@@ -8,7 +8,8 @@ from iumad.config.sections import PerturbConfig
 from iumad.data import open_dataset
 from iumad.data.perturb import PerturbedDataset, redundant
 from iumad.errors import DataError
-from iumad.study.runner import Workplace
+from iumad.study.runner import RunWork
+from iumad.study.steps import steps_of
 
 SAMPLE = "pretzel/train/good/000"
 
@@ -87,11 +88,11 @@ def test_the_fingerprint_tells_strengths_and_steps_apart(dataset):
 def test_steps_train_on_perturbed_images_and_are_tested_on_clean_ones(tmp_path, where, base):
     methods = {"ib-iumad": {"perturb": {"redundant": 0.5, "where": where}}}
     (run,) = tiny.study(methods=methods).runs()
-    place = Workplace(run, tmp_path, "cpu")
-    stores = [place.training_store(step) for step in range(2)]
+    work = RunWork(run, "cpu")
+    stores = [work.training_store(step) for step in steps_of(run, tmp_path)]
     assert [isinstance(store.dataset, PerturbedDataset) for store in stores] == [base, True]
-    assert place.store.dataset is place.dataset
-    noisy = redundant(place.dataset.load(SAMPLE), 0.5, 8, np.random.default_rng(0))
+    assert work.store.dataset is work.dataset
+    noisy = redundant(work.dataset.load(SAMPLE), 0.5, 8, np.random.default_rng(0))
     found = stores[1].prepared(SAMPLE).rgb
-    assert (found != place.store.prepared(SAMPLE).rgb).any()
+    assert (found != work.store.prepared(SAMPLE).rgb).any()
     assert found.std() == pytest.approx(noisy.rgb.std(), rel=0.15)

@@ -13,7 +13,7 @@ from iumad.errors import CheckpointError, ConfigError, DataError
 from iumad.evaluation.metrics import image_scores
 from iumad.study import runner as study
 from iumad.study.predict import Prediction, predict_files
-from iumad.study.runner import CHECKPOINT, Workplace
+from iumad.study.steps import steps_of
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_a_run_that_is_not_trained(finished, image, cloud):
 
 def test_a_damaged_model(finished, image, cloud, tmp_path):
     folder = Path(shutil.copytree(finished.results, tmp_path / "results"))
-    path = Workplace(one(finished), folder, "cpu").folder(1) / CHECKPOINT
+    path = steps_of(one(finished), folder)[1].checkpoint
     path.write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"checkpoint\.pt: cannot be read"):
         predict_files(one(finished), folder, image, cloud)

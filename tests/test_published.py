@@ -12,7 +12,7 @@ from iumad.errors import DataError
 from iumad.study import load
 from iumad.study.publish import publish
 from iumad.study.published import RUNS, STEPS, read_published, write_published
-from iumad.study.steps import row_files
+from iumad.study.steps import steps_of
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_a_clone_shows_what_was_published(finished, clone):
 def test_own_results_come_first(finished, clone):
     shutil.copytree(finished.results / "steps", clone / "steps")
     first = finished.study.runs()[0]
-    row_files(first, clone, tiny.CATEGORIES)[-1].unlink()
+    steps_of(first, clone)[-1].rows.unlink()
     source = load.load_rows(finished.study, clone).groupby("method")["source"].first()
     assert source[first.method] == "published"
     assert (source.drop(first.method) == "own").all()

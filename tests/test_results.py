@@ -1,7 +1,6 @@
 """Schemas, files, means, forgetting, the paper's numbers and provenance."""
 
 import json
-from datetime import UTC, datetime
 
 import numpy as np
 import pandas as pd
@@ -10,8 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from iumad.errors import DataError, MetricError
-from iumad.study.provenance import read_provenance, record_provenance, write_provenance
+from iumad.errors import DamagedFileError, DataError, MetricError
+from iumad.study.provenance import (
+    Effort,
+    add_evaluation,
+    read_provenance,
+    record_provenance,
+    write_provenance,
+)
 from iumad.study.results import (
     LOG_SCHEMA,
     ROW_SCHEMA,
@@ -22,11 +27,11 @@ from iumad.study.results import (
     forgetting_table,
     last_step,
     paper_results,
-    read_table,
+    read_step_table,
     step_means,
     validate,
     validate_rows,
-    write_table,
+    write_step_table,
 )
 
 RUN = ("012345678901", "smoke", "minicandies", "iuf", "rgb+depth", "2-1", 0)
@@ -163,47 +168,24 @@ def test_missing_column_is_refused(rows):
         validate_rows(rows.drop(columns="seed"))
 
 
-def test_tables_survive_a_file_exactly(rows, log, tmp_path):
-    rows["value"] = [0.1 + 0.2, np.nan, 1 / 3, 2 / 3, 1.0]
-    for table, schema in ((rows, ROW_SCHEMA), (log, LOG_SCHEMA)):
-        path = tmp_path / "new" / "table.csv"
-        write_table(table, path)
-        pd.testing.assert_frame_equal(read_table(path, schema), table, check_exact=True)
+NAMES = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12)
+LIKE_VALUES = st.sampled_from(
+    ["001", "1", "NA", "nan", "true", "None", "1e5", "-", "", " x", "#", '"', ","]
+)
 
 
-def test_every_digit_survives_a_file(tmp_path):
-    values = np.random.default_rng(0).random(2000)
-    rows = make_rows({0: {f"c{i}": value for i, value in enumerate(values)}})
-    write_table(rows, tmp_path / "rows.csv")
-    assert (read_table(tmp_path / "rows.csv")["value"] == values).all()
-
-
-def test_failed_write_leaves_the_old_file_and_no_other(rows, tmp_path, monkeypatch):
-    path = tmp_path / "rows.csv"
-    write_table(rows, path)
-    before = path.read_bytes()
-
-    def killed(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("pathlib.Path.replace", killed)
-    with pytest.raises(KeyboardInterrupt):
-        write_table(rows.head(1), path)
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("content", ["", "a,b\n1,2\n", "\x00"])
-def test_unreadable_table_names_the_file(tmp_path, content):
-    path = tmp_path / "rows.csv"
-    path.write_text(content)
-    with pytest.raises(DataError, match=r"rows\.csv"):
-        read_table(path)
-
-
-def test_missing_table_names_the_file(tmp_path):
-    with pytest.raises(DataError, match=r"none\.csv"):
-        read_table(tmp_path / "none.csv")
+@given(names=st.lists(LIKE_VALUES | NAMES, min_size=1, unique=True), data=st.data())
+def test_step_tables_survive_a_file_exactly(tmp_path_factory, names, data):
+    path = tmp_path_factory.mktemp("step") / "key" / "rows.csv"
+    values = data.draw(
+        st.lists(st.floats(0, 1) | st.just(np.nan), min_size=len(names), max_size=len(names))
+    )
+    table = pd.DataFrame(
+        {"category": names, "metric": "aupro", "value": values, "n_good": 1, "n_defect": 2}
+    )
+    write_step_table(table, path)
+    back = read_step_table(path)
+    pd.testing.assert_frame_equal(back, table, check_exact=True)
 
 
 def test_paper_results_are_complete():
@@ -243,18 +225,40 @@ def test_beside_paper_names_a_missing_column():
 
 
 def test_provenance_survives_a_file(tmp_path):
-    started = datetime(2024, 5, 1, 12, tzinfo=UTC)
-    record = record_provenance("0123", {"seed": 0}, started, 2.5, "cpu", threads=1)
-    write_provenance(record, tmp_path / "provenance.json")
-    assert read_provenance(tmp_path / "provenance.json") == record
-    assert datetime.fromisoformat(record.started) == started
-    assert {"numpy", "torch", "timm"} <= set(record.packages)
-    assert record.cores >= 1
-    assert record.commit is None or len(record.commit) == 40
+    effort = Effort(tmp_path / "unfinished.json", threads=1)
+    record = record_provenance("0123", {"seed": 0}, "cpu", effort.finish())
+    path = tmp_path / "new" / "provenance.json"
+    write_provenance(record, path)
+    assert read_provenance(path) == record
+    assert record.threads == 1
+    add_evaluation(path, 2.5, peak_mb=1e9)
+    evaluated = read_provenance(path)
+    assert evaluated.duration_s == record.training_s + 2.5
+    assert evaluated.peak_memory_mb == 1e9
+    add_evaluation(path, 99.0, peak_mb=None)  # with other settings: the first counts
+    assert read_provenance(path) == evaluated
 
 
-def test_broken_provenance_names_the_file(tmp_path):
+def test_interrupted_parts_of_a_step_add_up_and_keep_their_threads(tmp_path):
+    path = tmp_path / "unfinished.json"
+    Effort(path, threads=2)
+    kept = json.loads(path.read_text())
+    path.write_text(
+        json.dumps(kept | {"seconds": 100.0, "peak_memory_mb": 1e6, "commit": "c0ffee"})
+    )
+    again = Effort(path, threads=1)
+    assert again.threads == 2
+    told = again.finish()
+    assert 100 < told["seconds"] < 110
+    assert told["peak_memory_mb"] == 1e6
+    assert told["started"] == kept["started"]
+    assert told["commit"].startswith("c0ffee")
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"run_id": 3}', "\x00"])
+def test_broken_provenance_names_the_file(tmp_path, content):
     path = tmp_path / "provenance.json"
-    path.write_text(json.dumps({"run_id": "0"}))
-    with pytest.raises(DataError, match=r"provenance\.json"):
+    path.write_text(content)
+    with pytest.raises(DamagedFileError, match=r"provenance\.json: damaged"):
         read_provenance(path)

@@ -14,7 +14,7 @@ import yaml
 from iumad.config.files import load_params
 from iumad.study.claims import PAPER_CLAIMS
 from iumad.study.load import load_rows, progress
-from iumad.study.steps import row_files
+from iumad.study.steps import steps_of
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKFLOW = ROOT / "workflow" / "Snakefile"
@@ -117,7 +117,7 @@ def test_two_cores_make_what_is_missing_and_nothing_else(place):
     assert "Nothing to be done" in snakemake(place, "runs", "--cores", "2")
 
     (run,) = study.select(methods=["uniad"]).runs()
-    lost = row_files(run, place / "results", tiny.CATEGORIES)[-1]
+    lost = steps_of(run, place / "results")[-1].rows
     before = lost.read_bytes()
     lost.unlink()
     again = snakemake(place, "runs", "--cores", "2", "--rerun-triggers", "mtime")

@@ -57,7 +57,7 @@ def plan(
     change: Set = None,
 ) -> None:
     """List the runs of a params file, what of each is done, and how long the rest may take."""
-    from iumad.study.parallel import plan as planned
+    from iumad.study.plan import plan as planned
 
     table, seconds = planned(chosen_study(params, change, method, modality, setting, seed), results)
     print_table(table)

@@ -38,9 +38,9 @@ from iumad.report.explorers import SHOWN_METRICS, picture_address, prepared_samp
 from iumad.report.pictures import MAP_COLOURS
 from iumad.report.style import MARKERS, METRICS, colours_of, in_style
 from iumad.study.provenance import read_provenance
-from iumad.study.runner import Workplace, run_one, score_samples
+from iumad.study.runner import RunWork, load_detector, run_one, score_samples
 from iumad.study.samples import FIELDS
-from iumad.study.steps import is_trained
+from iumad.study.steps import is_trained, steps_of
 
 OUTLINE = (0, 229, 255)
 WHITE = (255, 255, 255)
@@ -259,22 +259,23 @@ def explore_perturbation(folder: str | Path) -> ipywidgets.Widget:
     pictures, said = ipywidgets.HTML(), ipywidgets.HTML()
 
     @lru_cache(maxsize=4)
-    def workplace(name: str) -> tuple[Workplace, Any]:
-        place = Workplace(runs[name], Path(folder), "auto")
-        return place, place.detector(len(place.steps) - 1)
+    def trained(name: str) -> tuple[RunWork, Any]:
+        work = RunWork(runs[name])
+        step = steps_of(runs[name], folder, work.dataset.categories)[-1]
+        return work, load_detector(work, step)
 
     def draw() -> None:
         config = runs[run.label]
-        place, detector = workplace(run.label)
-        number = place.dataset.categories.index(category.value)
+        work, detector = trained(run.label)
+        number = work.dataset.categories.index(category.value)
         change = PerturbConfig.model_validate({kind.value: strength.value})
-        changed = PerturbedDataset(place.dataset, change, place.dataset.categories)
+        changed = PerturbedDataset(work.dataset, change, work.dataset.categories)
         maps, parts = [], []
         try:
-            for dataset, state in zip((place.dataset, changed), STATES, strict=True):
+            for dataset, state in zip((work.dataset, changed), STATES, strict=True):
                 shown = prepared_sample(dataset, config.data, sample.value)
                 with torch.no_grad():
-                    batch = place.store.assemble([shown], [number]).to(place.device)
+                    batch = work.store.assemble([shown], [number]).to(work.device)
                     maps.append(detector.anomaly_maps(batch)[0].cpu().numpy())
                 parts += [
                     (shown.rgb, f"{state}: image"),

@@ -16,8 +16,9 @@ from iumad.evaluation.metrics import image_auroc, image_scores, or_missing
 from iumad.models.base import Detector
 from iumad.models.registry import method_class
 from iumad.report.style import MARKERS, colours_of, in_style
-from iumad.study.runner import Workplace, score_categories
+from iumad.study.runner import RunWork, score_categories, trained_detector, watch_training
 from iumad.study.statistics import summarise
+from iumad.study.steps import steps_of
 
 RUN = ["method", "modality", "setting", "seed"]
 EPOCHS = [*RUN, "epoch", "category", "metric", "value"]
@@ -55,24 +56,24 @@ def watch_epochs(run: RunConfig, folder: str | Path) -> pd.DataFrame:
     DataFrame
         `RUN`, epoch (from 1), category, metric, value; the last epoch's are the published ones.
     """
-    workplace = Workplace(run, Path(folder), "auto")
-    last, config = len(workplace.steps) - 1, run.evaluation
-    workplace.trained(last, "")
-    ids, index = workplace.training_ids(last), workplace.dataset.index
+    work, config = RunWork(run), run.evaluation
+    last = steps_of(run, folder, work.dataset.categories)[-1]
+    trained_detector(work, last)
+    ids, index = work.ids(last.categories, "train"), work.dataset.index
     records = []
 
     def look(detector: Detector, epoch: int) -> None:
         seen = copy.deepcopy(detector).eval()
-        seen.calibrate(workplace.training_store(last), ids)
+        seen.calibrate(work.training_store(last), ids)
         for category, test in index[index["split"] == "test"].groupby("category", sort=False):
-            maps = anomaly_maps(seen, workplace.store, test["sample_id"].tolist())
+            maps = anomaly_maps(seen, work.store, test["sample_id"].tolist())
             scores = image_scores(maps, config.image_score, config.pool)
             value = or_missing(image_auroc, scores, test["label"].to_numpy(dtype=int))
             records.append(
                 {"epoch": epoch + 1, "category": category, "metric": "i_auroc", "value": value}
             )
 
-    workplace.retrain(last, look)
+    watch_training(work, last, look)
     return pd.DataFrame(records).assign(**_keys(run))[EPOCHS]
 
 

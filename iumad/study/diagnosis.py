@@ -17,8 +17,8 @@ from iumad.evaluation.metrics import image_auroc, or_missing
 from iumad.features.cache import Batch
 from iumad.models.detector import Output, ReconstructionDetector
 from iumad.models.fusion import kl_categorical
-from iumad.study.runner import Workplace, score_categories
-from iumad.study.steps import is_trained
+from iumad.study.runner import RunWork, remembered_after, score_categories, trained_detector
+from iumad.study.steps import is_trained, steps_of
 from iumad.training.increments import projections
 
 
@@ -41,25 +41,22 @@ def diagnose(run: RunConfig, folder: str | Path) -> pd.DataFrame:
         categories, in [0, 1]; ``frozen``, the share of the earlier features' second moment that the projection of
         the step keeps updates away from, mean over protected layers (only for categories "earlier").
     """
-    workplace = Workplace(run, Path(folder), "auto")
+    work = RunWork(run)
     records: list[dict] = []
-    for step in range(len(workplace.steps)):
-        workplace.rows(step, "")
-        detector = workplace.detector(step)
+    for step in steps_of(run, folder, work.dataset.categories):
+        detector = trained_detector(work, step)
         assert isinstance(detector, ReconstructionDetector)
-        groups = {
-            "earlier": [name for part in workplace.steps[:step] for name in part],
-            "this step": list(workplace.steps[step]),
-        }
+        earlier = step.previous.seen if step.previous else ()
+        groups = {"earlier": list(earlier), "this step": list(step.categories)}
         for group, categories in groups.items():
             if not categories:
                 continue
-            batch = workplace.store.batch(_good_images(workplace, categories)).to(workplace.device)
+            batch = work.store.batch(_good_images(work, categories)).to(work.device)
             inside = look_inside(detector, batch)
-            if group == "earlier" and run.increment.strategy == "projection":
-                inside["frozen"] = frozen_share(workplace.memory(step - 1))
+            if step.previous and group == "earlier" and run.increment.strategy == "projection":
+                inside["frozen"] = frozen_share(remembered_after(work, step.previous))
             records += [
-                {"step": step, "categories": group, "quantity": name, "value": value}
+                {"step": step.number, "categories": group, "quantity": name, "value": value}
                 for name, value in inside.items()
             ]
     return pd.DataFrame(records)
@@ -196,7 +193,7 @@ def frozen_share(memory: Mapping[str, Float[Tensor, "d d"]]) -> float:
     return sum(shares) / len(shares)
 
 
-def _good_images(workplace: Workplace, categories: list[str]) -> list[str]:
-    index = workplace.dataset.index
+def _good_images(work: RunWork, categories: list[str]) -> list[str]:
+    index = work.dataset.index
     chosen = (index["split"] == "test") & (index["label"] == 0)
     return index[chosen & index["category"].isin(categories)]["sample_id"].tolist()

@@ -10,10 +10,10 @@ import pandas as pd
 
 from iumad.config.schema import RunConfig, StudyConfig
 from iumad.data import categories_of
-from iumad.study import results as tables
 from iumad.study.provenance import Provenance, read_provenance
 from iumad.study.published import STEP_COLUMNS, read_published
-from iumad.study.steps import LOG, PROVENANCE, row_files, step_folders, step_keys
+from iumad.study.results import LOG_SCHEMA, ROW_SCHEMA, read_step_table, validate_rows
+from iumad.study.steps import steps_of
 
 RUN_LABELS = ["method", "modality", "setting", "seed"]
 OWN, PUBLISHED = "own", "published"
@@ -37,10 +37,10 @@ def load_rows(study: StudyConfig, results: str | Path) -> pd.DataFrame:
     published = dict(iter(read_published(results).rows.groupby("run_id", sort=False)))
     found = []
     for run in study.runs():
-        files = row_files(run, Path(results), categories)
-        if all(file.exists() for file in files):
-            steps = [read_rows(file).assign(step=step) for step, file in enumerate(files)]
-            rows, source = pd.concat(steps, ignore_index=True), OWN
+        steps = steps_of(run, results, categories)
+        if all(step.rows.exists() for step in steps):
+            tables = [read_step_table(step.rows).assign(step=step.number) for step in steps]
+            rows, source = pd.concat(tables, ignore_index=True), OWN
         elif run.run_id in published:
             rows, source = published[run.run_id], PUBLISHED
         else:
@@ -49,7 +49,7 @@ def load_rows(study: StudyConfig, results: str | Path) -> pd.DataFrame:
     if not found:
         return no_rows()
     rows = pd.concat(found, ignore_index=True)
-    valid = tables.validate_rows(rows[list(tables.ROW_SCHEMA.columns)])
+    valid = validate_rows(rows[list(ROW_SCHEMA.columns)])
     return valid.assign(source=rows["source"])
 
 
@@ -59,7 +59,7 @@ def progress(study: StudyConfig, results: str | Path) -> pd.DataFrame:
     published = set(read_published(results).runs.index)
     records = []
     for run in study.runs():
-        own = all(file.exists() for file in row_files(run, Path(results), categories))
+        own = all(step.rows.exists() for step in steps_of(run, results, categories))
         source = OWN if own else PUBLISHED if run.run_id in published else ""
         records.append((run.method, run.modality, run.setting, run.seed, source != "", source))
     return pd.DataFrame(records, columns=[*RUN_LABELS, "finished", "source"])
@@ -71,17 +71,18 @@ def training_log(study: StudyConfig, results: str | Path) -> pd.DataFrame:
     published = dict(iter(read_published(results).log.groupby("step_key", sort=False)))
     found = []
     for run in study.runs():
-        for step, folder in enumerate(step_folders(run, Path(results), categories)):
-            path = folder / LOG
-            if path.exists():
-                log, source = read_rows(path), OWN
-            elif folder.name in published:
-                log, source = published[folder.name], PUBLISHED
+        for step in steps_of(run, results, categories):
+            if step.checkpoint.exists():
+                log, source = read_step_table(step.log), OWN
+            elif step.key in published:
+                log, source = published[step.key], PUBLISHED
             else:
                 continue
             if not log.empty:  # methods without epochs have none
-                found.append(with_run_columns(log.assign(step=step), run).assign(source=source))
-    columns = [*tables.LOG_SCHEMA.columns, "source"]
+                found.append(
+                    with_run_columns(log.assign(step=step.number), run).assign(source=source)
+                )
+    columns = [*LOG_SCHEMA.columns, "source"]
     return pd.concat(found, ignore_index=True)[columns] if found else pd.DataFrame(columns=columns)
 
 
@@ -99,15 +100,14 @@ def load_provenance(study: StudyConfig, results: str | Path) -> pd.DataFrame:
     records = []
     for run in study.runs():
         labels = {"run_id": run.run_id} | {name: getattr(run, name) for name in RUN_LABELS}
-        for step, key in enumerate(step_keys(run, categories)):
-            path = Path(results) / "steps" / key / PROVENANCE
-            if path.exists():
-                facts, source = step_facts(key, read_provenance(path)), OWN
-            elif key in published.index:
-                facts, source = dict(published.loc[key]), PUBLISHED
+        for step in steps_of(run, results, categories):
+            if step.checkpoint.exists():
+                facts, source = step_facts(step.key, read_provenance(step.provenance)), OWN
+            elif step.key in published.index:
+                facts, source = dict(published.loc[step.key]), PUBLISHED
             else:
                 continue
-            records.append({**labels, "step": step, **facts, "source": source})
+            records.append({**labels, "step": step.number, **facts, "source": source})
     columns = ["run_id", *RUN_LABELS, "step", *STEP_COLUMNS, "source"]
     return pd.DataFrame(records, columns=columns)
 
@@ -172,15 +172,7 @@ def with_run_columns(table: pd.DataFrame, run: RunConfig) -> pd.DataFrame:
 
 def no_rows() -> pd.DataFrame:
     """A table of results without rows."""
-    columns = tables.ROW_SCHEMA.columns
+    columns = ROW_SCHEMA.columns
     return pd.DataFrame(
         {name: pd.Series(dtype=str(c.dtype)) for name, c in columns.items()}
     ).assign(source="")
-
-
-def read_rows(path: Path) -> pd.DataFrame:
-    """A table of a step: names stay text, and pandas >= 3.1 reads every float's digits as written."""
-    table = pd.read_csv(
-        path, dtype={"category": str, "metric": str, "term": str}, keep_default_na=False
-    )
-    return table.assign(value=pd.to_numeric(table["value"].replace("", "nan")))

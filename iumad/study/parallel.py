@@ -1,60 +1,44 @@
-"""A whole grid of runs: what is done, how long the rest may take, and several runs at the same time."""
+"""Several runs at the same time, each in a process of its own with one thread.
+
+The parent hands out runs and shows the progress; a worker makes one run (`iumad.study.runner.run_one`), tells how
+far it is, and ends. So the memory of a run is its own, and a worker that is killed takes no other run with it.
+"""
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from functools import partialmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-import torch
 from tqdm import tqdm
 
 from iumad.config.schema import RunConfig, StudyConfig
-from iumad.data import categories_of
+from iumad.errors import Interrupted, IumadError
 from iumad.machine import usable_cores
 from iumad.models.device import pick_device
-from iumad.study.provenance import read_provenance
-from iumad.study.runner import run_one
-from iumad.study.steps import CHECKPOINT, is_trained, step_folder, steps_of
+from iumad.study.runner import InUseError, run_one, saved_text
+from iumad.study.steps import is_evaluated, run_name
 
 
-def plan(study: StudyConfig, folder: Path) -> tuple[pd.DataFrame, float | None]:
-    """The grid's runs and an estimate of the time that is left; reads no image.
+class WorkerError(IumadError):
+    """A worker was killed, or failed for a reason that is not the user's."""
 
-    Returns
-    -------
-    DataFrame
-        run_id, method, modality, setting, seed, steps, done (steps finished), minutes (left, where known).
-    float or None
-        Seconds left in all. A step that other runs share counts once; a step's time is taken from finished steps
-        of the same method and modality with as many categories (else any number); None where there is none.
-    """
-    finished, rows = [], []
-    missing: dict[str, tuple] = {}
-    names = categories_of(study.data)
-    for run in study.runs():
-        steps = steps_of(run, names)
-        keys = []
-        for step, categories in enumerate(steps):
-            path = step_folder(folder, run, steps[: step + 1])
-            what = (run.method, run.modality, step > 0, len(categories))
-            if (path / CHECKPOINT).exists():
-                finished.append((*what, read_provenance(path / "provenance.json").duration_s))
-            else:
-                missing.setdefault(path.name, what)
-                keys.append(what)
-        rows.append((run, len(steps), keys))
-    times = pd.DataFrame(
-        finished, columns=["method", "modality", "increment", "categories", "seconds"]
-    )
-    table = pd.DataFrame([_plan_row(run, n_steps, keys, times) for run, n_steps, keys in rows])
-    left = [_expected(what, times) for what in missing.values()]
-    known = [seconds for seconds in left if seconds is not None]
-    return table, float(sum(known)) if len(known) == len(left) else None
+
+@dataclass
+class _Worker:
+    """A process that makes one run."""
+
+    run: RunConfig
+    process: Any
+    messages: Connection
+    line: int  # of its progress bar
+    bar: tqdm | None = None
 
 
 def default_jobs(device: str) -> int:
@@ -68,40 +52,149 @@ def default_jobs(device: str) -> int:
     return usable_cores()
 
 
-def run_parallel(study: StudyConfig, folder: Path, device: str, jobs: int) -> None:
-    """Finish all runs with `jobs` processes; locks in the results folder keep them out of each other's way.
+def run_parallel(
+    study: StudyConfig, results: Path, device: str, jobs: int, threads: int = 1
+) -> None:
+    """Finish all runs of a study, `jobs` at a time; with one job, or one run left, nothing is done here.
 
-    The first run that fails stops those that have not begun; its error is raised. What one process is left to do
-    is not done here.
+    A run of which a step is being made elsewhere is begun later. The first run that fails stops the others; its
+    error is raised.
+
+    Raises
+    ------
+    WorkerError
+        A worker was killed, as by a machine without memory; the text names the run.
+    Interrupted
+        Ctrl-C; the text says what is saved.
     """
-    runs = [run for run in study.runs() if not is_trained(run, folder)]
-    jobs = min(jobs, len(runs))
-    if jobs < 2:
+    waiting = [run for run in study.runs() if not is_evaluated(run, results)]
+    if min(jobs, len(waiting)) < 2:
         return
-    context = multiprocessing.get_context("spawn")
-    begin = (max(1, usable_cores() // jobs), context.Value("i", 0), context.RLock())
-    with ProcessPoolExecutor(
-        jobs, mp_context=context, initializer=_begin_worker, initargs=begin
-    ) as pool:
-        tasks = [pool.submit(run_one, run, folder, device) for run in runs]
-        try:
-            for task in tqdm(as_completed(tasks), total=len(tasks), desc="runs", unit="run"):
-                task.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _begin_worker(threads: int, counter: Any, lock: Any) -> None:
-    """Share the cores, give the worker's progress bars a line of their own, and end with the parent."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(threads)
-    with counter.get_lock():
-        counter.value += 1
-        line = counter.value
-    tqdm.set_lock(lock)
+    context = _context()
+    how = (str(results), device, threads)
+    working: list[_Worker] = []
+    held_up: list[RunConfig] = []  # by another worker or another process
     interval = 0.5 if sys.stderr.isatty() else 30.0  # seconds; a log file needs no more
-    tqdm.__init__ = partialmethod(tqdm.__init__, position=line, leave=False, mininterval=interval)
+    try:
+        with tqdm(total=len(waiting), desc="runs", unit="run", mininterval=interval) as finished:
+            while waiting or working or held_up:
+                if held_up and not waiting and not working:
+                    waiting, held_up = held_up, []
+                    patient = True  # nobody here holds them up: wait for the other process
+                else:
+                    patient = False
+                while waiting and len(working) < jobs:
+                    line = min(set(range(1, jobs + 1)) - {worker.line for worker in working})
+                    working.append(_start(context, waiting.pop(0), how, patient, line))
+                for worker in _ready(working):
+                    ended = _listen(worker, interval)
+                    if ended is None:
+                        continue
+                    working.remove(worker)
+                    if ended == "in use":
+                        held_up.append(worker.run)
+                        continue
+                    finished.update()
+                    waiting, held_up = waiting + held_up, []
+    except KeyboardInterrupt as stop:
+        raise Interrupted(saved_text(study, results)) from stop
+    finally:
+        for worker in working:
+            worker.process.terminate()
+        for worker in working:
+            worker.process.join()
+            if worker.bar:
+                worker.bar.close()
+
+
+def _context() -> Any:
+    """How processes are started: copies of one that has imported everything, where the system can do that."""
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["iumad.study.runner", "timm"])  # timm is imported late
+    return context
+
+
+def _start(
+    context: Any, run: RunConfig, how: tuple[str, str, int], patient: bool, line: int
+) -> _Worker:
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(theirs, run, how, patient), daemon=True)
+    process.start()
+    theirs.close()  # so that the end of the worker is the end of the pipe
+    return _Worker(run, process, ours, line)
+
+
+def _ready(working: list[_Worker]) -> list[_Worker]:
+    """Workers that have said something, or ended."""
+    ready = wait([worker.messages for worker in working])
+    return [worker for worker in working if worker.messages in ready]
+
+
+def _listen(worker: _Worker, interval: float) -> str | None:
+    """Take one message of a worker; returns "done" or "in use" once it has ended, raises its error."""
+    try:
+        what, value = worker.messages.recv()
+    except EOFError:
+        what, value = "killed", None
+    if what == "bar":
+        title, total = value
+        if worker.bar:
+            worker.bar.close()
+        worker.bar = tqdm(
+            desc=title,
+            total=total,
+            unit="img",
+            position=worker.line,
+            leave=False,
+            mininterval=interval,
+        )
+        return None
+    if what == "advance" and worker.bar:
+        worker.bar.update(value)
+        return None
+    worker.process.join()
+    if worker.bar:
+        worker.bar.close()
+        worker.bar = None
+    if what == "error":
+        raise value
+    if what == "killed":
+        code = worker.process.exitcode or 0
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+        hint = "; if memory ran out, use fewer jobs (-j)" if code == -signal.SIGKILL else ""
+        raise WorkerError(
+            f"the process of {run_name(worker.run)} {how}{hint}; what it saved is kept, and the same command "
+            "goes on"
+        )
+    return what
+
+
+def _work(messages: Connection, run: RunConfig, how: tuple[str, str, int], patient: bool) -> None:
+    """Make one run and tell the parent; what is told are pairs of a word and a value."""
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches all processes; the parent ends them
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    results, device, threads = how
+
+    @contextmanager
+    def tell_bar(title: str, total: int) -> Iterator[Callable[[int], object]]:
+        messages.send(("bar", (title, total)))
+        yield lambda images: messages.send(("advance", images))
+
+    try:
+        run_one(run, results, device, threads=threads, show=tell_bar, wait=patient)
+        messages.send(("done", None))
+    except InUseError:
+        messages.send(("in use", None))
+    except (IumadError, OSError) as error:
+        messages.send(("error", error))
+    except Exception as error:  # tell it, then end with the traceback
+        reason = f"{run_name(run)}: {type(error).__name__}: {error}"
+        messages.send(("error", WorkerError(reason)))
+        raise
 
 
 def _end_with_parent() -> None:
@@ -110,31 +203,3 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
-
-
-def _plan_row(run: RunConfig, steps: int, missing: list[tuple], times: pd.DataFrame) -> dict:
-    left = [_expected(what, times) for what in missing]
-    known = [seconds for seconds in left if seconds is not None]
-    return {
-        "run_id": run.run_id,
-        "method": run.method,
-        "modality": run.modality,
-        "setting": run.setting,
-        "seed": run.seed,
-        "steps": steps,
-        "done": steps - len(missing),
-        "minutes": sum(known) / 60 if len(known) == len(left) else float("nan"),
-    }
-
-
-def _expected(what: tuple, times: pd.DataFrame) -> float | None:
-    """Seconds for a step like `what`, scaled by its number of categories."""
-    method, modality, increment, categories = what
-    alike = times[
-        (times["method"] == method)
-        & (times["modality"] == modality)
-        & (times["increment"] == increment)
-    ]
-    if alike.empty:
-        return None
-    return float((alike["seconds"] / alike["categories"]).median() * categories)

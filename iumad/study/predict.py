@@ -15,8 +15,8 @@ from iumad.data.prepare import prepare
 from iumad.data.sample import Sample
 from iumad.errors import CheckpointError, ConfigError, DataError
 from iumad.evaluation.metrics import image_scores
-from iumad.study.runner import Workplace
-from iumad.study.steps import is_trained
+from iumad.study.runner import RunWork, load_detector
+from iumad.study.steps import run_name, steps_of
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,10 @@ def predict_files(
     DataError, ConfigError, CheckpointError
         A file is unusable or missing, the category is unknown, or the run is not trained.
     """
-    workplace = Workplace(run, results, device)
-    step = len(workplace.steps) - 1
-    if not is_trained(run, results):
-        name = f"{run.method} {run.modality} {run.setting} seed {run.seed}"
-        raise CheckpointError(f"{results}: {name} is not trained; use `iumad run` first")
+    work = RunWork(run, device)
+    step = steps_of(run, results, work.dataset.categories)[-1]
+    if not step.checkpoint.exists():
+        raise CheckpointError(f"{results}: {run_name(run)} is not trained; use `iumad run` first")
     rgb = read_rgb(image)
     xyz = None
     if "depth" in run.modalities:
@@ -92,12 +91,10 @@ def predict_files(
     mask = np.zeros(rgb.shape[:2], dtype=bool)
     sample = Sample(str(image), category or "", "test", "good", rgb, xyz, mask, None, None)
     prepared = prepare(sample, run.data, ("rgb", *run.modalities))
-    detector = workplace.detector(step)
-    number = _category_number(
-        category, workplace.dataset.categories, needed=detector.needs_category
-    )
+    detector = load_detector(work, step)
+    number = _category_number(category, work.dataset.categories, needed=detector.needs_category)
     with torch.no_grad():
-        batch = workplace.store.assemble([prepared], [number]).to(workplace.device)
+        batch = work.store.assemble([prepared], [number]).to(work.device)
         anomaly_map = detector.anomaly_maps(batch)[0].cpu().numpy()
     score = image_scores(anomaly_map[None], run.evaluation.image_score, run.evaluation.pool)[0]
     assert prepared.rgb is not None

@@ -8,15 +8,18 @@ import os
 import platform
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+import time
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from iumad.errors import DataError
-from iumad.machine import usable_cores
+from iumad.errors import DamagedFileError
+from iumad.machine import forget_peak_memory, peak_memory_mb, usable_cores
 from iumad.study.results import write_text
+
+_REMEDY = "delete its folder, and the same command trains the step again"
 
 PACKAGES = (
     "iumad",
@@ -33,12 +36,14 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Provenance:
-    """Record that is stored beside the rows of a run."""
+    """Record that is stored beside the model of a step."""
 
     run_id: str
     params: dict[str, Any]  # the run's full configuration, as JSON types
-    commit: str | None  # git commit of the code; None if it does not lie in a checkout
-    modified: bool | None  # whether tracked files differed from that commit
+    commit: (
+        str | None
+    )  # git commits of the code, "; " between them; None if it does not lie in a checkout
+    modified: bool | None  # whether tracked files differed from a commit
     packages: dict[str, str]  # name -> version, of those installed
     python: str
     system: str
@@ -48,17 +53,78 @@ class Provenance:
     memory_gb: float | None  # of the machine, 10^9 bytes
     device: str  # what the model ran on: "cpu" or the accelerator's name
     started: str  # ISO 8601 with time zone
-    duration_s: float  # training and evaluation, all resumed parts together
-    peak_memory_mb: float | None  # largest resident memory of the process, 10^6 bytes
+    training_s: float  # all resumed parts together
+    evaluation_s: float  # of the test images, the first time; 0 as long as it was not done
+    peak_memory_mb: float | None  # see `iumad.machine.peak_memory_mb`, 10^6 bytes
+
+    @property
+    def duration_s(self) -> float:
+        """Training and evaluation."""
+        return self.training_s + self.evaluation_s
+
+
+class Effort:
+    """What the training of a step takes; the parts into which interruptions divide it add up in a small file.
+
+    Parameters
+    ----------
+    path : Path
+        The file; there while the step is unfinished.
+    threads : int
+        For a new step. One that was begun keeps its number, since the last bits of a sum depend on it.
+    """
+
+    _SECONDS = 10.0  # between two updates of the file: a kill loses the count of no more
+
+    def __init__(self, path: Path, threads: int) -> None:
+        self._path = path
+        commit, modified = _git_state()
+        self._record: dict[str, Any] = {
+            "threads": threads,
+            "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "seconds": 0.0,
+            "peak_memory_mb": None,
+            "commit": commit,
+            "modified": modified,
+        }
+        if path.exists():
+            earlier = _read_json(path)
+            self._record |= {key: earlier[key] for key in self._record}
+            codes = dict.fromkeys(code for code in (earlier["commit"], commit) if code)
+            self._record["commit"] = "; ".join(codes) or None
+            self._record["modified"] = bool(earlier["modified"]) or modified
+        self._before = self._record["seconds"]
+        self._peak_before = self._record["peak_memory_mb"]
+        self._clock = self._saved = time.monotonic()
+        forget_peak_memory()
+        self._save()
+
+    @property
+    def threads(self) -> int:
+        """Threads to compute with."""
+        return self._record["threads"]
+
+    def update(self) -> None:
+        """Called often while the step is trained."""
+        if time.monotonic() - self._saved > self._SECONDS:
+            self._save()
+
+    def finish(self) -> dict[str, Any]:
+        """Delete the file and return what it held, with the last part: the fields of a record."""
+        self._save()
+        self._path.unlink(missing_ok=True)
+        return self._record
+
+    def _save(self) -> None:
+        self._saved = time.monotonic()
+        peaks = [peak for peak in (self._peak_before, peak_memory_mb()) if peak is not None]
+        self._record["seconds"] = self._before + self._saved - self._clock
+        self._record["peak_memory_mb"] = max(peaks, default=None)
+        write_text(json.dumps(self._record) + "\n", self._path)
 
 
 def record_provenance(
-    run_id: str,
-    params: dict[str, Any],
-    started: datetime,
-    duration_s: float,
-    device: str,
-    threads: int,
+    run_id: str, params: dict[str, Any], device: str, effort: dict[str, Any]
 ) -> Provenance:
     """Describe this process, its code and its machine.
 
@@ -68,33 +134,40 @@ def record_provenance(
         Hash of the run's configuration.
     params : dict
         The configuration in JSON types.
-    started : datetime
-        With time zone.
-    duration_s : float
-        Seconds that the run took.
     device : str
         "cpu", or the name of the accelerator.
-    threads : int
-        See `Provenance`.
+    effort : dict
+        What `Effort.finish` returned.
     """
-    commit, modified = _git_state()
     return Provenance(
         run_id=run_id,
         params=params,
-        commit=commit,
-        modified=modified,
+        commit=effort["commit"],
+        modified=effort["modified"],
         packages=_installed_versions(),
         python=platform.python_version(),
         system=platform.platform(),
         cpu=_cpu_model(),
         cores=usable_cores(),
-        threads=threads,
+        threads=effort["threads"],
         memory_gb=_memory_gb(),
         device=device,
-        started=started.astimezone().isoformat(timespec="seconds"),
-        duration_s=round(duration_s, 3),
-        peak_memory_mb=peak_memory_mb(),
+        started=effort["started"],
+        training_s=round(effort["seconds"], 3),
+        evaluation_s=0.0,
+        peak_memory_mb=effort["peak_memory_mb"],
     )
+
+
+def add_evaluation(path: Path, seconds: float, peak_mb: float | None) -> None:
+    """Put the time and memory of the first evaluation into a step's record."""
+    record = read_provenance(path)
+    if record.evaluation_s == 0:
+        peaks = [peak for peak in (record.peak_memory_mb, peak_mb) if peak is not None]
+        changed = replace(
+            record, evaluation_s=round(seconds, 3), peak_memory_mb=max(peaks, default=None)
+        )
+        write_provenance(changed, path)
 
 
 def write_provenance(provenance: Provenance, path: Path) -> None:
@@ -103,21 +176,21 @@ def write_provenance(provenance: Provenance, path: Path) -> None:
 
 
 def read_provenance(path: Path) -> Provenance:
-    """Read a record that `write_provenance` wrote; `DataError` if it is none."""
+    """Read a record that `write_provenance` wrote; `DamagedFileError` if it is none."""
     try:
-        return Provenance(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{path}: cannot be read as a provenance record: {error}") from error
+        return Provenance(**_read_json(path))
+    except TypeError as error:
+        raise DamagedFileError(f"{path}: damaged, {error}; {_REMEDY}") from error
 
 
-def peak_memory_mb() -> float | None:
-    """Largest resident memory of this process so far in 10^6 bytes; None on Windows."""
-    if sys.platform == "win32":
-        return None
-    import resource  # exists on Unix only
-
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DamagedFileError(f"{path}: damaged, no JSON: {error}; {_REMEDY}") from error
+    if not isinstance(content, dict):
+        raise DamagedFileError(f"{path}: damaged, no record; {_REMEDY}")
+    return content
 
 
 def _git_state() -> tuple[str | None, bool | None]:

@@ -6,12 +6,11 @@ from pathlib import Path
 import pandas as pd
 
 from iumad.config.schema import RunConfig, StudyConfig
-from iumad.data import categories_of
 from iumad.errors import DataError
 from iumad.study.costs import costs_id, read_costs
 from iumad.study.load import RUN_LABELS, load_provenance, load_rows, training_log
 from iumad.study.published import STEP_COLUMNS, write_published
-from iumad.study.steps import step_keys
+from iumad.study.steps import steps_of
 
 
 def publish(studies: Sequence[StudyConfig], results: Path, profile: str) -> dict[str, int]:
@@ -61,7 +60,7 @@ def publish(studies: Sequence[StudyConfig], results: Path, profile: str) -> dict
 
 def _run(run: RunConfig) -> dict[str, object]:
     labels = {name: getattr(run, name) for name in RUN_LABELS}
-    keys = step_keys(run, categories_of(run.data))
+    keys = [step.key for step in steps_of(run, "")]
     return {"run_id": run.run_id, "dataset": run.data.name, **labels, "steps": keys}
 
 

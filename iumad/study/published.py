@@ -166,7 +166,7 @@ def _long(wide: pd.DataFrame) -> pd.DataFrame:
 
 
 def _numbers(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    return table.assign(**{name: pd.to_numeric(table[name].replace("", "nan")) for name in columns})
+    return table.assign(**{name: table[name].replace("", "nan").astype(float) for name in columns})
 
 
 _PARSE: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {

@@ -3,6 +3,7 @@
 One row is one number. Metrics of detection are fractions in [0, 1]; the paper prints percent.
 """
 
+import io
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -13,7 +14,7 @@ import pandera.pandas as pa
 from pandera.errors import SchemaError, SchemaErrors
 
 from iumad.errors import DataError, MetricError
-from iumad.machine import replacing
+from iumad.machine import read_sealed, replacing, write_sealed
 
 RUN_COLUMNS = ["run_id", "profile", "dataset", "method", "modality", "setting", "seed"]
 FRACTIONS = ("i_auroc", "p_auroc", "aupro")
@@ -105,24 +106,24 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
     write_text(table.to_csv(index=False, lineterminator="\n"), path)
 
 
-def read_table(path: Path, schema: pa.DataFrameSchema = ROW_SCHEMA) -> pd.DataFrame:
-    """Read a CSV that `write_table` wrote and validate it.
+def write_step_table(table: pd.DataFrame, path: Path) -> None:
+    """Write the rows or the log of a step as a sealed CSV (`iumad.machine.write_sealed`), with all digits."""
+    write_sealed(path, table.to_csv(index=False, lineterminator="\n").encode())
+
+
+def read_step_table(path: Path) -> pd.DataFrame:
+    """Read what `write_step_table` wrote; names stay text, whatever they look like.
 
     Raises
     ------
-    DataError
-        If the file is missing, is no CSV, or does not fit the schema.
+    DamagedFileError
+        The file was changed since.
     """
-    types = {name: column.dtype.type for name, column in schema.columns.items()}
-    try:
-        # Types are given because a run_id of digits would else become a number.
-        table = pd.read_csv(path, dtype=types, keep_default_na=False, na_values={"value": [""]})
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as a table of results: {error}") from error
-    try:
-        return validate(table, schema)
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from error
+    # Given types, because a category 001 would else become a number; pandas >= 3.1 reads all digits as written.
+    text = dict.fromkeys(("category", "metric", "term"), str)
+    content = io.BytesIO(read_sealed(path))
+    table = pd.read_csv(content, dtype=text, keep_default_na=False, na_values={"value": [""]})
+    return table.astype({"value": float})
 
 
 def last_step(rows: pd.DataFrame) -> pd.DataFrame:

@@ -1,292 +1,375 @@
 """Run or load runs: the rows and anomaly maps of a study.
 
-What is finished lies in the results folder by the hash of what made it and is loaded; what is missing is trained.
-
-One run's place on disk: its data, its features, and the folders of its steps.
-
-    results/steps/<step key>/   checkpoint.pt  log.csv  memory-<hash>.pt  rows-<hash>.csv  provenance.json
-
-A step key covers all that decides the model after that step, so runs share what they have in common: settings
-6-4 and 6-1 their base, all increment strategies theirs. A step that is finished is not run again; an interrupted
-one goes on from its last saved epoch. A lock per step keeps two processes from doing the same work twice.
+A run goes through its steps one after the other (`run_one`): what is finished is read from the results folder
+(`iumad.study.steps` says where), what is missing is trained and evaluated. An interrupted step goes on from its
+last saved epoch. A lock on each step's folder keeps two processes from doing the same work twice.
 """
 
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
+from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from jaxtyping import Float32
 from tqdm import tqdm
 
-from iumad.config.schema import RunConfig, StudyConfig, stable_hash
+from iumad.config.schema import RunConfig, StudyConfig
 from iumad.data import open_dataset
 from iumad.data.perturb import PerturbedDataset
-from iumad.errors import ConfigError
+from iumad.errors import ConfigError, Interrupted
 from iumad.evaluation.details import Scored
 from iumad.evaluation.evaluate import anomaly_maps, evaluate
 from iumad.evaluation.metrics import image_scores
 from iumad.features.cache import FeatureStore
 from iumad.features.fpfh import open_store
+from iumad.machine import forget_peak_memory, peak_memory_mb, remove_stale
 from iumad.models.base import Detector, InputSpec
 from iumad.models.device import device_name, pick_device
 from iumad.models.registry import make_detector
-from iumad.study import results
-from iumad.study.load import read_rows, with_run_columns
-from iumad.study.provenance import record_provenance, write_provenance
-from iumad.study.steps import CHECKPOINT, LOG, PROVENANCE, rows_file, step_folder, steps_of
+from iumad.study.load import with_run_columns
+from iumad.study.provenance import (
+    Effort,
+    add_evaluation,
+    record_provenance,
+    write_provenance,
+)
+from iumad.study.results import ROW_SCHEMA, read_step_table, validate_rows, write_step_table
+from iumad.study.steps import Step, is_evaluated, run_name, steps_of
 from iumad.training import increments
 from iumad.training import loop as train
 from iumad.training.checkpoint import load_checkpoint, load_grown, save_checkpoint
 from iumad.training.loop import StepPlan
 
-
-class Workplace:
-    """One run's data, features and step folders.
-
-    Parameters
-    ----------
-    run : RunConfig
-    folder : Path
-        Results folder.
-    device : str
-        See `iumad.models.device.pick_device`.
-    """
-
-    def __init__(self, run: RunConfig, folder: Path, device: str) -> None:
-        self.run, self.results, self.device = run, folder, pick_device(device)
-        self.dataset = open_dataset(run.data)
-        self.steps = steps_of(run, self.dataset.categories)
-        self._store: FeatureStore | None = None
-
-    @property
-    def store(self) -> FeatureStore:
-        """The cached inputs; the backbone is loaded when they are first asked for."""
-        if self._store is None:
-            self._store = open_store(self.dataset, self.run, self.device)
-        return self._store
-
-    def training_store(self, step: int) -> FeatureStore:
-        """The inputs that a step trains on: the cached ones, or perturbed ones where the run asks for them."""
-        if not self.run.perturb.reaches(step):
-            return self.store
-        dataset = PerturbedDataset(self.dataset, self.run.perturb, self._seen(step))
-        return open_store(dataset, self.run, self.device)
-
-    def folder(self, step: int) -> Path:
-        """Where this step's files lie."""
-        return step_folder(self.results, self.run, self.steps[: step + 1])
-
-    def rows(self, step: int, label: str) -> pd.DataFrame:
-        """Metrics of all categories seen after a step, from file or made now."""
-        path = rows_file(self.folder(step), self.run)
-        if not path.exists():
-            detector = self.trained(step, label)
-            seen = self._seen(step)
-            ids = self._ids(seen, "test")
-            with _bar(len(ids), f"{label}{self._name} step {step} test") as bar:
-                self._fill(self.store, ids)
-                rows = evaluate(detector, self.store, seen, self.run.evaluation, bar.update)
-                results.write_table(rows, path)
-        return read_rows(path)
-
-    def trained(self, step: int, label: str) -> Detector:
-        """The model after a step, loaded or trained (the steps before it too)."""
-        checkpoint = self.folder(step) / CHECKPOINT
-        if checkpoint.exists():
-            return self.detector(step)
-        previous = self.trained(step - 1, label) if step else None
-        checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(checkpoint.with_name("lock")):
-            if not checkpoint.exists():
-                self._train(step, previous, label)
-        return self.detector(step)
-
-    def training_ids(self, step: int) -> list[str]:
-        """The samples that a step is trained on."""
-        return self._ids(self.steps[step], "train")
-
-    def retrain(self, step: int, after_epoch: Callable[[Detector, int], object]) -> None:
-        """Train a step once more to watch it: the same numbers come out, and nothing is written.
-
-        Parameters
-        ----------
-        step : int
-        after_epoch : callable
-            See `iumad.training.loop.fit_step`.
-        """
-        detector = self._new_detector(step).to(self.device)
-        if not detector.trained:
-            raise ConfigError(f"{self._name}: this method has no epochs that could be watched")
-        if step:
-            load_grown(detector, self.trained(step - 1, "").state_dict())
-        store, ids = self.training_store(step), self.training_ids(step)
-        memory = self.memory(step - 1) if step else {}
-        nowhere = self.folder(step) / "watched.pt"  # never written: the interval is infinite
-        train.fit_step(
-            detector, store, ids, self.run, step, memory, nowhere, None, math.inf, after_epoch
-        )
-
-    def detector(self, step: int) -> Detector:
-        """The finished model after a step."""
-        detector = self._new_detector(step)
-        path = self.folder(step) / CHECKPOINT
-        detector.load_state_dict(load_checkpoint(path, self._key(step))["detector"])
-        return detector.to(self.device).eval()
-
-    def _train(self, step: int, previous: Detector | None, label: str) -> None:
-        folder, started, clock = self.folder(step), datetime.now(UTC), time.monotonic()
-        ids = self._ids(self.steps[step], "train")
-        title = f"{label}{self._name} step {step} "
-        detector = self._new_detector(step).to(self.device)  # first: a wrong size shows here
-        store = self.training_store(step)
-        with _bar(len(ids), title + "features") as bar:
-            self._fill(store, ids, bar.update)
-        if previous is not None:
-            load_grown(detector, previous.state_dict())
-        log: list[train.LogRow] = []
-        if not detector.trained:
-            detector.fit(store, ids, torch.Generator().manual_seed(self.run.seed))
-        else:
-            memory = self.memory(step - 1) if step else {}
-            partial, epochs = folder / "partial.pt", StepPlan.of(self.run, step).epochs
-            total = epochs * (len(ids) + len(memory.get("replay", [])))
-            with _bar(total, title + "training") as bar:
-                log = train.fit_step(
-                    detector, store, ids, self.run, step, memory, partial, bar.update
-                )
-        results.write_table(pd.DataFrame(log, columns=["epoch", "term", "value"]), folder / LOG)
-        seconds = time.monotonic() - clock
-        key = self._key(step)
-        record = record_provenance(
-            self.run.run_id,
-            self.run.model_dump(mode="json"),
-            started,
-            seconds,
-            device_name(self.device),
-            torch.get_num_threads(),
-        )
-        write_provenance(record, folder / PROVENANCE)
-        save_checkpoint(folder / CHECKPOINT, {"key": key, "detector": detector.state_dict()})
-
-    def memory(self, step: int) -> increments.Memory:
-        """What is remembered after a step; gathered once from that step's model and data."""
-        config = self.run.increment
-        content = config.model_dump(mode="json")
-        path = self.folder(step) / f"memory-{stable_hash([content, self.run.seed])}.pt"
-        key = self._key(step)
-        if not path.exists():
-            detector = self.detector(step)
-            earlier = self.memory(step - 1) if step else {}
-            ids = self._ids(self.steps[step], "train")
-            epochs = StepPlan.of(self.run, step).epochs
-            detector.begin_epoch(epochs - 1, epochs)  # what is remembered is that of the last loss
-            memory = increments.remember(
-                detector, self.training_store(step), ids, config, earlier, self.run.seed
-            )
-            save_checkpoint(path, {"key": key, "memory": memory})
-        return load_checkpoint(path, key)["memory"]
-
-    def _new_detector(self, step: int) -> Detector:
-        torch.manual_seed(train.epoch_seed(self.run.seed, step, -1))
-        run, channels = self.run, self.store.backbone.channels
-        spec = InputSpec(run.modalities, channels, run.features.grid, run.data.image_size)
-        return make_detector(run.model, spec, len(self._seen(step)))
-
-    def _fill(
-        self,
-        store: FeatureStore,
-        ids: Sequence[str],
-        advance: Callable[[int], object] | None = None,
-    ) -> None:
-        """Compute missing inputs."""
-        store.fill(ids, advance)
-
-    def _seen(self, step: int) -> list[str]:
-        return [category for categories in self.steps[: step + 1] for category in categories]
-
-    def _ids(self, categories: Sequence[str], split: str) -> list[str]:
-        index = self.dataset.index
-        chosen = index[index["category"].isin(list(categories)) & (index["split"] == split)]
-        return chosen["sample_id"].tolist()
-
-    def _key(self, step: int) -> dict[str, str]:
-        return {"step": self.run.step_key(self.steps[: step + 1])}
-
-    @property
-    def _name(self) -> str:
-        return f"{self.run.method} {self.run.modality} {self.run.setting} seed {self.run.seed}"
-
-
-def _bar(total: int, title: str) -> tqdm:
-    return tqdm(total=total, desc=title, unit="img")
-
-
 RESULTS = Path("results")
+
+ShowBar = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
+"""Shows a progress bar of so many images; what it yields is called with the number just done."""
+
+
+class InUseError(Exception):
+    """Another process works on a step of the run."""
+
+
+@contextmanager
+def terminal_bar(title: str, total: int) -> Iterator[Callable[[int], object]]:
+    """A progress bar on the terminal."""
+    with tqdm(total=total, desc=title, unit="img") as bar:
+        yield bar.update
 
 
 def run_study(
-    study: StudyConfig, folder: str | Path = RESULTS, device: str = "auto"
+    study: StudyConfig, results: str | Path = RESULTS, device: str = "auto", threads: int = 1
 ) -> pd.DataFrame:
     """Rows of all runs of a study; what is not finished yet is trained.
+
+    A run on which another process works is left for later, and waited for at the end.
 
     Parameters
     ----------
     study : StudyConfig
-    folder : path
+    results : path
         Results folder.
     device : "auto", "cpu", "cuda", "cuda:1", ...
+    threads : int
+        Of the libraries that compute. The last bits of results depend on it.
 
     Returns
     -------
     DataFrame
         One row per number, as `iumad.study.results.ROW_SCHEMA`.
+
+    Raises
+    ------
+    Interrupted
+        Ctrl-C; the text says what is saved.
     """
-    runs = study.runs()
-    tables = [
-        run_one(run, folder, device, f"run {i + 1}/{len(runs)} ") for i, run in enumerate(runs)
-    ]
-    return results.validate_rows(pd.concat(tables, ignore_index=True))
+    runs, tables = study.runs(), {}
+    left, wait = list(range(len(runs))), False
+    try:
+        while left:
+            in_use = []
+            for i in left:
+                label = f"run {i + 1}/{len(runs)} "
+                try:
+                    tables[i] = run_one(runs[i], results, device, label, threads, wait=wait)
+                except InUseError:
+                    in_use.append(i)
+            left, wait = in_use, len(in_use) == len(left)
+    except KeyboardInterrupt as stop:
+        raise Interrupted(saved_text(study, results)) from stop
+    return validate_rows(pd.concat([tables[i] for i in range(len(runs))], ignore_index=True))
 
 
 def run_one(
-    run: RunConfig, folder: str | Path = RESULTS, device: str = "auto", label: str = ""
+    run: RunConfig,
+    results: str | Path = RESULTS,
+    device: str = "auto",
+    label: str = "",
+    threads: int = 1,
+    show: ShowBar = terminal_bar,
+    wait: bool = True,
 ) -> pd.DataFrame:
-    """Rows of one run, all steps; see `run_study`."""
-    workplace = Workplace(run, Path(folder), device)
+    """Rows of one run, all steps: what is finished is loaded, the rest trained and evaluated.
+
+    Parameters
+    ----------
+    run, results, device, threads
+        See `run_study`.
+    label : str
+        Before the run's name in progress bars.
+    show : callable
+        Shows the progress.
+    wait : bool
+        For another process that works on a step of the run; else `InUseError` is raised.
+    """
+    work = RunWork(run, device, label, threads, show, wait)
     tables = []
-    for step in range(len(workplace.steps)):
-        rows = workplace.rows(step, label)
-        tables.append(rows.assign(step=step))
-    rows = pd.concat(tables, ignore_index=True)
-    return with_run_columns(rows, run)[list(results.ROW_SCHEMA.columns)]
+    for step in steps_of(run, results, work.dataset.categories):
+        if not step.rows.exists():
+            detector = trained_detector(work, step)
+            evaluate_step(work, step, detector)
+        tables.append(read_step_table(step.rows).assign(step=step.number))
+    rows = with_run_columns(pd.concat(tables, ignore_index=True), run)
+    return rows[list(ROW_SCHEMA.columns)]
+
+
+class RunWork:
+    """What the steps of a run have in common: its data and features, and how it is executed; see `run_one`."""
+
+    def __init__(
+        self,
+        run: RunConfig,
+        device: str = "auto",
+        label: str = "",
+        threads: int = 1,
+        show: ShowBar = terminal_bar,
+        wait: bool = True,
+    ) -> None:
+        self.run, self.device, self.threads = run, pick_device(device), threads
+        self.label, self.show, self.wait = label, show, wait
+        self.dataset = open_dataset(run.data)
+
+    @cached_property
+    def store(self) -> FeatureStore:
+        """Cached inputs of all samples; the backbone is loaded when they are first asked for."""
+        return open_store(self.dataset, self.run, self.device)
+
+    def training_store(self, step: Step) -> FeatureStore:
+        """The inputs that a step trains on: the cached ones, or perturbed ones where the run asks for them."""
+        if not self.run.perturb.reaches(step.number):
+            return self.store
+        dataset = PerturbedDataset(self.dataset, self.run.perturb, step.seen)
+        return open_store(dataset, self.run, self.device)
+
+    def ids(self, categories: Sequence[str], split: str) -> list[str]:
+        """Samples of some categories in one split."""
+        index = self.dataset.index
+        chosen = index[index["category"].isin(list(categories)) & (index["split"] == split)]
+        return chosen["sample_id"].tolist()
+
+    def new_detector(self, step: Step) -> Detector:
+        """The method with the weights that a step begins with where there is no earlier one."""
+        torch.manual_seed(train.epoch_seed(self.run.seed, step.number, -1))
+        run, channels = self.run, self.store.backbone.channels
+        spec = InputSpec(run.modalities, channels, run.features.grid, run.data.image_size)
+        return make_detector(run.model, spec, len(step.seen)).to(self.device)
+
+    def title(self, step: Step, what: str) -> str:
+        """Text of a progress bar."""
+        return f"{self.label}{run_name(self.run)} step {step.number} {what}"
+
+
+def trained_detector(work: RunWork, step: Step) -> Detector:
+    """The model after a step, loaded or trained (the steps before it too)."""
+    if not step.checkpoint.exists():
+        earlier = trained_detector(work, step.previous) if step.previous else None
+        with exclusive(work, step):
+            if not step.checkpoint.exists():
+                train_step(work, step, earlier)
+    return load_detector(work, step)
+
+
+def load_detector(work: RunWork, step: Step) -> Detector:
+    """The finished model after a step."""
+    detector = work.new_detector(step)
+    detector.load_state_dict(load_checkpoint(step.checkpoint, {"step": step.key})["detector"])
+    return detector.eval()
+
+
+def train_step(work: RunWork, step: Step, earlier: Detector | None) -> None:
+    """Train a step from the model of the one before, and write all that belongs to it; the checkpoint is last."""
+    run, ids = work.run, work.ids(step.categories, "train")
+    detector = work.new_detector(step)  # first: a wrong size shows here
+    effort, log = Effort(step.unfinished, work.threads), []
+    with computing_threads(effort.threads):
+        store = work.training_store(step)
+        with work.show(work.title(step, "features"), len(ids)) as advance:
+            store.fill(ids, counted(advance, effort))
+        if earlier is not None:
+            load_grown(detector, earlier.state_dict())
+        if not detector.trained:
+            detector.fit(store, ids, torch.Generator().manual_seed(run.seed))
+        else:
+            remembered = remembered_after(work, step.previous) if step.previous else {}
+            total = len(ids) + len(remembered.get("replay", []))
+            total *= StepPlan.of(run, step.number).epochs
+            with work.show(work.title(step, "training"), total) as advance:
+                log = train.fit_step(
+                    detector,
+                    store,
+                    ids,
+                    run,
+                    step.number,
+                    remembered,
+                    step.partial,
+                    counted(advance, effort),
+                )
+    write_step_table(pd.DataFrame(log, columns=["epoch", "term", "value"]), step.log)
+    params = run.model_dump(mode="json")
+    device = device_name(work.device)
+    record = record_provenance(run.run_id, params, device, effort.finish())
+    write_provenance(record, step.provenance)
+    save_checkpoint(step.checkpoint, {"key": {"step": step.key}, "detector": detector.state_dict()})
+
+
+def evaluate_step(work: RunWork, step: Step, detector: Detector) -> None:
+    """Score the test images of all categories met so far and write the rows."""
+    ids = work.ids(step.seen, "test")
+    with exclusive(work, step), computing_threads(work.threads):
+        if step.rows.exists():
+            return
+        forget_peak_memory()
+        began = time.monotonic()
+        with work.show(work.title(step, "test"), len(ids)) as advance:
+            work.store.fill(ids)
+            rows = evaluate(detector, work.store, step.seen, work.run.evaluation, advance)
+        add_evaluation(step.provenance, time.monotonic() - began, peak_memory_mb())
+        write_step_table(rows, step.rows)
+
+
+def remembered_after(work: RunWork, step: Step) -> increments.Memory:
+    """What protects the categories of a step and the ones before it; gathered once, from its model and data."""
+    if not step.remembered.exists():
+        earlier = remembered_after(work, step.previous) if step.previous else {}
+        with exclusive(work, step):
+            detector, epochs = load_detector(work, step), StepPlan.of(work.run, step.number).epochs
+            detector.begin_epoch(epochs - 1, epochs)  # what is remembered is that of the last loss
+            store, ids = work.training_store(step), work.ids(step.categories, "train")
+            config, seed = work.run.increment, work.run.seed
+            found = increments.remember(detector, store, ids, config, earlier, seed)
+            save_checkpoint(step.remembered, {"key": {"step": step.key}, "memory": found})
+    return load_checkpoint(step.remembered, {"step": step.key})["memory"]
+
+
+def watch_training(
+    work: RunWork, step: Step, after_epoch: Callable[[Detector, int], object]
+) -> None:
+    """Train a step once more to watch it: the same numbers come out, and nothing is written.
+
+    Parameters
+    ----------
+    work, step : RunWork, Step
+    after_epoch : callable
+        See `iumad.training.loop.fit_step`.
+    """
+    detector = work.new_detector(step)
+    if not detector.trained:
+        raise ConfigError(f"{run_name(work.run)}: this method has no epochs that could be watched")
+    remembered: increments.Memory = {}
+    if step.previous:
+        load_grown(detector, trained_detector(work, step.previous).state_dict())
+        remembered = remembered_after(work, step.previous)
+    store, ids = work.training_store(step), work.ids(step.categories, "train")
+    nowhere = step.folder / "watched.pt"  # never written: the interval is infinite
+    with computing_threads(work.threads):
+        train.fit_step(
+            detector,
+            store,
+            ids,
+            work.run,
+            step.number,
+            remembered,
+            nowhere,
+            save_seconds=math.inf,
+            after_epoch=after_epoch,
+        )
+
+
+@contextmanager
+def exclusive(work: RunWork, step: Step) -> Iterator[None]:
+    """Work on the folder of a step that no other process has; what a killed one left half written is removed."""
+    step.folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(step.lock)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        if not work.wait:
+            raise InUseError(str(step.folder)) from error
+        tqdm.write(f"waiting for another process: {work.title(step, 'is being made there')}")
+        lock.acquire()
+    try:
+        remove_stale(step.folder, older_than=0.0)
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def computing_threads(threads: int) -> Iterator[None]:
+    """Let torch compute with so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def counted(advance: Callable[[int], object], effort: Effort) -> Callable[[int], None]:
+    """Advance a progress bar and keep the time that the step has taken."""
+
+    def both(images: int) -> None:
+        advance(images)
+        effort.update()
+
+    return both
+
+
+def saved_text(study: StudyConfig, results: str | Path) -> str:
+    """What an interrupted study has saved."""
+    done = sum(is_evaluated(run, results) for run in study.runs())
+    return (
+        f"interrupted: {done} of {len(study.runs())} runs are finished in {results}; of the others the finished "
+        "steps and the saved epochs are kept"
+    )
 
 
 def score_samples(
-    run: RunConfig, sample_ids: Sequence[str], folder: str | Path = RESULTS, step: int = -1
+    run: RunConfig, sample_ids: Sequence[str], results: str | Path = RESULTS, step: int = -1
 ) -> Float32[np.ndarray, "n size size"]:
     """Anomaly maps of samples by the model of a run after a step (default: the last), trained if need be."""
-    workplace = Workplace(run, Path(folder), "auto")
-    step = range(len(workplace.steps))[step]
-    workplace.rows(step, "")
-    return anomaly_maps(workplace.detector(step), workplace.store, sample_ids)
+    work = RunWork(run)
+    chosen = steps_of(run, results, work.dataset.categories)[step]
+    with computing_threads(work.threads):
+        return anomaly_maps(trained_detector(work, chosen), work.store, sample_ids)
 
 
-def score_categories(run: RunConfig, folder: str | Path = RESULTS) -> Iterator[Scored]:
+def score_categories(run: RunConfig, results: str | Path = RESULTS) -> Iterator[Scored]:
     """Yield the test images of each category scored by a run's last model, trained if need be."""
-    workplace = Workplace(run, Path(folder), "auto")
-    last, index = len(workplace.steps) - 1, workplace.dataset.index
-    workplace.rows(last, "")
-    detector = workplace.detector(last)
-    for category in workplace.dataset.categories:
+    work = RunWork(run)
+    index = work.dataset.index
+    detector = trained_detector(work, steps_of(run, results, work.dataset.categories)[-1])
+    for category in work.dataset.categories:
         chosen = (index["category"] == category) & (index["split"] == "test")
         test = index[chosen].reset_index(drop=True)
         ids = test["sample_id"].tolist()
-        maps = anomaly_maps(detector, workplace.store, ids)
+        with computing_threads(work.threads):
+            maps = anomaly_maps(detector, work.store, ids)
         scores = image_scores(maps, run.evaluation.image_score, run.evaluation.pool)
-        yield Scored(category, test, maps, workplace.store.masks(ids), scores)
+        yield Scored(category, test, maps, work.store.masks(ids), scores)

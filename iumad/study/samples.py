@@ -27,8 +27,8 @@ from iumad.report.explorers import (
     quantised,
 )
 from iumad.report.style import METRICS
-from iumad.study.runner import Workplace, score_categories
-from iumad.study.steps import is_trained
+from iumad.study.runner import RunWork, load_detector, score_categories
+from iumad.study.steps import is_trained, steps_of
 
 STRENGTHS = {"redundant noise": (0.0, 0.1, 0.2, 0.4), "spurious background": (0.0, 0.25, 0.5, 1.0)}
 FIELDS = {"redundant noise": "redundant", "spurious background": "spurious"}
@@ -158,11 +158,11 @@ def perturbed(dataset: Dataset, kind: str, strength: float) -> Dataset:
 def _effects(
     run: RunConfig, folder: str | Path, datasets: Sequence[Dataset], categories: Sequence[str]
 ) -> dict[str, list[float | None]]:
-    workplace = Workplace(run, Path(folder), "auto")
-    detector = workplace.detector(len(workplace.steps) - 1)
+    work = RunWork(run)
+    detector = load_detector(work, steps_of(run, folder, work.dataset.categories)[-1])
     found: dict[str, list[float | None]] = {metric: [] for metric in SHOWN_METRICS}
     for dataset in datasets:
-        store = FeatureStore(dataset, run, device=workplace.device)
+        store = FeatureStore(dataset, run, device=work.device)
         rows = evaluate(detector, store, categories, run.evaluation)
         for metric, value in rows.groupby("metric")["value"].mean().items():
             found[str(metric)].append(None if np.isnan(value) else round(100 * float(value), 2))

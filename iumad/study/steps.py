@@ -1,55 +1,120 @@
-"""Steps of a run and where their files lie in a results folder; reads and runs nothing.
+"""Steps of a run and their files in a results folder; reads and runs nothing, needs no torch.
 
-    results/steps/<step key>/   checkpoint.pt  log.csv  memory-<hash>.pt  rows-<hash>.csv  provenance.json
+    results/steps/<step key>/   checkpoint.pt  log.csv  remembered-<hash>.pt  rows-<hash>.csv  provenance.json
+                                partial.pt  unfinished.json (while it is trained)  lock
 
 A step key covers all that decides the model after that step, so runs share what they have in common: settings
 6-4 and 6-1 their base, all increment strategies theirs.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from iumad.config.schema import RunConfig, stable_hash
 from iumad.config.settings import parse_setting
 from iumad.data import categories_of
 
-CHECKPOINT = "checkpoint.pt"
-LOG = "log.csv"
-PROVENANCE = "provenance.json"
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a run: what it learns, and where its files lie.
+
+    Attributes
+    ----------
+    number : int
+        0 is the base.
+    categories, seen : tuple of str
+        Learnt in this step; learnt so far.
+    folder : Path
+        Its name is the step's key.
+    rows, remembered : Path
+        The metrics as this run evaluates; what this run's protection keeps of the step.
+    previous : Step or None
+    """
+
+    number: int
+    categories: tuple[str, ...]
+    seen: tuple[str, ...]
+    folder: Path
+    rows: Path
+    remembered: Path
+    previous: "Step | None"
+
+    @property
+    def key(self) -> str:
+        """Hash of all that decides the model after the step."""
+        return self.folder.name
+
+    @property
+    def checkpoint(self) -> Path:
+        """The finished model."""
+        return self.folder / "checkpoint.pt"
+
+    @property
+    def partial(self) -> Path:
+        """State of an unfinished training, between epochs."""
+        return self.folder / "partial.pt"
+
+    @property
+    def unfinished(self) -> Path:
+        """Time, memory and threads of an unfinished training."""
+        return self.folder / "unfinished.json"
+
+    @property
+    def log(self) -> Path:
+        """Loss terms of each epoch."""
+        return self.folder / "log.csv"
+
+    @property
+    def provenance(self) -> Path:
+        """Where the step came from."""
+        return self.folder / "provenance.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that writes to the folder."""
+        return self.folder / "lock"
 
 
-def steps_of(run: RunConfig, categories: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+def step_categories(run: RunConfig, categories: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
     """Categories that each step of a run learns; joint training has one step, whatever the setting."""
     steps = parse_setting(run.setting, categories)
     return (categories,) if run.increment.strategy == "joint" else steps
 
 
-def step_keys(run: RunConfig, categories: tuple[str, ...]) -> list[str]:
-    """Key of the model after each step of a run."""
-    steps = steps_of(run, categories)
-    return [run.step_key(steps[:end]) for end in range(1, len(steps) + 1)]
-
-
-def step_folder(results: Path, run: RunConfig, steps: tuple[tuple[str, ...], ...]) -> Path:
-    """Where the files of the last of these steps lie in a results folder."""
-    return results / "steps" / run.step_key(steps)
-
-
-def step_folders(run: RunConfig, results: Path, categories: tuple[str, ...]) -> list[Path]:
-    """Folder of each step of a run, finished or not."""
-    return [results / "steps" / key for key in step_keys(run, categories)]
-
-
-def rows_file(step: Path, run: RunConfig) -> Path:
-    """The table of metrics in the folder of a step, as this run evaluates."""
-    return step / f"rows-{stable_hash(run.evaluation.model_dump(mode='json'))}.csv"
-
-
-def row_files(run: RunConfig, results: Path, categories: tuple[str, ...]) -> list[Path]:
-    """Tables of metrics of a run's steps, finished or not; the last one is written last."""
-    return [rows_file(folder, run) for folder in step_folders(run, results, categories)]
+def steps_of(
+    run: RunConfig, results: str | Path, categories: tuple[str, ...] | None = None
+) -> list[Step]:
+    """Steps of a run in order, finished or not; `categories` are the data set's, where the caller has them."""
+    learnt = step_categories(run, categories or categories_of(run.data))
+    evaluation = stable_hash(run.evaluation.model_dump(mode="json"))
+    protection = run.increment.model_dump(mode="json")
+    steps: list[Step] = []
+    for number in range(len(learnt)):
+        folder = Path(results) / "steps" / run.step_key(learnt[: number + 1])
+        step = Step(
+            number=number,
+            categories=learnt[number],
+            seen=tuple(name for names in learnt[: number + 1] for name in names),
+            folder=folder,
+            rows=folder / f"rows-{evaluation}.csv",
+            remembered=folder / f"remembered-{stable_hash([protection, run.seed])}.pt",
+            previous=steps[-1] if steps else None,
+        )
+        steps.append(step)
+    return steps
 
 
 def is_trained(run: RunConfig, results: str | Path) -> bool:
     """Whether the model after the run's last step exists."""
-    last = step_folders(run, Path(results), categories_of(run.data))[-1]
-    return (last / CHECKPOINT).exists()
+    return steps_of(run, results)[-1].checkpoint.exists()
+
+
+def is_evaluated(run: RunConfig, results: str | Path) -> bool:
+    """Whether the rows of all steps of a run exist."""
+    return all(step.rows.exists() for step in steps_of(run, results))
+
+
+def run_name(run: RunConfig) -> str:
+    """A run in words: "ib-iumad rgb+depth 6-1 seed 0"."""
+    return f"{run.method} {run.modality} {run.setting} seed {run.seed}"

@@ -6,7 +6,7 @@ the bottleneck's heads. Old categories keep their rows, new ones begin as in a n
 Checkpoints: one file of tensors and plain values, written atomically, read without running code.
 """
 
-import os
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from iumad.errors import CheckpointError
-from iumad.machine import replacing
+from iumad.errors import CheckpointError, DamagedFileError
+from iumad.machine import read_sealed, write_sealed
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint atomically: after a failure the file is the old one."""
-    with replacing(path) as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
+    """Write a sealed file in one step: after a failure it is the old one, and damage is found when it is read."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_sealed(path, buffer.getvalue())
 
 
 def load_checkpoint(path: Path, key: dict[str, Any]) -> dict[str, Any]:
@@ -35,8 +34,11 @@ def load_checkpoint(path: Path, key: dict[str, Any]) -> dict[str, Any]:
         The file cannot be read, or was written for another configuration.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for damaged files
+        content = io.BytesIO(read_sealed(path))
+        state = torch.load(content, map_location="cpu", weights_only=True)
+    except DamagedFileError as error:
+        raise CheckpointError(str(error)) from error
+    except Exception as error:  # torch raises many kinds for other files
         reason = str(error).partition("\n")[0]
         raise CheckpointError(f"{path}: cannot be read as a checkpoint: {reason}") from error
     if not isinstance(state, dict) or state.get("key") != key:

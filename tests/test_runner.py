@@ -1,3 +1,4 @@
+import json
 import math
 import shutil
 import signal
@@ -11,19 +12,18 @@ import pandas as pd
 import pytest
 import tiny
 import torch
+from filelock import FileLock
 
 from iumad.config.files import load_params
 from iumad.config.schema import RunConfig
-from iumad.errors import CheckpointError, ConfigError
-from iumad.study import results
+from iumad.errors import ConfigError, Interrupted, IumadError
+from iumad.study import load, results
 from iumad.study import runner as study
-from iumad.study import runner as workplace
 from iumad.study.load import load_rows, progress
-from iumad.study.load import training_log as finished_log
-from iumad.study.parallel import plan
-from iumad.study.provenance import read_provenance
-from iumad.study.runner import Workplace
-from iumad.study.steps import CHECKPOINT, is_trained, row_files
+from iumad.study.plan import plan
+from iumad.study.provenance import Effort, read_provenance
+from iumad.study.runner import RunWork, load_detector
+from iumad.study.steps import is_trained, steps_of
 from iumad.training import loop as train
 from iumad.training.checkpoint import load_checkpoint
 
@@ -87,23 +87,25 @@ def test_banks_forget_nothing(finished):
 
 
 def test_the_log_has_every_epoch_of_every_step(finished):
-    log = finished_log(finished.study, finished.results)
+    log = load.training_log(finished.study, finished.results)
     results.validate(log.drop(columns="source"), results.LOG_SCHEMA)
     assert set(log["method"]) == {"iuf", "ib-iumad"}
     for _, term in log.groupby(["method", "step", "term"]):
         assert term["epoch"].tolist() == [0, 1]
         assert np.isfinite(term["value"]).all()
-    assert finished_log(finished.study, finished.results / "nowhere").empty
+    assert load.training_log(finished.study, finished.results / "nowhere").empty
 
 
 def test_every_step_tells_where_it_comes_from(finished):
     run = one(finished, "iuf")
-    place = Workplace(run, finished.results, "cpu")
-    for step in range(2):
-        record = read_provenance(place.folder(step) / "provenance.json")
+    for step in steps_of(run, finished.results):
+        record = read_provenance(step.provenance)
         assert record.run_id == run.run_id
         assert RunConfig.model_validate(record.params) == run
-        assert record.duration_s > 0
+        assert record.training_s > 0
+        assert record.evaluation_s > 0
+        assert record.threads == 1
+        assert not step.unfinished.exists()
 
 
 def test_maps_of_samples_by_the_model_after_a_step(finished):
@@ -125,8 +127,8 @@ def test_a_second_call_trains_and_writes_nothing(finished, monkeypatch):
         pytest.fail("was finished")
 
     monkeypatch.setattr(train, "fit_step", refuse)
-    monkeypatch.setattr(workplace, "FeatureStore", refuse)
-    monkeypatch.setattr(workplace, "evaluate", refuse)
+    monkeypatch.setattr(study, "open_store", refuse)
+    monkeypatch.setattr(study, "evaluate", refuse)
     before = files(finished.results)
     again = study.run_study(finished.study, finished.results)
     pd.testing.assert_frame_equal(again, finished.rows, check_exact=True)
@@ -152,8 +154,7 @@ def test_other_increments_start_from_the_same_base(copied, trained_steps):
 
 def test_a_lost_step_is_made_again_with_the_same_rows(finished, copied, trained_steps):
     run = one(finished, "iuf")
-    place = Workplace(run, copied, "cpu")
-    shutil.rmtree(place.folder(1))
+    shutil.rmtree(steps_of(run, copied)[1].folder)
     rows = study.run_one(run, copied)
     assert trained_steps == [1]
     expected = finished.rows[finished.rows["method"] == "iuf"].reset_index(drop=True)
@@ -167,12 +168,11 @@ def test_same_params_same_bits(finished, tmp_path, monkeypatch):
     rows = study.run_one(run, tmp_path / "results")
     expected = finished.rows[finished.rows["method"] == "ib-iumad"].reset_index(drop=True)
     pd.testing.assert_frame_equal(rows, expected, check_exact=True)
-    ours, theirs = (Workplace(run, f, "cpu") for f in (tmp_path / "results", finished.results))
-    for step in range(2):
-        first, second = ours.folder(step), theirs.folder(step)
-        assert first.name == second.name
-        assert (first / "log.csv").read_bytes() == (second / "log.csv").read_bytes()
-        states = [load_checkpoint(f / CHECKPOINT, ours._key(step)) for f in (first, second)]
+    ours, theirs = (steps_of(run, folder) for folder in (tmp_path / "results", finished.results))
+    for first, second in zip(ours, theirs, strict=True):
+        assert first.key == second.key
+        assert first.log.read_bytes() == second.log.read_bytes()
+        states = [load_checkpoint(f.checkpoint, {"step": f.key}) for f in (first, second)]
         assert tiny.same_tensors(*(state["detector"] for state in states))
 
 
@@ -186,21 +186,51 @@ def test_another_seed_is_another_model(finished, copied):
 # --- errors -------------------------------------------------------------------------------------
 
 
-def test_a_damaged_checkpoint_is_named(finished, copied):
-    run = one(finished, "iuf")
-    path = Workplace(run, copied, "cpu").folder(1) / CHECKPOINT
-    path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(CheckpointError) as caught:
-        study.score_samples(run, ["chocolate/test/good/000"], copied)
+def damage(path: Path, how: str, other: Path) -> None:
+    """Damage a file; `tests/test_machine.py` has all kinds."""
+    whole = path.read_bytes()
+    if how == "a lost line":
+        lines = whole.splitlines(keepends=True)
+        path.write_bytes(b"".join(lines[:2] + lines[3:]))
+    else:
+        flipped = whole[:100] + bytes([whole[100] ^ 1]) + whole[101:]
+        path.write_bytes({"a flipped bit": flipped, "of another step": other.read_bytes()}[how])
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("rows", "a lost line"),
+        ("rows", "of another step"),
+        ("checkpoint", "a flipped bit"),
+        ("remembered", "a flipped bit"),
+        ("log", "of another step"),
+    ],
+)
+def test_damage_is_found_and_the_remedy_works(finished, copied, name, how):
+    run = one(finished, "ib-iumad")
+    first, second = steps_of(run, copied)
+    path, other = (getattr(first, name), getattr(second, name))
+    if name == "remembered":
+        second.checkpoint.unlink()
+        second.rows.unlink()
+        other = first.checkpoint
+    if name == "checkpoint":
+        first.rows.unlink()
+    damage(path, how, other)
+    make = (
+        (lambda: load.training_log(finished.study, copied))
+        if name == "log"
+        else (lambda: study.run_one(run, copied))
+    )
+    with pytest.raises(IumadError, match="damaged") as caught:
+        make()
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_the_checkpoint_of_another_run_is_refused(finished, copied):
-    first, second = (Workplace(one(finished, m), copied, "cpu") for m in ("iuf", "ib-iumad"))
-    shutil.copy(first.folder(1) / CHECKPOINT, second.folder(1) / CHECKPOINT)
-    with pytest.raises(CheckpointError, match="checkpoint of another configuration"):
-        second.detector(1)
+    if name == "log":
+        return
+    path.unlink()
+    pd.testing.assert_frame_equal(make(), rows_of_ib_iumad(finished), check_exact=True)
 
 
 def test_a_setting_that_does_not_fit_the_categories(tmp_path):
@@ -222,14 +252,15 @@ def test_a_plan_counts_what_is_done_and_estimates_the_rest(finished):
     assert table["done"].sum() == 6
     assert seconds is not None
     assert seconds > 0
-    assert math.isclose(seconds / 60, table["minutes"].sum(), rel_tol=1e-9)
+    assert math.isclose(seconds / 60, table["left"].sum(), rel_tol=1e-9)
+    assert table["published"].isna().all()
 
 
 def test_nothing_is_known_before_the_first_run(finished, tmp_path):
     table, seconds = plan(finished.study, tmp_path)
     assert seconds is None
     assert table["done"].tolist() == [0, 0, 0]
-    assert table["minutes"].isna().all()
+    assert table["left"].isna().all()
     assert not is_trained(one(finished, "iuf"), tmp_path)
 
 
@@ -320,10 +351,11 @@ def test_two_processes_on_one_folder_share_the_work(finished, other_process):
 def test_a_killed_process_is_resumed_to_the_same_bits(finished, other_process, monkeypatch):
     only = load_params(other_process / "params.yaml")
     (run,) = only.runs()
-    place = Workplace(run, other_process / "killed", "cpu")
-    assert (place.folder(0) / CHECKPOINT).exists()
-    assert not (place.folder(1) / CHECKPOINT).exists()
-    assert (place.folder(1) / "partial.pt").exists()
+    base, last = steps_of(run, other_process / "killed")
+    assert base.checkpoint.exists()
+    assert not last.checkpoint.exists()
+    assert last.partial.exists()
+    earlier = json.loads(last.unfinished.read_text())
     advanced: list[tuple[int, int]] = []
     fit_step = train.fit_step
 
@@ -335,10 +367,66 @@ def test_a_killed_process_is_resumed_to_the_same_bits(finished, other_process, m
     assert advanced[0] == (1, 3)  # one epoch of three samples was saved
     assert sum(count for _, count in advanced) == 6
     pd.testing.assert_frame_equal(rows, rows_of_ib_iumad(finished), check_exact=True)
-    assert not (place.folder(1) / "partial.pt").exists()
-    again = Workplace(run, finished.results, "cpu")
-    states = [each.detector(1).state_dict() for each in (place, again)]
+    assert not last.partial.exists()
+    record = read_provenance(last.provenance)
+    assert record.training_s > earlier["seconds"]
+    assert record.started == earlier["started"]
+    there = steps_of(run, finished.results)[1]
+    work = RunWork(run, "cpu")
+    states = [load_detector(work, step).state_dict() for step in (last, there)]
     assert tiny.same_tensors(*states)
+
+
+def test_a_run_in_work_elsewhere_is_left_for_later(finished, copied, monkeypatch):
+    """The base of both is locked at first: the bank, which does not need it, comes first."""
+    both = finished.study.select(methods=["ib-iumad", "memory-bank"])
+    first, _ = both.runs()
+    shutil.rmtree(copied)
+    base = steps_of(first, copied)[0]
+    base.folder.mkdir(parents=True)
+    lock = FileLock(base.lock)
+    lock.acquire()
+    order = []
+    evaluate = study.evaluate_step
+
+    def seen(work, step, detector):
+        order.append((work.run.method, step.number))
+        if work.run.method == "memory-bank" and step.number == 1:
+            lock.release()
+        return evaluate(work, step, detector)
+
+    monkeypatch.setattr(study, "evaluate_step", seen)
+    rows = study.run_study(both, copied)
+    assert order == [("memory-bank", 0), ("memory-bank", 1), ("ib-iumad", 0), ("ib-iumad", 1)]
+    expected = finished.rows[finished.rows["method"] != "iuf"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(rows, expected, check_exact=True)
+
+
+def test_an_interruption_says_what_is_saved(finished, tmp_path, monkeypatch):
+    def stop(*_arguments, **_keywords):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "fit_step", stop)
+    with pytest.raises(Interrupted, match="0 of 3 runs are finished"):
+        study.run_study(finished.study, tmp_path)
+    left = [path.name for path in tmp_path.rglob("*") if path.suffix == ".tmp"]
+    assert not left
+
+
+def test_a_resumed_step_keeps_its_threads(finished, tmp_path, monkeypatch):
+    run, used = one(finished, "iuf"), []
+    base = steps_of(run, tmp_path)[0]
+    Effort(base.unfinished, threads=2)  # as a killed process left it
+    fit_step = train.fit_step
+
+    def watched(*arguments):
+        used.append(torch.get_num_threads())
+        return fit_step(*arguments)
+
+    monkeypatch.setattr(train, "fit_step", watched)
+    study.run_one(run, tmp_path)
+    assert used == [2, 1]
+    assert [read_provenance(step.provenance).threads for step in steps_of(run, tmp_path)] == [2, 1]
 
 
 # --- bounds -------------------------------------------------------------------------------------
@@ -360,7 +448,7 @@ def test_load_rows_are_those_of_the_runs_and_need_all_steps(finished, copied):
     pd.testing.assert_frame_equal(rows.drop(columns="source"), finished.rows)
     assert progress(finished.study, copied)["finished"].all()
     (run,) = finished.study.select(methods=["iuf"]).runs()
-    row_files(run, copied, tiny.CATEGORIES)[0].unlink()
+    steps_of(run, copied)[0].rows.unlink()
     assert set(load_rows(finished.study, copied)["method"]) == {"ib-iumad", "memory-bank"}
     table = progress(finished.study, copied)
     assert table[~table["finished"]]["method"].tolist() == ["iuf"]
