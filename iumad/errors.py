@@ -25,5 +25,9 @@ class DamagedFileError(IumadError):
     """A file of the results folder was changed, cut or misplaced; the text names it and the remedy."""
 
 
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM while runs were made; the text says what is saved."""
+class Interrupted(BaseException):  # a KeyboardInterrupt would be swallowed by the parser of the command line
+    """Ctrl-C or SIGTERM; the text says what is saved."""
+
+    def __init__(self, text: str, signal: int = 2) -> None:
+        super().__init__(text)
+        self.signal = signal  # number; 2 is SIGINT

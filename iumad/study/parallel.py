@@ -96,8 +96,9 @@ def run_parallel(
                         continue
                     finished.update()
                     waiting, held_up = waiting + held_up, []
-    except KeyboardInterrupt as stop:
-        raise Interrupted(saved_text(study, results)) from stop
+    except (KeyboardInterrupt, Interrupted) as stop:
+        number = getattr(stop, "signal", int(signal.SIGINT))
+        raise Interrupted(saved_text(study, results), number) from stop
     finally:
         for worker in working:
             worker.process.terminate()

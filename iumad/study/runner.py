@@ -6,6 +6,7 @@ last saved epoch. A lock on each step's folder keeps two processes from doing th
 """
 
 import math
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -101,8 +102,9 @@ def run_study(
                 except InUseError:
                     in_use.append(i)
             left, wait = in_use, len(in_use) == len(left)
-    except KeyboardInterrupt as stop:
-        raise Interrupted(saved_text(study, results)) from stop
+    except (KeyboardInterrupt, Interrupted) as stop:
+        number = getattr(stop, "signal", int(signal.SIGINT))
+        raise Interrupted(saved_text(study, results), number) from stop
     return validate_rows(pd.concat([tables[i] for i in range(len(runs))], ignore_index=True))
 
 
