@@ -109,7 +109,7 @@ def read_sealed(path: Path) -> bytes:
     return content
 
 
-REMEDY = "delete it, and the same command makes it again"
+REMEDY = "delete it; `iumad run` makes it again"
 
 
 def _seal(path: Path, content: bytes) -> bytes:

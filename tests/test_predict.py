@@ -117,7 +117,7 @@ def test_a_damaged_model(finished, image, cloud, tmp_path):
     folder = Path(shutil.copytree(finished.results, tmp_path / "results"))
     path = steps_of(one(finished), folder)[1].checkpoint
     path.write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"checkpoint\.pt: cannot be read"):
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt: damaged"):
         predict_files(one(finished), folder, image, cloud)
 
 

@@ -19,7 +19,7 @@ from iumad.errors import DamagedFileError
 from iumad.machine import forget_peak_memory, peak_memory_mb, usable_cores
 from iumad.study.results import write_text
 
-_REMEDY = "delete its folder, and the same command trains the step again"
+_REMEDY = "delete its folder; `iumad run` trains the step again"
 
 PACKAGES = (
     "iumad",
