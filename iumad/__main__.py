@@ -1,4 +1,4 @@
-"""The command `iumad`, also as `python -m iumad`; an interruption ends it with one line, from the first moment on."""
+"""The command `iumad`, also as `python -m iumad`; an interruption ends it with one line, from the start on."""
 
 import os
 import shlex

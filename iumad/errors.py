@@ -25,7 +25,9 @@ class DamagedFileError(IumadError):
     """A file of the results folder was changed, cut or misplaced; the text names it and the remedy."""
 
 
-class Interrupted(BaseException):  # a KeyboardInterrupt would be swallowed by the parser of the command line
+class Interrupted(
+    BaseException
+):  # a KeyboardInterrupt would be swallowed by the parser of the command line
     """Ctrl-C or SIGTERM; the text says what is saved."""
 
     def __init__(self, text: str, signal: int = 2) -> None:

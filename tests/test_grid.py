@@ -60,7 +60,7 @@ def test_killed_processes(grid, tmp_path, target):
     study, _ = grid
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(study.model_dump(mode="json")))
     results = tmp_path / "results"
-    command = [sys.executable, "-m", "iumad", "study", "run", str(tmp_path / "params.yaml")]
+    command = [sys.executable, "-m", "iumad", "run", str(tmp_path / "params.yaml")]
     command += ["--results", str(results), "-j", "2", "--device", "cpu"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
         worker = wait_for(lambda: writers(results), parent)[0]

@@ -27,7 +27,7 @@ def params(
     The settings must fit the categories, which needs the data where they lie on disk.
     """
     from iumad.data import categories_of
-    from iumad.study.steps import steps_of
+    from iumad.study.steps import step_categories
 
     file = check or file
     if file is None:
@@ -36,7 +36,7 @@ def params(
     study = load_params(file)
     runs = study.runs()
     categories = categories_of(study.data)
-    steps = [len(steps_of(run, categories)) for run in runs]
+    steps = [len(step_categories(run, categories)) for run in runs]
     table = pd.DataFrame(
         [(r.run_id, r.method, r.modality, r.setting, r.seed) for r in runs],
         columns=["run_id", "method", "modality", "setting", "seed"],

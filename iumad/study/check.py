@@ -9,7 +9,7 @@ from iumad.features.backbone import Backbone
 from iumad.models.base import InputSpec
 from iumad.models.device import pick_device
 from iumad.models.registry import make_detector, with_random_weights
-from iumad.study.steps import steps_of
+from iumad.study.steps import step_categories
 
 
 def check_study(study: StudyConfig, device: str = "auto") -> None:
@@ -32,7 +32,7 @@ def check_study(study: StudyConfig, device: str = "auto") -> None:
                 f"modalities: {run.modality} needs {', '.join(absent)}, which the data set {dataset.name!r} "
                 f"does not have; it has {', '.join(dataset.modalities)}"
             )
-        n_categories = len(steps_of(run, dataset.categories)[0])
+        n_categories = len(step_categories(run, dataset.categories)[0])
         kind = (run.model.model_dump_json(), run.modalities)
         if kind not in made:
             spec = InputSpec(run.modalities, channels, run.features.grid, run.data.image_size)
