@@ -2,19 +2,24 @@
 
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from iumad.errors import ConfigError
 from iumad.study.diagnosis import (
     accuracy,
     between_share,
+    bottleneck_features,
     defect_table,
     diagnose,
     frozen_share,
     inside_table,
     told,
 )
+from iumad.study.runner import RunWork, trained_detector
+from iumad.study.steps import steps_of
 
 
 def test_accuracy_by_hand():
@@ -51,6 +56,32 @@ def test_a_finished_run(finished):
     assert (wide["KL"] >= -1e-6).all()
     assert 0 < wide.loc[(1, "earlier"), "frozen"] < 1
     assert math.isnan(wide.loc[(1, "this step"), "gate rgb"])  # one category
+
+
+def test_features_around_the_bottleneck_are_what_its_heads_see(finished):
+    (run,) = finished.study.select(methods=["ib-iumad"]).runs()
+    features, images = bottleneck_features(run, finished.results, doses=(0.0, 1.0))
+    assert features["before"].shape == features["after"].shape == (len(images), run.model.dim)
+    assert images.groupby(["redundant", "spurious"]).size().tolist() == [3] * 4
+    clean = images.query("redundant == 0 and spurious == 0")
+    assert images["sample_id"].nunique() == len(clean) == 3
+    work = RunWork(run)
+    detector = trained_detector(work, steps_of(run, finished.results, work.dataset.categories)[-1])
+    output = detector(work.store.batch(clean["sample_id"].tolist()))
+    for name, logits in (("before", output.fused_logits), ("after", output.filtered_logits)):
+        head = {
+            "before": detector.bottleneck.head_fused,
+            "after": detector.bottleneck.head_filtered,
+        }
+        seen = head[name](torch.from_numpy(features[name][clean.index]))
+        torch.testing.assert_close(seen, logits, rtol=1e-4, atol=1e-5)  # batches of another size
+        assert (features[name][3:] != np.tile(features[name][:3], (3, 1))).any(axis=1).all()
+
+
+def test_a_method_without_bottleneck_has_none_to_look_into(finished):
+    (run,) = finished.study.select(methods=["iuf"]).runs()
+    with pytest.raises(ConfigError, match="iuf: this method has no bottleneck"):
+        bottleneck_features(run, finished.results)
 
 
 def test_kinds_of_defects_are_scored_against_the_good_images(finished, tmp_path):

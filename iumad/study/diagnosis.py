@@ -4,19 +4,27 @@ The paper explains its gain by parts that can be looked at: a classifier that te
 reconstruction, two label distributions agree, a projection keeps what earlier features used.
 """
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import Float, Float32, Int
+from torch import Tensor, nn
 
 from iumad.config.schema import RunConfig, StudyConfig
+from iumad.config.sections import PerturbConfig
+from iumad.data.perturb import PerturbedDataset
+from iumad.errors import ConfigError
 from iumad.evaluation.metrics import image_auroc, or_missing
 from iumad.features.cache import Batch
+from iumad.features.fpfh import open_store
+from iumad.models.base import CHUNK
 from iumad.models.detector import Output, ReconstructionDetector
 from iumad.models.fusion import kl_categorical
+from iumad.study.probes import probe
 from iumad.study.runner import RunWork, remembered_after, score_categories, trained_detector
 from iumad.study.steps import is_trained, steps_of
 from iumad.training.increments import projections
@@ -197,3 +205,71 @@ def _good_images(work: RunWork, categories: list[str]) -> list[str]:
     index = work.dataset.index
     chosen = (index["split"] == "test") & (index["label"] == 0)
     return index[chosen & index["category"].isin(categories)]["sample_id"].tolist()
+
+
+DOSES = (0.0, 0.5, 1.0)
+
+
+def bottleneck_features(
+    run: RunConfig, folder: str | Path, doses: Sequence[float] = DOSES
+) -> tuple[dict[str, Float32[np.ndarray, "n d"]], pd.DataFrame]:
+    """Fused features of good test images before and after the bottleneck, clean and perturbed in every dose.
+
+    Parameters
+    ----------
+    run : RunConfig
+        Of a method with a bottleneck; its last step is looked into, and trained if need be.
+    folder : path
+        Results folder.
+    doses : sequence of float
+        Strengths of redundant noise and of spurious backgrounds; all pairs are tried on every image.
+
+    Returns
+    -------
+    dict, DataFrame
+        "before" and "after": means over tokens of F_fu and F_fu^g, one row an image, as the heads of the two
+        predictions see them. And of the rows: sample_id, category, redundant, spurious, for
+        `iumad.study.probes.probe`.
+
+    Raises
+    ------
+    ConfigError
+        The method has no bottleneck.
+    """
+    work = RunWork(run)
+    step = steps_of(run, folder, work.dataset.categories)[-1]
+    detector = trained_detector(work, step)
+    bottleneck = getattr(detector, "bottleneck", None)
+    if bottleneck is None:
+        raise ConfigError(f"{run.method}: this method has no bottleneck that could be looked into")
+    seen: dict[str, list[Tensor]] = {"before": [], "after": []}
+
+    def keep(_module: nn.Module, inputs: tuple[Tensor], outputs: tuple[Tensor, ...]) -> None:
+        seen["before"].append(inputs[0].mean(dim=1).float().cpu())
+        seen["after"].append(outputs[0].mean(dim=1).float().cpu())
+
+    ids, labels = _good_images(work, list(step.seen)), []
+    category = work.dataset.index.set_index("sample_id")["category"]
+    handle = bottleneck.register_forward_hook(keep)
+    try:
+        for redundant, spurious in itertools.product(doses, doses):
+            perturb = PerturbConfig(redundant=redundant, spurious=spurious)
+            dataset = PerturbedDataset(work.dataset, perturb, step.seen)
+            store = work.store if perturb.is_off else open_store(dataset, run, work.device)
+            for start in range(0, len(ids), CHUNK):
+                with torch.no_grad():
+                    detector.anomaly_maps(store.batch(ids[start : start + CHUNK]).to(work.device))
+            doses_here = {"redundant": redundant, "spurious": spurious}
+            labels.append(
+                pd.DataFrame({"sample_id": ids, "category": category[ids].tolist()} | doses_here)
+            )
+    finally:
+        handle.remove()
+    features = {name: torch.cat(parts).numpy() for name, parts in seen.items()}
+    return features, pd.concat(labels, ignore_index=True)
+
+
+def bottleneck_information(run: RunConfig, folder: str | Path) -> pd.DataFrame:
+    """What linear probes read of category and doses before and after the bottleneck (`iumad.study.probes`)."""
+    features, images = bottleneck_features(run, folder)
+    return probe(features, images[["category", "redundant", "spurious"]], images["sample_id"])
