@@ -5,28 +5,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32, Int
 
 from iumad.config.sections import EvaluationConfig
 from iumad.evaluation.metrics import aupro, image_auroc, image_scores, or_missing, pixel_auroc
 from iumad.features.cache import FeatureStore
 from iumad.models.base import Detector
-
-
-@torch.no_grad()
-def accuracy(
-    detector: Detector, store: FeatureStore, sample_ids: Sequence[str], batch_size: int = 16
-) -> float | None:
-    """Share of one or more samples whose category the method tells rightly; None where it classifies nothing."""
-    detector.eval()
-    right = 0
-    for start in range(0, len(sample_ids), batch_size):
-        batch = store.batch(sample_ids[start : start + batch_size]).to(store.device)
-        logits = detector.category_logits(batch)
-        if logits is None:
-            return None
-        right += int((logits.argmax(dim=1) == batch.category).sum())
-    return right / len(sample_ids)
 
 
 @torch.no_grad()
@@ -96,23 +80,50 @@ def evaluate(
     for category in categories:
         test = index[(index["category"] == category) & (index["split"] == "test")]
         ids, labels = test["sample_id"].tolist(), test["label"].to_numpy(dtype=int)
-        maps = anomaly_maps(detector, store, ids, config.batch_size, advance)
-        masks = store.masks(ids)
+        maps, masks, told = _score(detector, store, ids, config.batch_size, advance)
         scores = image_scores(maps, config.image_score, config.pool)
         values = {
             "i_auroc": or_missing(image_auroc, scores, labels),
             "p_auroc": or_missing(pixel_auroc, maps, masks),
             "aupro": or_missing(aupro, maps, masks, config.fpr_limit),
         }
-        n_defect = int(labels.sum())
-        good = [sample_id for sample_id, label in zip(ids, labels, strict=True) if not label]
-        if good and (told := accuracy(detector, store, good, config.batch_size)) is not None:
-            values["accuracy"] = told
+        if told is not None and (labels == 0).any():
+            number = store.dataset.categories.index(category)
+            values["accuracy"] = float((told[labels == 0] == number).mean())
         validation = index[(index["category"] == category) & (index["split"] == "validation")]
         if detector.trained and len(validation):
             held_out = validation["sample_id"].tolist()
             values["validation_error"] = validation_error(
                 detector, store, held_out, config.batch_size
             )
+        n_defect = int(labels.sum())
         rows += [(category, k, v, len(labels) - n_defect, n_defect) for k, v in values.items()]
     return pd.DataFrame(rows, columns=["category", "metric", "value", "n_good", "n_defect"])
+
+
+@torch.no_grad()
+def _score(
+    detector: Detector,
+    store: FeatureStore,
+    sample_ids: Sequence[str],
+    batch_size: int,
+    advance: Callable[[int], object] | None,
+) -> tuple[
+    Float32[np.ndarray, "n size size"],
+    Bool[np.ndarray, "n size size"],
+    Int[np.ndarray, " n"] | None,
+]:
+    """Anomaly maps, ground truth and the categories told (None: the method classifies nothing); one pass."""
+    detector.eval()
+    maps, masks, told = [], [], []
+    for start in range(0, len(sample_ids), batch_size):
+        ids = sample_ids[start : start + batch_size]
+        batch = store.batch(ids).to(store.device)
+        each, logits = detector.maps_and_logits(batch)
+        maps.append(each.cpu().numpy())
+        masks.append(store.masks(ids))
+        if logits is not None:
+            told.append(logits.argmax(dim=1).cpu().numpy())
+        if advance:
+            advance(len(ids))
+    return np.concatenate(maps), np.concatenate(masks), np.concatenate(told) if told else None

@@ -224,18 +224,29 @@ class Detector(nn.Module):
 
         Each target's map is first divided by its mean over the step's training data (`calibrate`).
         """
-        scaled = [
-            x / getattr(self, f"residual_{modality}")
-            for modality, x in self.residual_maps(batch).items()
-        ]
+        return self.combine(self.residual_maps(batch))
+
+    def combine(self, residuals: dict[str, Float[Tensor, "b g g"]]) -> Float[Tensor, "b g g"]:
+        """The token map of residual maps."""
+        scaled = [x / getattr(self, f"residual_{target}") for target, x in residuals.items()]
         return torch.stack(scaled).square().mean(dim=0).sqrt()
 
     def anomaly_maps(self, batch: Batch) -> Float[Tensor, "b size size"]:
         """The token map brought to image size, bilinear."""
+        return self.enlarge(self.token_map(batch))
+
+    def enlarge(self, token_map: Float[Tensor, "b g g"]) -> Float[Tensor, "b size size"]:
+        """A token map at image size."""
         size = (self.image_size, self.image_size)
         return functional.interpolate(
-            self.token_map(batch)[:, None], size, mode="bilinear", align_corners=True
+            token_map[:, None], size, mode="bilinear", align_corners=True
         )[:, 0]
+
+    def maps_and_logits(
+        self, batch: Batch
+    ) -> tuple[Float[Tensor, "b size size"], Float[Tensor, "b y"] | None]:
+        """`anomaly_maps` and `category_logits`; a method that has both from one pass says so here."""
+        return self.anomaly_maps(batch), self.category_logits(batch)
 
 
 def _in_chunks(store: FeatureStore, sample_ids: Sequence[str]) -> Iterator[Batch]:

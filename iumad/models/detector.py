@@ -221,15 +221,28 @@ class ReconstructionDetector(Detector):
     @torch.no_grad()
     def category_logits(self, batch: Batch) -> Float[Tensor, "b y"] | None:
         """Log-probabilities: mean over the condition networks' classifiers, else those after the bottleneck."""
-        output = self(batch)
-        if output.logits:
-            return torch.stack([x.log_softmax(dim=1) for x in output.logits.values()]).mean(dim=0)
-        return None if output.filtered_logits is None else output.filtered_logits.log_softmax(dim=1)
+        return self._logits(self(batch))
 
     @torch.no_grad()
     def residual_maps(self, batch: Batch) -> dict[str, Float[Tensor, "b g g"]]:
         """Channel norm |reconstruction - features| at every token, per target modality."""
+        return self._residuals(self(batch), batch)
+
+    @torch.no_grad()
+    def maps_and_logits(
+        self, batch: Batch
+    ) -> tuple[Float[Tensor, "b size size"], Float[Tensor, "b y"] | None]:
+        """Both from one pass."""
         output = self(batch)
+        maps = self.enlarge(self.combine(self._residuals(output, batch)))
+        return maps, self._logits(output)
+
+    def _logits(self, output: Output) -> Float[Tensor, "b y"] | None:
+        if output.logits:
+            return torch.stack([x.log_softmax(dim=1) for x in output.logits.values()]).mean(dim=0)
+        return None if output.filtered_logits is None else output.filtered_logits.log_softmax(dim=1)
+
+    def _residuals(self, output: Output, batch: Batch) -> dict[str, Float[Tensor, "b g g"]]:
         maps = {}
         for modality, reconstruction in output.reconstruction.items():
             error = (reconstruction - self.standardised(batch, modality)).norm(dim=-1)
