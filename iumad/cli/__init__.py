@@ -1,6 +1,7 @@
 """The command `iumad`: errors that a user can mend are one line and exit code 2."""
 
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Annotated
 
@@ -11,7 +12,7 @@ from iumad.cli.book import book, notebook, params
 from iumad.cli.data import cache_app, data_app
 from iumad.cli.output import console, escaped
 from iumad.cli.study import efficiency, evaluate, model, plan, publish, run
-from iumad.cli.use import predict
+from iumad.cli.use import fit, info, learn, predict
 from iumad.errors import IumadError
 
 app = typer.Typer(
@@ -20,9 +21,12 @@ app = typer.Typer(
     help="Incremental unified multimodal anomaly detection: train, evaluate, predict, and study IB-IUMAD.",
 )
 STUDY, USE, BOOK = "Studies", "Your own images", "Pages"
-for command in (run, plan, evaluate, efficiency, model, publish):
+STUDY_COMMANDS: list[Callable[..., None]] = [run, plan, evaluate, efficiency, model, publish]
+USE_COMMANDS: list[Callable[..., None]] = [fit, predict, learn, info]
+for command in STUDY_COMMANDS:
     app.command(rich_help_panel=STUDY)(command)
-app.command(rich_help_panel=USE)(predict)
+for command in USE_COMMANDS:
+    app.command(rich_help_panel=USE)(command)
 app.add_typer(data_app, name="data", rich_help_panel=USE)
 app.add_typer(cache_app, name="cache", rich_help_panel=USE)
 app.command(rich_help_panel=BOOK)(params)

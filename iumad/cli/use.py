@@ -1,52 +1,287 @@
-"""A trained model on one's own images."""
+"""One's own images: fit a model file, look at it, predict with it, teach it a new product."""
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
+import pandas as pd
 import typer
+from tqdm import tqdm
 
-from iumad.cli.options import Device, Results, Set
-from iumad.cli.output import console
-from iumad.config.files import load_params
+from iumad.cli.options import Set
+from iumad.cli.output import console, print_table
+from iumad.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from iumad.inspection.outputs import Scored
+    from iumad.inspection.predictor import Predictor
+
+ModelFile = Annotated[Path, typer.Argument(help="model file (.iumad)")]
+Folder = Annotated[
+    Path, typer.Argument(help="folder of images, in any layout of `iumad data check`")
+]
+Rate = Annotated[
+    float,
+    typer.Option("--false-alarms", help="share of good images that may be called anomalous"),
+]
+SOME_ANOMALOUS = 3  # exit code of `predict`
+IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
+BATCH = 16  # images prepared and scored together
+
+
+def fit(
+    folder: Folder,
+    out: Annotated[Path, typer.Option("--out", "-o", help="model file to write")],
+    method: Annotated[str, typer.Option(help="method; see `iumad params`")] = "",
+    false_alarms: Rate = 0.01,
+    params: Annotated[
+        Path | None,
+        typer.Option(help="params file with sizes and training; its grid does not count"),
+    ] = None,
+    change: Set = None,
+) -> None:
+    """Make a model file from the good images of a folder, with a threshold for every category."""
+    from iumad.inspection.fit import METHOD, fit_folder, own_run
+    from iumad.inspection.model_file import save_model
+    from iumad.inspection.threshold import promise
+
+    _require_new(out)
+    run = own_run(folder, method or METHOD, params, change or [])
+    fitted = fit_folder(folder, run, false_alarms, _stage)
+    save_model(fitted.model, out)
+    print_table(fitted.table)
+    for name, threshold in fitted.model.card.thresholds.items():
+        console.print(f"{name}: {promise(threshold)}", markup=False, highlight=False)
+    _said(out, fitted.model.card.seconds)
+
+
+def info(model: ModelFile) -> None:
+    """Print what a model file says of itself."""
+    from iumad.inspection.model_file import read_card
+    from iumad.inspection.threshold import promise
+
+    card = read_card(model)
+    run = card.run
+    print_table(
+        pd.DataFrame(
+            [
+                (name, card.n_train[name], t.value, t.source, promise(t))
+                for name, t in card.thresholds.items()
+            ],
+            columns=["category", "train", "threshold", "from", "false alarms"],
+        )
+    )
+    data = run["data"]
+    lines = {
+        "method": f"{run['method']} ({run['model']['kind']})",
+        "modalities": " + ".join(card.modalities),
+        "images": f"{data['image_size']} pixels, depth range {data['depth_scaling']}",
+        "backbone": f"{run['features']['backbone']}, grid {run['features']['grid']}",
+        "made": f"{card.created} by iumad {card.iumad}, torch {card.torch}, in {card.seconds} s",
+        "size": f"{model.stat().st_size / 1e6:.1f} MB",
+    }
+    for name, text in lines.items():
+        console.print(f"{name}: {text}", markup=False, highlight=False)
 
 
 def predict(
-    image: Annotated[Path, typer.Argument(help="RGB image")],
-    depth: Annotated[
-        Path | None, typer.Argument(help="xyz TIFF, or a depth map (PNG, TIFF, NPY)")
+    model: ModelFile,
+    paths: Annotated[
+        list[Path], typer.Argument(help="images, or folders of images (searched to the bottom)")
+    ],
+    second: Annotated[
+        list[Path] | None,
+        typer.Option("--second", help="depth or other second image of each image, in order"),
     ] = None,
-    params: Annotated[Path, typer.Option(help="params file of the trained run")] = Path(
-        "params/smoke.yaml"
-    ),
-    results: Results = Path("results"),
-    method: Annotated[str, typer.Option(help="method of the run")] = "ib-iumad",
-    modality: Annotated[
-        str | None, typer.Option(help="modality of the run; default: the first")
+    category: Annotated[
+        str | None, typer.Option(help="of all images; `folder`: each image's folder names it")
     ] = None,
-    setting: Annotated[
-        str | None, typer.Option(help="setting of the run; default: the first")
+    threshold: Annotated[
+        list[str] | None,
+        typer.Option(help="another threshold: SCORE for all or CATEGORY=SCORE (repeatable)"),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="seed of the run; default: the first")] = None,
-    category: Annotated[str | None, typer.Option(help="only per-category methods need it")] = None,
-    depth_scale: Annotated[float, typer.Option(help="metres per unit of a depth map")] = 0.001,
-    out: Annotated[Path, typer.Option(help="folder for the map (PNG and NPY)")] = Path(
-        "predictions"
-    ),
-    device: Device = "auto",
-    change: Set = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="table to write (.csv or .json)")
+    ] = None,
+    overlays: Annotated[Path | None, typer.Option(help="folder for pictures")] = None,
+    maps: Annotated[Path | None, typer.Option(help="folder for raw maps (.npy)")] = None,
+    report: Annotated[Path | None, typer.Option(help="folder for a page to look at")] = None,
 ) -> None:
-    """Score one image with a trained model; writes the anomaly map as a picture and as an array."""
-    from iumad.study.predict import predict_files
+    """Score images with a model file. Exit code 0: all good, 3: some are anomalous.
 
-    study_config = load_params(params, assignments=change or [])
-    chosen = study_config.select(
-        methods=[method],
-        modalities=[modality or study_config.modalities[0]],
-        settings=[setting or study_config.settings[0]],
-        seeds=[study_config.seeds[0] if seed is None else seed],
+    A folder may hold pairs as MVTec 3D-AD has them (rgb/ and xyz/ or depth/ beside each other). Without --category
+    the model tells the category of each image itself.
+    """
+    from iumad.inspection.outputs import keys_of
+    from iumad.inspection.predictor import Predictor
+
+    predictor = Predictor.load(model, _thresholds(model, threshold or []))
+    pairs = _pairs(paths, second or [], len(predictor.modalities) > 1)
+    told = [path_category(path, predictor.categories, category) for path, _ in pairs]
+    keys = keys_of([path for path, _ in pairs])
+    scored = list(_scored(predictor, pairs, told, keys))
+    _write(scored, out, overlays, maps, report, model.stem)
+    unsure = [each for each in scored if each.prediction.confidence < 0.5]
+    if unsure:
+        console.print(
+            f"{len(unsure)} images: the category was hard to tell, first {unsure[0].path}; "
+            "give --category",
+            markup=False,
+            highlight=False,
+        )
+    bad = sum(each.prediction.is_anomalous for each in scored)
+    console.print(f"{bad} of {len(scored)} images are anomalous")
+    if bad:
+        raise typer.Exit(SOME_ANOMALOUS)
+
+
+def learn(
+    model: ModelFile,
+    folder: Folder,
+    out: Annotated[Path, typer.Option("--out", "-o", help="model file to write")],
+    false_alarms: Rate = 0.01,
+) -> None:
+    """Teach a model new categories from their good images; says what the earlier ones lost."""
+    from iumad.inspection.fit import learn_folder
+    from iumad.inspection.model_file import load_model, save_model
+
+    _require_new(out)
+    fitted, lost = learn_folder(load_model(model), folder, false_alarms, _stage)
+    save_model(fitted.model, out)
+    print_table(fitted.table)
+    console.print("earlier categories, on their kept good images:")
+    print_table(lost)
+    _said(out, fitted.model.card.seconds)
+
+
+def path_category(path: Path, categories: Sequence[str], told: str | None) -> str | None:
+    """The category of an image as told: a name, or with `folder` the nearest folder above it that names one."""
+    if told != "folder":
+        return told
+    for part in reversed(path.resolve().parts[:-1]):
+        if part in categories:
+            return part
+    raise ConfigError(
+        f"{path}: none of its folders is named after a category; the model knows: {', '.join(categories)}"
     )
-    prediction = predict_files(
-        chosen.runs()[0], results, image, depth, category, depth_scale, device
-    )
-    picture, array = prediction.save(out, image.stem)
-    console.print(f"score {prediction.score:.4f}  map {picture}  array {array}")
+
+
+@contextmanager
+def _stage(title: str, total: int) -> Iterator[Callable[[int], object]]:
+    with tqdm(total=total, desc=title, unit="img") as bar:
+        yield bar.update
+
+
+def _said(out: Path, seconds: float) -> None:
+    size = out.stat().st_size / 1e6
+    console.print(f"{out}: {size:.1f} MB, made in {seconds:.0f} s", markup=False, highlight=False)
+
+
+def _require_new(out: Path) -> None:
+    if out.exists() and not out.is_file():
+        raise ConfigError(f"{out}: is a folder; --out needs the name of a file")
+    if not out.resolve().parent.is_dir():
+        raise ConfigError(f"{out}: the folder {out.resolve().parent} does not exist")
+
+
+def _thresholds(model: Path, texts: Sequence[str]) -> dict[str, float]:
+    from iumad.inspection.model_file import read_card
+
+    categories = read_card(model).categories
+    found: dict[str, float] = {}
+    for text in texts:
+        name, equals, number = text.rpartition("=")
+        try:
+            value = float(number)
+        except ValueError as error:
+            raise ConfigError(
+                f"--threshold {text}: needs SCORE or CATEGORY=SCORE, e.g. 4.2 or tire=4.2"
+            ) from error
+        if not 0 < value < float("inf"):
+            raise ConfigError(f"--threshold {text}: a score is a positive number")
+        if equals and name not in categories:
+            raise ConfigError(
+                f"--threshold {text}: unknown category {name!r}; the model knows: {', '.join(categories)}"
+            )
+        found |= {name: value} if equals else dict.fromkeys(categories, value)
+    return found
+
+
+def _pairs(
+    paths: Sequence[Path], second: Sequence[Path], needs_second: bool
+) -> list[tuple[Path, Path | None]]:
+    """Images and, where the model has two modalities, the second image of each."""
+    from iumad.data.files import find_second
+
+    images = [image for path in paths for image in _images(path)]
+    if not images:
+        raise DataError(f"{', '.join(map(str, paths))}: no image was found")
+    if not needs_second:
+        return [(image, None) for image in images]
+    if second:
+        if len(second) != len(images):
+            raise ConfigError(f"--second: {len(images)} images need as many, got {len(second)}")
+        return list(zip(images, second, strict=True))
+    return [(image, find_second(image)) for image in images]
+
+
+def _images(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.exists():
+        raise DataError(f"{path}: there is no such file or folder")
+    found = [each for each in sorted(path.rglob("*")) if each.suffix.lower() in IMAGES]
+    inside = {"xyz", "depth", "gt", "ground_truth"}
+    return [each for each in found if not inside & set(each.relative_to(path).parts[:-1])]
+
+
+def _scored(
+    predictor: "Predictor",
+    pairs: Sequence[tuple[Path, Path | None]],
+    told: Sequence[str | None],
+    keys: Sequence[str],
+) -> Iterator["Scored"]:
+    from iumad.inspection.outputs import Scored
+
+    with tqdm(total=len(pairs), desc="predict", unit="img", disable=len(pairs) == 1) as bar:
+        for start in range(0, len(pairs), BATCH):
+            part = slice(start, start + BATCH)
+            predictions = predictor.batch(pairs[part], told[part])
+            for (path, _), key, prediction in zip(
+                pairs[part], keys[part], predictions, strict=True
+            ):
+                yield Scored(path, key, prediction)
+            bar.update(len(predictions))
+
+
+def _write(
+    scored: Sequence["Scored"],
+    out: Path | None,
+    overlays: Path | None,
+    maps: Path | None,
+    report: Path | None,
+    name: str,
+) -> None:
+    import numpy as np
+
+    from iumad.inspection.outputs import overlay, report_page, table_of, write_png, write_table
+    from iumad.machine import replacing
+
+    table = table_of(scored)
+    if out is not None:
+        write_table(table, out)
+        console.print(f"table: {out}", markup=False, highlight=False)
+    elif not any((overlays, maps, report)) or len(scored) == 1:
+        shown = ["file", "category", "score", "normalised", "anomalous", "ms"]
+        print_table(table[shown].head(50))
+    for each in scored:
+        if overlays is not None:
+            write_png(overlay(each.prediction), overlays / f"{each.key}.png")
+        if maps is not None:
+            with replacing(maps / f"{each.key}.npy") as file:
+                np.save(file, each.prediction.anomaly_map)
+    if report is not None:
+        with replacing(report / "index.html") as file:
+            file.write(report_page(scored, f"Predictions of {name}").encode())
+        console.print(f"open {(report / 'index.html').resolve()}", markup=False, highlight=False)

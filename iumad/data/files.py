@@ -318,9 +318,9 @@ def category_folders(scan: Scan, categories: tuple[str, ...] | None) -> dict[str
 def cut_out(
     xyz: Float32[np.ndarray, "h w 3"], sample_id: str
 ) -> tuple[Float32[np.ndarray, "h w 3"], Bool[np.ndarray, "h w"]]:
-    """Remove the background plane with random numbers that depend on the sample's id only."""
+    """Remove the background plane with random numbers that depend on the points only; the id is for errors."""
     try:
-        return remove_plane(xyz, np.random.default_rng(zlib.crc32(sample_id.encode())))
+        return remove_plane(xyz, np.random.default_rng(zlib.crc32(np.ascontiguousarray(xyz).data)))
     except DataError as error:
         raise DataError(f"{sample_id}: {error}") from error
 
@@ -328,3 +328,30 @@ def cut_out(
 def relative(root: Path, path: Path | None) -> str:
     """Return the path as seen from the root with forward slashes, "" for None."""
     return "" if path is None else Path(os.path.relpath(path, root)).as_posix()
+
+
+SECOND_FOLDERS = ("xyz", "depth", "z", "infrared", "ir")
+
+
+def find_second(image: Path) -> Path:
+    """The aligned second image of a colour image, by name: in a folder beside `rgb`, or beside it with a suffix.
+
+    ``rgb/007.png`` goes with ``xyz/007.tiff``, ``depth/007.png`` and the like; ``007.png`` with ``007_depth.tiff``
+    and the like.
+
+    Raises
+    ------
+    DataError
+        There is none, or more than one.
+    """
+    folders = [image.parent.parent / name for name in SECOND_FOLDERS]
+    found = [each for folder in folders for each in sorted(folder.glob(f"{image.stem}.*"))]
+    beside = [image.parent.glob(f"{image.stem}_{name}.*") for name in SECOND_FOLDERS]
+    found += [each for matches in beside for each in sorted(matches)]
+    if len(found) != 1:
+        names = ", ".join(str(each) for each in found) or "none"
+        raise DataError(
+            f"{image}: the model needs its second image, named alike in a folder {'/, '.join(SECOND_FOLDERS)}/ "
+            f"beside that of the image, or given by --second; found: {names}"
+        )
+    return found[0]

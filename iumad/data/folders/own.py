@@ -290,7 +290,11 @@ def read_points(path: Path, camera: Camera) -> Float32[np.ndarray, "h w 3"]:
     """
     if read_header(path).channels == 3:
         return read_xyz(path, camera.depth_scale)
-    depth = read_depth(path, camera.depth_scale)
+    return project(read_depth(path, camera.depth_scale), camera)
+
+
+def project(depth: Float32[np.ndarray, "h w"], camera: Camera) -> Float32[np.ndarray, "h w 3"]:
+    """A depth map in metres as points; without intrinsics the focal length is the longer side."""
     height, width = depth.shape
     if camera.intrinsics is None:
         focal = float(max(height, width))

@@ -1,0 +1,461 @@
+"""From a folder of one's own images to a model, and a new product learnt on top of it.
+
+Good images that the model was not fitted on give the threshold: those of `validation` where a category has some,
+else a part of `train` that is held out (methods that are trained) or every image in turn (methods that are fitted
+in closed form, which cost seconds).
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from iumad.config.files import build_study, merged, read_params
+from iumad.config.schema import RunConfig
+from iumad.data.check import detect_layout, open_folder
+from iumad.data.depth import training_range
+from iumad.data.sample import Dataset
+from iumad.errors import ConfigError, DataError
+from iumad.evaluation.evaluate import anomaly_maps
+from iumad.evaluation.metrics import image_auroc, image_scores, or_missing
+from iumad.features.cache import Batch, FeatureStore
+from iumad.inspection.model_file import Card, Model
+from iumad.inspection.threshold import Threshold, threshold_from_good
+from iumad.models.base import Detector, InputSpec
+from iumad.models.registry import make_detector
+from iumad.training.checkpoint import load_grown
+from iumad.training.increments import remember
+from iumad.training.loop import StepPlan, fit_step
+
+METHOD = "memory-bank"  # seconds, and as good as the trained ones on one's own images (page "Your own images")
+FOLDS = 5  # of cross-fitting
+ENOUGH = 20  # validation images of a category, beside which its training images are not scored too
+HELD_OUT = 0.2  # share of the training images that a trained method keeps for the threshold
+KEPT = 4  # held-out good images of a category that stay in the model file, for `learn`
+SMALL = 200  # shorter side of the images in pixels from which 224 pixels are used instead of 128
+
+
+class Progress(Protocol):
+    """Shows how far a stage is: called with a title and a total, it gives the function to advance."""
+
+    def __call__(self, title: str, total: int) -> AbstractContextManager[Callable[[int], object]]:
+        """Begin a stage."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A model and what is known of it.
+
+    Attributes
+    ----------
+    model : Model
+    table : DataFrame
+        A row a category: images, threshold, its false alarms on held-out images, and, where there are test images
+        of both kinds, AUROC, false alarms and misses.
+    """
+
+    model: Model
+    table: pd.DataFrame
+
+
+def own_run(
+    root: Path,
+    method: str = METHOD,
+    params: Path | None = None,
+    assignments: Sequence[str] = (),
+) -> RunConfig:
+    """The configuration of a model for a folder: sizes from the images, all modalities, all categories at once.
+
+    Parameters
+    ----------
+    root : folder of the data set, in any known layout
+    method : name of a method
+    params : params file on top of the defaults; its data section and grid do not count
+    assignments : see `iumad.config.files.load_params`; they win
+    """
+    dataset = open_folder(root)
+    shorter = int(dataset.index[["height", "width"]].to_numpy().min())
+    size = 128 if shorter < SMALL else 224
+    data: dict[str, Any] = {"name": detect_layout(root), "root": str(root), "image_size": size}
+    content: dict[str, Any] = {
+        "data": data,
+        "features": {"grid": 16},
+        "model": {"dim": 128, "heads": 4},
+        "training": {"epochs": _epochs(len(dataset.index)), "batch_size": 16, "lr": 3.0e-3},
+        "increment": {"epochs": 60, "lr": 1.0e-3},
+        "evaluation": {"pool": max(1, round(size * 16 / 224))},
+    }
+    if params is not None:
+        own = {k: v for k, v in read_params(params).items() if k not in ("data", "vary")}
+        content = merged(content, own)
+    content |= {
+        "profile": "own",
+        "data": data,
+        "methods": {method: (content.get("methods") or {}).get(method, {})},
+        "modalities": ["+".join(dataset.modalities)],
+        "settings": [f"{len(dataset.categories)}-0"],
+        "seeds": [0],
+    }
+    study = build_study(content, str(params or root), assignments)
+    run = study.runs()[0]
+    if "depth" in dataset.modalities and run.data.depth_scaling == "sample":
+        scaling = _measured_range(open_folder(root))
+        run = run.model_copy(
+            update={"data": run.data.model_copy(update={"depth_scaling": scaling})}
+        )
+    return run
+
+
+def fit_folder(
+    root: Path,
+    run: RunConfig,
+    false_alarm_rate: float,
+    progress: Progress,
+    cache: Path | None = None,
+) -> Fitted:
+    """Fit a model on the good training images of a folder, and its thresholds.
+
+    Raises
+    ------
+    DataError
+        The folder cannot be used, or a category has too few good images for a threshold.
+    """
+    started, clock = datetime.now(UTC), time.monotonic()
+    dataset = open_folder(root)
+    store = _store(dataset, run, progress, cache)
+    detector = _new_detector(run, store, len(dataset.categories))
+    categories = dataset.categories
+    learnt, held = _split(dataset, categories, detector.trained)
+    _fit_step(detector, store, learnt, run, 0, {}, progress)
+    scores = _held_out_scores(detector, store, run, categories, held, progress, None)
+    memory = _remember(detector, store, learnt, run, {})
+    thresholds = {name: _threshold(name, scores[name], false_alarm_rate) for name in categories}
+    card = Card(
+        iumad=version("iumad"),
+        created=started.isoformat(timespec="seconds"),
+        run=_without_root(run),
+        categories=categories,
+        channels=store.backbone.channels,
+        modalities=run.modalities,
+        camera=_camera(dataset),
+        n_train={name: len(_ids(dataset, "train", [name])) for name in categories},
+        thresholds=thresholds,
+        seconds=round(time.monotonic() - clock, 1),
+        torch=torch.__version__,
+    )
+    kept = {name: _kept(store, held[name] or _ids(dataset, "train", [name])) for name in categories}
+    model = Model(card, run, detector.eval(), store.backbone, kept, memory)
+    return Fitted(model, _table(model, store, dataset, categories))
+
+
+def learn_folder(
+    model: Model,
+    root: Path,
+    false_alarm_rate: float,
+    progress: Progress,
+    cache: Path | None = None,
+) -> tuple[Fitted, pd.DataFrame]:
+    """Add the categories of a folder to a model that never heard of them, from their good images only.
+
+    Returns
+    -------
+    Fitted
+        The new model; its table has the new categories.
+    DataFrame
+        A row an earlier category: mean score of its kept good images before and after, and how many of them lie
+        above the threshold.
+
+    Raises
+    ------
+    ConfigError
+        A category is known already, or its modalities are others.
+    """
+    dataset = open_folder(root)
+    again = [name for name in dataset.categories if name in model.card.categories]
+    if again:
+        raise ConfigError(f"{root}: the model knows {', '.join(again)} already; rename the folder")
+    absent = [name for name in model.card.modalities if name not in dataset.modalities]
+    if absent:
+        raise DataError(
+            f"{root}: the model needs {', '.join(absent)}, which these images do not have"
+        )
+    started, clock = datetime.now(UTC), time.monotonic()
+    data = model.run.data.model_copy(update={"root": root, "name": detect_layout(root)})
+    run = model.run.model_copy(update={"data": data})
+    categories = (*model.card.categories, *dataset.categories)
+    store = _store(_Renumbered(dataset, categories), run, progress, cache)
+    detector = _new_detector(run, store, len(categories))
+    load_grown(detector, model.detector.state_dict())
+    learnt, held = _split(dataset, dataset.categories, detector.trained)
+    before = _kept_scores(model.detector, model, run)
+    step = 1
+    _fit_step(detector, store, learnt, run, step, model.memory, progress)
+    after = _kept_scores(detector, model, run)
+    scores = _held_out_scores(
+        detector, store, run, dataset.categories, held, progress, model.detector
+    )
+    memory = _remember(detector, store, learnt, run, model.memory)
+    new = {name: _threshold(name, scores[name], false_alarm_rate) for name in dataset.categories}
+    card = model.card.model_copy(
+        update={
+            "created": started.isoformat(timespec="seconds"),
+            "categories": categories,
+            "n_train": model.card.n_train
+            | {name: len(_ids(dataset, "train", [name])) for name in dataset.categories},
+            "thresholds": model.card.thresholds | new,
+            "seconds": round(time.monotonic() - clock, 1),
+        }
+    )
+    kept = model.held | {
+        name: _kept(store, held[name] or _ids(dataset, "train", [name]))
+        for name in dataset.categories
+    }
+    grown = Model(card, model.run, detector.eval(), model.backbone, kept, memory)
+    return Fitted(grown, _table(grown, store, dataset, dataset.categories)), _lost(
+        model, before, after
+    )
+
+
+class _Renumbered:
+    """A data set whose categories are counted within a longer list."""
+
+    def __init__(self, dataset: Dataset, categories: tuple[str, ...]) -> None:
+        self._dataset, self.categories = dataset, categories
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._dataset, name)
+
+
+def _epochs(images: int) -> int:
+    """Enough for about 20,000 image-steps, between 20 and 400."""
+    return int(np.clip(20_000 // max(images, 1), 20, 400))
+
+
+def _measured_range(dataset: Dataset) -> tuple[float, float]:
+    """The range of z of all training images, with its margin, to the tenth of a millimetre."""
+    clouds = (dataset.load(i).xyz for i in _ids(dataset, "train", dataset.categories))
+    low, high = training_range(cloud for cloud in clouds if cloud is not None)
+    return float(np.floor(low * 1e4) / 1e4), float(np.ceil(high * 1e4) / 1e4)
+
+
+def _ids(dataset: Dataset, split: str, categories: Sequence[str]) -> list[str]:
+    index = dataset.index
+    chosen = (index["split"] == split) & index["category"].isin(list(categories))
+    return index.loc[chosen, "sample_id"].tolist()
+
+
+def _store(dataset: Any, run: RunConfig, progress: Progress, cache: Path | None) -> FeatureStore:
+    store = FeatureStore(dataset, run, cache)
+    ids = dataset.index["sample_id"].tolist()
+    with progress("features", len(ids)) as advance:
+        store.fill(ids, advance)
+    return store
+
+
+def _new_detector(run: RunConfig, store: FeatureStore, n_categories: int) -> Detector:
+    torch.manual_seed(run.seed)
+    channels = store.backbone.channels
+    spec = InputSpec(run.modalities, channels, run.features.grid, run.data.image_size)
+    return make_detector(run.model, spec, n_categories)
+
+
+def _split(
+    dataset: Dataset, categories: Sequence[str], trained: bool
+) -> tuple[list[str], dict[str, list[str]]]:
+    """Samples to learn from, and held-out good ones of each category (none: cross-fitting)."""
+    learnt: list[str] = []
+    held: dict[str, list[str]] = {}
+    for name in categories:
+        train = _ids(dataset, "train", [name])
+        held[name] = _ids(dataset, "validation", [name])
+        if len(train) + len(held[name]) < 4:
+            raise DataError(
+                f"{name}: needs at least 4 good images in train and validation, has "
+                f"{len(train) + len(held[name])}"
+            )
+        if trained and len(held[name]) < 2:
+            every = max(2, round(1 / HELD_OUT))
+            held[name] = train[::every] if len(train) >= 2 * every else train[:2]
+            train = [i for i in train if i not in held[name]]
+        learnt += train
+    return learnt, held
+
+
+def _fit_step(
+    detector: Detector,
+    store: FeatureStore,
+    ids: Sequence[str],
+    run: RunConfig,
+    step: int,
+    memory: dict[str, Any],
+    progress: Progress,
+) -> None:
+    """Fit or train one step, without a results folder."""
+    if not detector.trained:
+        with progress("fit", len(ids)) as advance:
+            detector.fit(store, ids, torch.Generator().manual_seed(run.seed))
+            advance(len(ids))
+        return
+    epochs = StepPlan.of(run, step).epochs
+    with TemporaryDirectory() as folder, progress("training", epochs * len(ids)) as advance:
+        fit_step(detector, store, ids, run, step, memory, Path(folder) / "partial.pt", advance)
+
+
+def _remember(
+    detector: Detector,
+    store: FeatureStore,
+    ids: Sequence[str],
+    run: RunConfig,
+    earlier: dict[str, Any],
+) -> dict[str, Any]:
+    """What protects these categories later; replayed images stay with the folder, so replay keeps none."""
+    if not detector.trained or run.increment.strategy in ("none", "joint", "replay"):
+        return {}
+    return remember(detector, store, ids, run.increment, earlier, run.seed)
+
+
+def _held_out_scores(
+    detector: Detector,
+    store: FeatureStore,
+    run: RunConfig,
+    categories: Sequence[str],
+    held: dict[str, list[str]],
+    progress: Progress,
+    earlier: Detector | None,
+) -> dict[str, list[float]]:
+    """Scores of good images that the model was not fitted on, per category.
+
+    Where a method is fitted in closed form and a category has few validation images, its training images count
+    too, each scored by a model without it (cross-fitting). `earlier` is the model before this step, on which those
+    models build as well.
+    """
+    scores = {
+        name: _scores(detector, store, run, held[name]) if held[name] else [] for name in categories
+    }
+    cross = [] if detector.trained else [n for n in categories if len(held[n]) < ENOUGH]
+    if not cross:
+        return scores
+    train = {name: _ids(store.dataset, "train", [name]) for name in categories}
+    with progress("threshold", FOLDS) as advance:
+        for fold in range(FOLDS):
+            part = _new_detector(run, store, detector.n_categories)
+            if earlier is not None:
+                load_grown(part, earlier.state_dict())
+            rest = [i for ids in train.values() for n, i in enumerate(ids) if n % FOLDS != fold]
+            part.fit(store, rest, torch.Generator().manual_seed(run.seed))
+            for name in cross:
+                out = train[name][fold::FOLDS]
+                scores[name] += _scores(part, store, run, out) if out else []
+            advance(1)
+    return scores
+
+
+def _scores(
+    detector: Detector, store: FeatureStore, run: RunConfig, ids: Sequence[str]
+) -> list[float]:
+    maps = anomaly_maps(detector, store, ids, batch_size=1)
+    return image_scores(maps, run.evaluation.image_score, run.evaluation.pool).tolist()
+
+
+def _threshold(name: str, scores: Sequence[float], false_alarm_rate: float) -> Threshold:
+    try:
+        return threshold_from_good(scores, false_alarm_rate)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
+
+
+def _kept(store: FeatureStore, ids: Sequence[str]) -> dict[str, Tensor]:
+    """Features and images of a few samples, in half precision."""
+    batch = store.batch(list(ids)[:KEPT])
+    parts = {f"{m}.features": x for m, x in batch.features.items()}
+    parts |= {f"{m}.images": x for m, x in batch.images.items()}
+    return {name: x.half() for name, x in parts.items()}
+
+
+def _kept_scores(detector: Detector, model: Model, run: RunConfig) -> dict[str, list[float]]:
+    """Scores of the kept good images of the model's categories by a detector."""
+    found = {}
+    detector.eval()
+    for number, name in enumerate(model.card.categories):
+        kept = model.held[name]
+        features = {m: kept[f"{m}.features"].float() for m in model.card.modalities}
+        images = {m: kept[f"{m}.images"].float() for m in model.card.modalities}
+        count = len(next(iter(features.values())))
+        batch = Batch(features, images, torch.full((count,), number))
+        with torch.no_grad():
+            maps = detector.anomaly_maps(batch).numpy()
+        evaluation = run.evaluation
+        found[name] = image_scores(maps, evaluation.image_score, evaluation.pool).tolist()
+    return found
+
+
+def _lost(
+    model: Model, before: dict[str, list[float]], after: dict[str, list[float]]
+) -> pd.DataFrame:
+    """What the earlier categories lost, on their kept good images."""
+    rows = []
+    for name in model.card.categories:
+        limit = model.card.thresholds[name].value
+        rows.append(
+            {
+                "category": name,
+                "good images": len(before[name]),
+                "score before": float(np.mean(before[name])),
+                "score after": float(np.mean(after[name])),
+                "above threshold before": sum(score > limit for score in before[name]),
+                "above threshold after": sum(score > limit for score in after[name]),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _table(
+    model: Model, store: FeatureStore, dataset: Dataset, categories: Sequence[str]
+) -> pd.DataFrame:
+    """What is known of each category."""
+    rows = []
+    for name in categories:
+        threshold = model.card.thresholds[name]
+        row = {
+            "category": name,
+            "train": model.card.n_train[name],
+            "held out": len(threshold.good_scores),
+            "threshold": threshold.value,
+            "false alarms up to (%)": 100 * threshold.interval[1],
+        }
+        test = _ids(dataset, "test", [name])
+        if test:
+            labels = dataset.index.set_index("sample_id").loc[test, "label"].to_numpy()
+            scores = np.asarray(_scores(model.detector, store, model.run, test))
+            above = scores > threshold.value
+            row |= {
+                "test": len(test),
+                "image AUROC": or_missing(image_auroc, scores, labels),
+                "false alarms": int((above & (labels == 0)).sum()),
+                "misses": int((~above & (labels == 1)).sum()),
+            }
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _camera(dataset: Dataset) -> dict[str, Any] | None:
+    """How stored depth becomes metres, where the data set says so."""
+    camera = getattr(dataset, "camera", None)
+    return None if camera is None else camera.model_dump(mode="json")
+
+
+def _without_root(run: RunConfig) -> dict[str, Any]:
+    """The configuration in JSON types, without the place of the folder."""
+    content = run.model_dump(mode="json")
+    content["data"]["root"] = "."
+    return content
