@@ -12,7 +12,7 @@ from iumad.cli.book import book, notebook, params
 from iumad.cli.data import cache_app, data_app
 from iumad.cli.output import console, escaped
 from iumad.cli.study import efficiency, evaluate, model, plan, publish, run
-from iumad.cli.use import fit, info, learn, predict
+from iumad.cli.use import fit, info, learn, pack, predict
 from iumad.errors import IumadError
 
 app = typer.Typer(
@@ -22,7 +22,7 @@ app = typer.Typer(
 )
 STUDY, USE, BOOK = "Studies", "Your own images", "Pages"
 STUDY_COMMANDS: list[Callable[..., None]] = [run, plan, evaluate, efficiency, model, publish]
-USE_COMMANDS: list[Callable[..., None]] = [fit, predict, learn, info]
+USE_COMMANDS: list[Callable[..., None]] = [fit, predict, learn, info, pack]
 for command in STUDY_COMMANDS:
     app.command(rich_help_panel=STUDY)(command)
 for command in USE_COMMANDS:

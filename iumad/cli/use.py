@@ -1,7 +1,6 @@
 """One's own images: fit a model file, look at it, predict with it, teach it a new product."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,8 +8,9 @@ import pandas as pd
 import typer
 from tqdm import tqdm
 
-from iumad.cli.options import Set
+from iumad.cli.options import Params, Results, Set
 from iumad.cli.output import console, print_table
+from iumad.config.files import load_params
 from iumad.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -45,14 +45,40 @@ def fit(
     from iumad.inspection.fit import METHOD, fit_folder, own_run
     from iumad.inspection.model_file import save_model
     from iumad.inspection.threshold import promise
+    from iumad.study.runner import terminal_bar
 
     _require_new(out)
     run = own_run(folder, method or METHOD, params, change or [])
-    fitted = fit_folder(folder, run, false_alarms, _stage)
+    fitted = fit_folder(folder, run, false_alarms, terminal_bar)
     save_model(fitted.model, out)
     print_table(fitted.table)
     for name, threshold in fitted.model.card.thresholds.items():
         console.print(f"{name}: {promise(threshold)}", markup=False, highlight=False)
+    _said(out, fitted.model.card.seconds)
+
+
+def pack(
+    params: Params,
+    out: Annotated[Path, typer.Option("--out", "-o", help="model file to write")],
+    results: Results = Path("results"),
+    method: Annotated[str | None, typer.Option(help="default: the last")] = None,
+    modality: Annotated[str | None, typer.Option(help="default: the last")] = None,
+    setting: Annotated[str | None, typer.Option(help="default: the last")] = None,
+    seed: Annotated[int | None, typer.Option(help="default: the last")] = None,
+    false_alarms: Rate = 0.01,
+    change: Set = None,
+) -> None:
+    """Make a model file of a finished run of a study."""
+    from iumad.inspection.fit import pack_run
+    from iumad.inspection.model_file import save_model
+
+    _require_new(out)
+    study = load_params(params, assignments=change or [])
+    wanted = {"methods": method, "modalities": modality, "settings": setting, "seeds": seed}
+    chosen = study.select(**{k: [v] for k, v in wanted.items() if v is not None})
+    fitted = pack_run(chosen.runs()[-1], results, false_alarms)
+    save_model(fitted.model, out)
+    print_table(fitted.table)
     _said(out, fitted.model.card.seconds)
 
 
@@ -145,9 +171,10 @@ def learn(
     """Teach a model new categories from their good images; says what the earlier ones lost."""
     from iumad.inspection.fit import learn_folder
     from iumad.inspection.model_file import load_model, save_model
+    from iumad.study.runner import terminal_bar
 
     _require_new(out)
-    fitted, lost = learn_folder(load_model(model), folder, false_alarms, _stage)
+    fitted, lost = learn_folder(load_model(model), folder, false_alarms, terminal_bar)
     save_model(fitted.model, out)
     print_table(fitted.table)
     console.print("earlier categories, on their kept good images:")
@@ -165,12 +192,6 @@ def path_category(path: Path, categories: Sequence[str], told: str | None) -> st
     raise ConfigError(
         f"{path}: none of its folders is named after a category; the model knows: {', '.join(categories)}"
     )
-
-
-@contextmanager
-def _stage(title: str, total: int) -> Iterator[Callable[[int], object]]:
-    with tqdm(total=total, desc=title, unit="img") as bar:
-        yield bar.update
 
 
 def _said(out: Path, seconds: float) -> None:

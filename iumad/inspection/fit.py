@@ -6,14 +6,13 @@ in closed form, which cost seconds).
 """
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,7 +24,7 @@ from iumad.config.schema import RunConfig
 from iumad.data.check import detect_layout, open_folder
 from iumad.data.depth import training_range
 from iumad.data.sample import Dataset
-from iumad.errors import ConfigError, DataError
+from iumad.errors import CheckpointError, ConfigError, DataError
 from iumad.evaluation.evaluate import anomaly_maps
 from iumad.evaluation.metrics import image_auroc, image_scores, or_missing
 from iumad.features.cache import Batch, FeatureStore
@@ -33,6 +32,9 @@ from iumad.inspection.model_file import Card, Model
 from iumad.inspection.threshold import Threshold, threshold_from_good
 from iumad.models.base import Detector, InputSpec
 from iumad.models.registry import make_detector
+from iumad.study.provenance import read_provenance
+from iumad.study.runner import RunWork, ShowBar, load_detector, remembered_after
+from iumad.study.steps import run_name, steps_of
 from iumad.training.checkpoint import load_grown
 from iumad.training.increments import remember
 from iumad.training.loop import StepPlan, fit_step
@@ -43,13 +45,6 @@ ENOUGH = 20  # validation images of a category, beside which its training images
 HELD_OUT = 0.2  # share of the training images that a trained method keeps for the threshold
 KEPT = 4  # held-out good images of a category that stay in the model file, for `learn`
 SMALL = 200  # shorter side of the images in pixels from which 224 pixels are used instead of 128
-
-
-class Progress(Protocol):
-    """Shows how far a stage is: called with a title and a total, it gives the function to advance."""
-
-    def __call__(self, title: str, total: int) -> AbstractContextManager[Callable[[int], object]]:
-        """Begin a stage."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +115,7 @@ def fit_folder(
     root: Path,
     run: RunConfig,
     false_alarm_rate: float,
-    progress: Progress,
+    progress: ShowBar,
     cache: Path | None = None,
 ) -> Fitted:
     """Fit a model on the good training images of a folder, and its thresholds.
@@ -158,11 +153,56 @@ def fit_folder(
     return Fitted(model, _table(model, store, dataset, categories))
 
 
+def pack_run(run: RunConfig, results: Path, false_alarm_rate: float) -> Fitted:
+    """The model of a finished run of a study as a model file would hold it.
+
+    Thresholds come from the validation images; methods that are fitted in closed form never saw them either.
+
+    Raises
+    ------
+    CheckpointError
+        The run is not trained.
+    ConfigError
+        A category has fewer than two validation images.
+    """
+    work = RunWork(run)
+    step = steps_of(run, results, work.dataset.categories)[-1]
+    if not step.checkpoint.exists():
+        raise CheckpointError(f"{results}: {run_name(run)} is not trained; use `iumad run` first")
+    detector, store, categories = load_detector(work, step), work.store, step.seen
+    held = {name: _ids(work.dataset, "validation", [name]) for name in categories}
+    store.fill([i for ids in held.values() for i in ids])
+    thresholds = {
+        name: _threshold(name, _scores(detector, store, run, held[name]), false_alarm_rate)
+        if held[name]
+        else _threshold(name, [], false_alarm_rate)
+        for name in categories
+    }
+    provenance = read_provenance(step.provenance)
+    card = Card(
+        iumad=version("iumad"),
+        created=provenance.started,
+        run=_without_root(run),
+        categories=tuple(categories),
+        channels=store.backbone.channels,
+        modalities=run.modalities,
+        camera=_camera(work.dataset),
+        n_train={name: len(_ids(work.dataset, "train", [name])) for name in categories},
+        thresholds=thresholds,
+        seconds=provenance.duration_s,
+        torch=torch.__version__,
+    )
+    kept = {name: _kept(store, held[name]) for name in categories}
+    memory = remembered_after(work, step) if detector.trained and _protects(run) else {}
+    model = Model(card, run, detector.eval(), store.backbone, kept, memory)
+    return Fitted(model, _table(model, store, work.dataset, categories))
+
+
 def learn_folder(
     model: Model,
     root: Path,
     false_alarm_rate: float,
-    progress: Progress,
+    progress: ShowBar,
     cache: Path | None = None,
 ) -> tuple[Fitted, pd.DataFrame]:
     """Add the categories of a folder to a model that never heard of them, from their good images only.
@@ -254,7 +294,7 @@ def _ids(dataset: Dataset, split: str, categories: Sequence[str]) -> list[str]:
     return index.loc[chosen, "sample_id"].tolist()
 
 
-def _store(dataset: Any, run: RunConfig, progress: Progress, cache: Path | None) -> FeatureStore:
+def _store(dataset: Any, run: RunConfig, progress: ShowBar, cache: Path | None) -> FeatureStore:
     store = FeatureStore(dataset, run, cache)
     ids = dataset.index["sample_id"].tolist()
     with progress("features", len(ids)) as advance:
@@ -298,7 +338,7 @@ def _fit_step(
     run: RunConfig,
     step: int,
     memory: dict[str, Any],
-    progress: Progress,
+    progress: ShowBar,
 ) -> None:
     """Fit or train one step, without a results folder."""
     if not detector.trained:
@@ -319,9 +359,13 @@ def _remember(
     earlier: dict[str, Any],
 ) -> dict[str, Any]:
     """What protects these categories later; replayed images stay with the folder, so replay keeps none."""
-    if not detector.trained or run.increment.strategy in ("none", "joint", "replay"):
+    if not detector.trained or not _protects(run):
         return {}
     return remember(detector, store, ids, run.increment, earlier, run.seed)
+
+
+def _protects(run: RunConfig) -> bool:
+    return run.increment.strategy not in ("none", "joint", "replay")
 
 
 def _held_out_scores(
@@ -330,7 +374,7 @@ def _held_out_scores(
     run: RunConfig,
     categories: Sequence[str],
     held: dict[str, list[str]],
-    progress: Progress,
+    progress: ShowBar,
     earlier: Detector | None,
 ) -> dict[str, list[float]]:
     """Scores of good images that the model was not fitted on, per category.
@@ -457,5 +501,6 @@ def _camera(dataset: Dataset) -> dict[str, Any] | None:
 def _without_root(run: RunConfig) -> dict[str, Any]:
     """The configuration in JSON types, without the place of the folder."""
     content = run.model_dump(mode="json")
-    content["data"]["root"] = "."
+    if "root" in content["data"]:
+        content["data"]["root"] = "."
     return content

@@ -58,7 +58,7 @@ class Threshold(BaseModel):
         distance = max(math.log(max(self.value, MIN_SCORE)) - typical, 1e-3)
         steepness = math.log(19) / distance  # 19 to 1 at the typical good score
         x = steepness * (math.log(max(score, MIN_SCORE)) - math.log(max(self.value, MIN_SCORE)))
-        return float(1 / (1 + math.exp(-min(max(x, -60.0), 60.0))))
+        return float(1 / (1 + math.exp(-min(max(x, -30.0), 30.0))))
 
 
 def threshold_from_good(scores: Sequence[float], false_alarm_rate: float) -> Threshold:

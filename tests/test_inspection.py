@@ -1,0 +1,344 @@
+"""Model files: thresholds, what is written and read, predictions equal to the study's, learning a new product."""
+
+import json
+import math
+import shutil
+import zipfile
+from contextlib import contextmanager
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import trees
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from iumad import Predictor
+from iumad.config.files import build_study
+from iumad.data import open_dataset
+from iumad.data.export import export_mvtec3d
+from iumad.data.minicandies import MiniCandies
+from iumad.errors import CheckpointError, ConfigError, DataError
+from iumad.evaluation.evaluate import anomaly_maps
+from iumad.features.cache import FeatureStore
+from iumad.inspection.fit import fit_folder, learn_folder, own_run
+from iumad.inspection.model_file import load_model, read_card, save_model
+from iumad.inspection.outputs import keys_of, overlay, report_page, table_of
+from iumad.inspection.threshold import (
+    promise,
+    threshold_from_defects,
+    threshold_from_good,
+)
+
+SMALL = [
+    "data.image_size=32",
+    "features={weights: random, grid: 4, levels: [1, 2]}",
+    "evaluation.pool=4",
+]
+TRAINED = [*SMALL, "model.dim=16", "model.heads=2", "training.epochs=2", "increment.epochs=2"]
+
+
+@contextmanager
+def silent(title, total):  # noqa: ARG001
+    yield [].append
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """MiniCandies of three categories on disk, in the layout of MVTec 3D-AD."""
+    root = tmp_path_factory.mktemp("own") / "candies"
+    names = ["chocolate", "pretzel", "madeleine"]
+    content = {"name": "minicandies", "categories": names, "image_size": 32, "n_train": 6}
+    counts = {"n_validation": 2, "n_test_good": 2, "n_test_defect": 2, "seed": 0}
+    config = build_study({"data": content | counts}, "test").data
+    export_mvtec3d(MiniCandies(config), root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def fitted(folder):
+    return fit_folder(folder, own_run(folder, assignments=SMALL), 0.05, silent)
+
+
+@pytest.fixture(scope="module")
+def file(fitted, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "candies.iumad"
+    save_model(fitted.model, path)
+    return path
+
+
+# --- thresholds ---------------------------------------------------------------------------------
+
+
+def test_the_threshold_of_two_scores_by_hand():
+    # logs 0 and 2: mean 1, deviation sqrt(2); t(0.75, 1) = 1; limit 1 + sqrt(2) sqrt(3 / 2) = 1 + sqrt(3)
+    found = threshold_from_good([1.0, math.e**2], 0.25)
+    assert found.value == pytest.approx(math.exp(1 + math.sqrt(3)))
+    assert found.interval == (0.0, pytest.approx(1 - 0.05**0.5))  # 0 of 2
+    assert "0 of 2 held-out good images" in promise(found)
+
+
+def test_new_good_images_exceed_the_threshold_as_often_as_was_asked():
+    rng = np.random.default_rng(0)
+    for n, rate in ((5, 0.05), (20, 0.05), (20, 0.2)):
+        alarms = [
+            np.mean(
+                np.exp(rng.normal(size=50))
+                > threshold_from_good(np.exp(rng.normal(size=n)).tolist(), rate).value
+            )
+            for _ in range(400)
+        ]
+        assert 0.6 * rate < np.mean(alarms) < rate + 0.01
+
+
+@given(
+    st.lists(st.floats(0.01, 100), min_size=2, max_size=30),
+    st.floats(0.001, 0.5),
+    st.floats(0.01, 100),
+)
+@settings(max_examples=60, deadline=None)
+def test_normalised_scores_rise_through_one_half_at_the_threshold(scores, rate, score):
+    found = threshold_from_good(scores, rate)
+    assert found.normalised(found.value) == pytest.approx(0.5)
+    assert 0 < found.normalised(score) < 1
+    assert (found.normalised(score) > 0.5) == (score > found.value) or score == pytest.approx(
+        found.value
+    )
+
+
+def test_the_threshold_from_defects_has_the_lowest_cost():
+    good, bad = [1.0, 2.0, 3.0, 10.0], [4.0, 5.0, 20.0]
+    found = threshold_from_defects(good, bad)  # above 3 and below 4: one false alarm, no miss
+    assert 3 < found.value < 4 and found.source == "defects"
+    cheap = threshold_from_defects(
+        good, bad, miss_cost=0.1
+    )  # misses of 4 and 5 are better than the alarm at 10
+    assert 10 < cheap.value < 20
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: threshold_from_good([1.0], 0.1),
+        lambda: threshold_from_good([1.0, 2.0], 0.9),
+        lambda: threshold_from_defects([], [1.0]),
+        lambda: threshold_from_defects([1.0], [2.0], 0.0),
+    ],
+)
+def test_thresholds_that_cannot_be_found(call):
+    with pytest.raises(ConfigError):
+        call()
+
+
+# --- the file -----------------------------------------------------------------------------------
+
+
+def test_a_model_comes_back_with_the_same_bits_without_its_folder(folder, fitted, file, tmp_path):
+    image, cloud = pair(folder, "chocolate")
+    before = Predictor(fitted.model)(image, cloud, "chocolate")
+    alone = tmp_path / "elsewhere" / "renamed.iumad"
+    alone.parent.mkdir()
+    shutil.copy(file, alone)
+    after = Predictor.load(alone)(image, cloud, "chocolate")
+    assert before.score == after.score
+    np.testing.assert_array_equal(before.anomaly_map, after.anomaly_map)
+    card = read_card(alone)
+    assert card.categories == ("chocolate", "madeleine", "pretzel")
+    assert str(folder) not in json.dumps(card.model_dump(mode="json"))
+    save_model(load_model(alone), tmp_path / "again.iumad")
+    assert (tmp_path / "again.iumad").read_bytes() == file.read_bytes()
+
+
+def test_damage_is_found_and_named(file, tmp_path):
+    data = file.read_bytes()
+    cases = {"empty": b"", "text": b"hello", "cut": data[: len(data) // 2]}
+    middle = bytearray(data)
+    middle[len(data) // 2] ^= 255
+    cases["flipped"] = bytes(middle)
+    for name, content in cases.items():
+        path = tmp_path / f"{name}.iumad"
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=f"{name}.iumad"):
+            load_model(path)
+    with pytest.raises(CheckpointError, match="no such model file"):
+        load_model(tmp_path / "nowhere.iumad")
+
+
+def test_a_newer_version_is_refused(file, tmp_path):
+    path = tmp_path / "newer.iumad"
+    with zipfile.ZipFile(file) as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name == "card.json":
+                content = json.dumps(json.loads(content) | {"version": 99}).encode()
+            new.writestr(name, content)
+    with pytest.raises(CheckpointError, match="version 99"):
+        load_model(path)
+
+
+# --- predictions --------------------------------------------------------------------------------
+
+
+def pair(folder, category, defect="good"):
+    image = sorted((folder / category / "test" / defect / "rgb").glob("*"))[0]
+    return image, next((folder / category / "test" / defect / "xyz").glob(f"{image.stem}.*"))
+
+
+@pytest.mark.parametrize("encoding", ["z", "z+normals", "xyz255"])
+@pytest.mark.parametrize("scaling", ["sample", "[0.2, 0.9]"])
+@pytest.mark.parametrize("kind", ["mvtec3d", "mvtec3d with remove_plane", "folder of depth maps"])
+def test_a_prediction_is_the_study_s_map_bit_for_bit(folder, tmp_path, kind, encoding, scaling):
+    root = folder
+    if kind == "folder of depth maps":
+        root = depth_maps(folder, tmp_path / "maps")
+    changes = [*SMALL, f"data.depth_encoding={encoding}", f"data.depth_scaling={scaling}"]
+    if kind.endswith("plane"):
+        changes.append("data.remove_plane=true")
+    run = own_run(root, assignments=changes)
+    model = fit_folder(root, run, 0.05, silent).model
+    dataset = open_dataset(run.data)
+    store = FeatureStore(dataset, run)
+    index = dataset.index[dataset.index["split"] == "test"]
+    chosen = index.groupby("category").head(2)
+    maps = anomaly_maps(model.detector, store, chosen["sample_id"].tolist())
+    pairs = [
+        (root / rgb, root / xyz) for rgb, xyz in zip(chosen["rgb"], chosen["xyz"], strict=True)
+    ]
+    predictions = Predictor(model).batch(pairs, chosen["category"].tolist())
+    for predicted, expected in zip(predictions, maps, strict=True):
+        np.testing.assert_array_equal(predicted.anomaly_map, expected)
+
+
+def depth_maps(folder, root):
+    """The same data as 16-bit depth maps in tenths of a millimetre, mapped by `iumad data new`."""
+    from iumad.data.folders.own import Mapping, new_dataset, validated
+    from iumad.data.images import read_xyz
+
+    categories = {}
+    for category in ("chocolate", "pretzel"):
+        for split in ("train", "test"):
+            for rgb in (folder / category / split / "good" / "rgb").glob("*.png"):
+                target = root / category / f"{split}_{rgb.stem}.png"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(rgb, target)
+                z = read_xyz(rgb.parents[1] / "xyz" / f"{rgb.stem}.tiff")[..., 2]
+                trees.write_png(
+                    root / f"{category}_z" / target.name, np.round(z * 1e4).astype(np.uint16)
+                )
+        categories[category] = {
+            "good": {"rgb": str(root / category), "depth": str(root / f"{category}_z")}
+        }
+    content = {"depth_scale": 1e-4, "categories": categories}
+    new_dataset(validated(root / "mapping.yaml", content, Mapping), root)
+    return root
+
+
+def test_a_prediction_does_not_depend_on_its_neighbours_or_on_arrays(folder, file):
+    from iumad.data.images import read_rgb, read_xyz
+
+    predictor = Predictor.load(file)
+    pairs = [pair(folder, name) for name in predictor.categories]
+    together = predictor.batch(pairs)
+    for (image, cloud), one in zip(pairs, together, strict=True):
+        alone = predictor(read_rgb(image), read_xyz(cloud))
+        np.testing.assert_array_equal(alone.anomaly_map, one.anomaly_map)
+        assert (alone.category, alone.confidence) == (one.category, one.confidence)
+        assert one.recognised and 0 <= one.confidence <= 1
+        assert one.region is None or one.is_anomalous
+
+
+def test_what_cannot_be_predicted_is_named(folder, file):
+    predictor = Predictor.load(file)
+    image, cloud = pair(folder, "chocolate")
+    with pytest.raises(DataError, match="depth image is missing"):
+        predictor(image)
+    with pytest.raises(ConfigError, match="unknown category 'cooky'"):
+        predictor(image, cloud, "cooky")
+    with pytest.raises(DataError, match="uint8"):
+        predictor(np.zeros((8, 8), np.uint8), cloud)
+    with pytest.raises(ConfigError, match="category for each"):
+        predictor.batch([(image, cloud)], ["chocolate", "pretzel"])
+    assert predictor.batch([]) == []
+
+
+def test_a_threshold_can_be_changed_at_prediction(folder, file):
+    image, cloud = pair(folder, "chocolate")
+    low = Predictor.load(file, {"chocolate": 1e-6})(image, cloud, "chocolate")
+    high = Predictor.load(file, {"chocolate": 1e6})(image, cloud, "chocolate")
+    assert low.is_anomalous and low.region is not None and low.region.area > 0.9
+    assert not high.is_anomalous and high.region is None
+    left, top, right, bottom = low.region.box
+    assert 0 <= left < right <= 32 and 0 <= top < bottom <= 32
+
+
+# --- outputs ------------------------------------------------------------------------------------
+
+
+def test_equal_names_do_not_collide(tmp_path):
+    paths = [tmp_path / f"{a}/{b}/1.png" for a in "xy" for b in "pq"] + [tmp_path / "x/p/1.jpg"]
+    keys = keys_of(paths)
+    assert len(set(keys)) == len(paths)
+    assert keys[0] != keys[4]
+    assert keys_of([tmp_path / "a.png"]) == ["a"]
+
+
+def test_tables_and_pages_show_every_prediction_and_escape_names(folder, file):
+    from iumad.inspection.outputs import Scored
+
+    predictor = Predictor.load(file)
+    prediction = predictor(*pair(folder, "chocolate"))
+    scored = [Scored(folder / "<script>alert(1)</script>.png", "k", prediction)]
+    table = table_of(scored)
+    assert table.loc[0, "score"] == prediction.score
+    page = report_page(scored, "<b>x</b>")
+    assert "<script>alert" not in page and "&lt;script&gt;" in page and "<b>x</b>" not in page
+    picture = overlay(prediction)
+    assert picture.shape == prediction.image.shape and picture.dtype == np.uint8
+
+
+# --- learning a new product ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes", [SMALL, TRAINED], ids=["bank", "trained"])
+def test_a_new_category_is_learnt_and_what_is_lost_is_said(folder, tmp_path, changes):
+    old, new = tmp_path / "old", tmp_path / "new"
+    for name in ("chocolate", "pretzel"):
+        shutil.copytree(folder / name, old / name)
+    shutil.copytree(folder / "madeleine", new / "madeleine")
+    method = "memory-bank" if changes is SMALL else "ib-iumad"
+    model = fit_folder(old, own_run(old, method, assignments=changes), 0.05, silent).model
+    grown, lost = learn_folder(model, new, 0.05, silent)
+    assert grown.model.card.categories == ("chocolate", "pretzel", "madeleine")
+    assert lost["category"].tolist() == ["chocolate", "pretzel"]
+    assert set(grown.table["category"]) == {"madeleine"}
+    predictor = Predictor(grown.model)
+    assert predictor(*pair(folder, "madeleine"), "madeleine").score > 0
+    if method == "memory-bank":  # a bank of its own for each category forgets nothing
+        assert (lost["score before"] == lost["score after"]).all()
+        before = Predictor(model)(*pair(folder, "pretzel"), "pretzel")
+        np.testing.assert_array_equal(
+            before.anomaly_map, predictor(*pair(folder, "pretzel"), "pretzel").anomaly_map
+        )
+    with pytest.raises(ConfigError, match="knows madeleine already"):
+        learn_folder(grown.model, new, 0.05, silent)
+
+
+def test_the_table_counts_false_alarms_and_misses(fitted):
+    table = fitted.table.set_index("category")
+    assert table["train"].tolist() == [6, 6, 6]
+    assert table["held out"].tolist() == [
+        8,
+        8,
+        8,
+    ]  # cross-fitted training images and two of validation
+    assert ((table["false alarms"] <= 2) & (table["misses"] <= 2)).all()
+    assert isinstance(table, pd.DataFrame)
+
+
+def test_own_images_get_a_measured_depth_range_and_sizes_that_fit(folder):
+    run = own_run(folder)
+    low, high = run.data.depth_scaling
+    assert 0 < low < high
+    assert run.data.image_size == 128
+    assert torch.get_num_threads() >= 1
