@@ -94,7 +94,9 @@ def threshold_from_good(scores: Sequence[float], false_alarm_rate: float) -> Thr
     if rank <= n:
         value = max(value, float(logs[rank - 1]))
     return Threshold(
-        value=math.exp(value),
+        value=math.exp(
+            min(value, 300.0)
+        ),  # two scores and a small rate ask for more than floats hold
         good_scores=tuple(sorted(float(score) for score in scores)),
         false_alarm_rate=false_alarm_rate,
     )
