@@ -1,4 +1,5 @@
 # PYTHON: any Python 3.11 or newer. PARAMS: the params file of `make study`. MARK: which tests; `make test MARK=` for all.
+# EXECUTE: `make book EXECUTE=1`. The book needs no torch; it trains nothing.
 PYTHON = python3
 PARAMS = params/smoke.yaml
 MARK = not slow
@@ -14,8 +15,8 @@ test: check  ## all checks, then the tests that MARK chooses, on up to four core
 check: .venv/installed  ## style, types, import rules
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports
 
-book: .venv/book  ## build the published book from book/executed; needs no torch and trains nothing
-	.venv/bin/iumad book
+book: .venv/book  ## build the published book; EXECUTE=1 executes its pages anew from the published tables first
+	.venv/bin/iumad book $(if $(EXECUTE),--execute)
 
 bench: .venv/installed  ## timings on this machine
 	for script in benchmarks/bench_*.py; do .venv/bin/python $$script; done

@@ -1,6 +1,7 @@
 """Shared fixtures: the hypothesis profile and the optional folder of real images."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,6 +70,17 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tiny.Finished:
     params = folder / "tiny.yaml"
     params.write_text(yaml.safe_dump(tiny.params(**tiny.FINISHED), sort_keys=False))
     return tiny.Finished(params, study, folder / "results", run_study(study, folder / "results"))
+
+
+@pytest.fixture(scope="session")
+def measured(finished: tiny.Finished, tmp_path_factory: pytest.TempPathFactory) -> tuple:
+    """The study of `finished` and a copy of its results folder in which all measurements are made."""
+    from iumad.study.measure import measure
+
+    folder = tmp_path_factory.mktemp("measured") / "results"
+    shutil.copytree(finished.results, folder)
+    measure(finished.study, folder)
+    return finished.study, folder
 
 
 @pytest.fixture(scope="session")

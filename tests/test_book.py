@@ -13,7 +13,6 @@ from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_notebook
 
 from iumad.errors import ConfigError
-from iumad.machine import usable_cores
 from iumad.report.book import (
     BookError,
     build_book,
@@ -21,157 +20,118 @@ from iumad.report.book import (
     extract_figures,
     failures,
     make_book,
+    republish,
 )
 
 MAX_PAGE = 3_000_000  # bytes of html
+FIGURE = """
+import pandas as pd
+from matplotlib import pyplot as plt
+from iumad.report.style import in_style, keep_table
+
+@in_style
+def draw(table):
+    figure, axis = plt.subplots()
+    axis.plot(table["x"])
+    return keep_table(figure, table)
+
+draw(pd.DataFrame({"x": [1, 2]}))
+"""
 
 
 @pytest.fixture
-def small_repository(tmp_path: Path) -> Callable[[str], Path]:
-    """Return a function that makes a repository of one notebook with the given last cell."""
+def small_repository(tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that makes a repository of one notebook with the given last cell and own params file."""
 
-    def make(source: str) -> Path:
-        cells = [
-            new_code_cell(
-                'profile = None\nseeds = None\nresults = "x"', metadata={"tags": ["parameters"]}
-            ),
-            new_code_cell(source),
-        ]
+    def make(source: str, params: str = "mini") -> Path:
+        first = f'params_file = "../params/{params}.yaml"\nresults = "../results"\nrun = False'
+        cells = [new_code_cell(first, metadata={"tags": ["parameters"]}), new_code_cell(source)]
         kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
         notebook = new_notebook(cells=cells, metadata={"kernelspec": kernel})
-        folder = tmp_path / "notebooks"
-        folder.mkdir()
-        nbformat.write(notebook, folder / "01_one.ipynb")
+        for name in ("notebooks", "params/other"):
+            (tmp_path / name).mkdir(parents=True)
+        for name in ("params/settings.yaml", "params/two.yaml", "params/other/settings.yaml"):
+            (tmp_path / name).write_text("seeds: [3]\n")
+        nbformat.write(notebook, tmp_path / "notebooks" / "01_one.ipynb")
         return tmp_path
 
     return make
 
 
-def write_params(folder: Path, text: str) -> Path:
-    path = folder / "two.yaml"
-    path.write_text(text)
-    return path
-
-
-def test_notebooks_get_the_content_of_the_params_file(small_repository):
-    root = small_repository("print(profile, seeds, results)")
-    params = write_params(root, "seeds: [3, 4]\n")
-    (path,) = execute_notebooks(params, root / "out", root, root / "runs")
-    assert failures(path) == []
-    output = nbformat.read(path, as_version=4).cells[-1].outputs[0].text
-    assert output.split() == ["two", "[3,", "4]", "../runs"]
-
-
-def test_a_notebook_with_a_study_of_its_own_keeps_it(small_repository):
-    root = small_repository("print(profile, seeds, results)")
-    path = root / "notebooks" / "01_one.ipynb"
-    notebook = nbformat.read(path, as_version=4)
-    notebook.cells[0].source += '\nparams_file = "../params/settings.yaml"'
-    nbformat.write(notebook, path)
-    (done,) = execute_notebooks(
-        write_params(root, "seeds: [3]\n"), root / "out", root, root / "runs"
-    )
-    output = nbformat.read(done, as_version=4).cells[-1].outputs[0].text
-    assert output.split() == ["None", "None", "../runs"]
+def last_text(path: Path) -> str:
+    """What the last cell of an executed notebook printed."""
+    return nbformat.read(path, as_version=4).cells[-1].outputs[0].text.strip()
 
 
 @pytest.mark.parametrize(
-    ("folder", "shown"),
-    [("params/other", "../params/other/settings.yaml"), ("params", "../params/settings.yaml")],
+    ("own", "given", "shown"),
+    [
+        ("mini", "two", "../params/two.yaml"),  # a page of the main job shows any params file
+        ("settings", "two", "../params/settings.yaml"),  # another keeps its study,
+        ("settings", "other/two", "../params/other/settings.yaml"),  # or takes the one beside
+    ],
 )
-def test_a_study_beside_the_params_file_is_shown(small_repository, folder, shown):
-    root = small_repository("print(params_file)")
-    path = root / "notebooks" / "01_one.ipynb"
-    notebook = nbformat.read(path, as_version=4)
-    notebook.cells[0].source += '\nparams_file = "../params/settings.yaml"'
-    nbformat.write(notebook, path)
-    (root / folder).mkdir(parents=True)
-    (root / folder / "settings.yaml").write_text("seeds: [1]\n")
-    params = write_params(root / folder, "seeds: [3]\n")
-    (done,) = execute_notebooks(params, root / "out", root)
-    cells = nbformat.read(done, as_version=4).cells
-    assert cells[-1].outputs[0].text.strip() == shown
-    injected = [c for c in cells if "injected-parameters" in c.metadata.get("tags", [])]
-    assert len(injected) == (folder != "params")  # its default is left alone
-    assert str(root) not in done.read_text()
-
-
-def test_executed_notebooks_do_not_name_the_machine(small_repository):
-    root = small_repository("1 + 1")
-    (path,) = execute_notebooks(write_params(root, "seeds: [3]\n"), root / "out", root)
+def test_a_notebook_is_told_what_to_show_and_names_no_machine(small_repository, own, given, shown):
+    root = small_repository("print(params_file, results, run)", own)
+    params = root / "params" / f"{given}.yaml"
+    params.write_text("seeds: [3]\n")
+    (path,) = execute_notebooks(params, root / "out", root, root / "runs")
+    assert failures(path) == []
+    assert last_text(path) == f"{shown} ../runs False"
     assert str(root) not in path.read_text()
 
 
-def test_figures_of_tables_are_kept_as_svg_and_csv(small_repository):
+def test_published_pages_see_the_published_tables_alone(small_repository):
     root = small_repository(
-        "import pandas as pd\nfrom matplotlib import pyplot as plt\nfrom iumad.report.style import in_style\n"
-        "@in_style\ndef draw(table):\n    figure, axis = plt.subplots()\n    axis.plot(table['x'])\n"
-        "    return figure\ndraw(pd.DataFrame({'x': [1, 2]}))"
+        "from pathlib import Path\n"
+        "print([sorted(p.name for p in Path(d).iterdir()) for d in ('../results', '../params')])"
     )
+    for name in ("steps/0123", "mini", "efficiency"):
+        (root / "results" / name).mkdir(parents=True)
+    (path,) = republish(root / "executed", root)
+    assert last_text(path) == "[['mini'], ['other', 'settings.yaml', 'two.yaml']]"
+    assert "injected-parameters" not in path.read_text()
+
+
+def test_figures_of_tables_are_kept_as_svg_and_csv(small_repository):
+    root = small_repository(FIGURE)
     path = root / "notebooks" / "01_one.ipynb"
     notebook = nbformat.read(path, as_version=4)
     notebook.cells[-1].metadata["mystnb"] = {"figure": {"name": "curve", "caption": "A curve."}}
     nbformat.write(notebook, path)
-    (path,) = execute_notebooks(write_params(root, "seeds: [3]\n"), root / "out", root)
-    extract_figures(path, root / "figures")
+    (path,) = execute_notebooks(root / "params" / "two.yaml", root / "out", root)
+    names = ["curve.png", "curve.svg", "curve.csv"]
+    assert extract_figures(path, root / "figures") == {"curve": names}
     assert (root / "figures" / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert "</svg>" in (root / "figures" / "curve.svg").read_text()
     assert (root / "figures" / "curve.csv").read_text() == "x\n1\n2\n"
 
 
-def test_a_kernel_takes_no_more_threads_than_its_share_of_the_cores(small_repository, monkeypatch):
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    root = small_repository("import os; print(os.environ['OMP_NUM_THREADS'])")
-    (path,) = execute_notebooks(write_params(root, "seeds: [3]\n"), root / "out", root)
-    (output,) = nbformat.read(path, as_version=4).cells[-1].outputs
-    assert int(output.text) == usable_cores()  # one notebook has them all
-
-
 def test_a_failing_cell_stops_the_run_and_is_remembered(small_repository):
     root = small_repository("1 / 0")
     with pytest.raises(BookError, match=r"01_one\.ipynb: ZeroDivisionError"):
-        execute_notebooks(write_params(root, "seeds: [3]\n"), root / "out", root)
-    executed = root / "out" / "executed" / "01_one.ipynb"
+        execute_notebooks(root / "params" / "two.yaml", root / "out", root)
+    executed = root / "out" / "01_one.ipynb"
     assert "ZeroDivisionError" in " ".join(failures(executed))
     with pytest.raises(BookError, match="ZeroDivisionError"):
         build_book([executed], root / "out", root)
-
-
-def test_a_notebook_that_was_never_executed_is_not_published(small_repository):
-    root = small_repository("1 + 1")
     assert failures(root / "notebooks" / "01_one.ipynb") == ["it was never executed"]
 
 
 def test_a_misspelt_key_stops_before_any_notebook(small_repository):
     root = small_repository("1 + 1")
+    (root / "params" / "two.yaml").write_text("seedz: [3]\n")
     with pytest.raises(ConfigError, match="did you mean 'seeds'"):
-        execute_notebooks(write_params(root, "seedz: [3]\n"), root / "out", root)
-    assert not list(root.glob("out/executed/*"))
+        execute_notebooks(root / "params" / "two.yaml", root / "out", root)
+    assert not list(root.glob("out/*"))
 
 
-def test_outside_the_repository_there_is_a_clear_error(tmp_path):
+def test_outside_the_repository_there_is_a_clear_error(small_repository):
+    root = small_repository("1 + 1")
     with pytest.raises(BookError, match="repository"):
-        execute_notebooks(write_params(tmp_path, "seeds: [3]\n"), tmp_path / "out", tmp_path)
+        execute_notebooks(root / "params" / "two.yaml", root / "out", root / "params")
     with pytest.raises(BookError, match="no executed notebooks"):
-        make_book(None, tmp_path / "out", tmp_path)
-
-
-def test_published_notebooks_succeeded_and_are_current(repository):
-    published = sorted((repository / "book" / "executed").glob("*.ipynb"))
-    if not published:
-        pytest.skip("no notebooks are published in book/executed yet")
-    notebooks = sorted((repository / "notebooks").glob("*.ipynb"))
-    assert [path.name for path in published] == [path.name for path in notebooks]
-    for path, source in zip(published, notebooks, strict=True):
-        assert failures(path) == []
-        ran = [
-            c for c in code_cells(path) if "injected-parameters" not in c.metadata.get("tags", [])
-        ]
-        assert [cell.source for cell in ran] == [cell.source for cell in code_cells(source)]
-
-
-def code_cells(path: Path) -> list:
-    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+        make_book(None, root / "out", root)
 
 
 def soup(page: Path) -> BeautifulSoup:

@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
@@ -12,11 +11,8 @@ from iumad.study.diagnosis import (
     accuracy,
     between_share,
     bottleneck_features,
-    defect_table,
     diagnose,
     frozen_share,
-    inside_table,
-    told,
 )
 from iumad.study.runner import RunWork, trained_detector
 from iumad.study.steps import steps_of
@@ -84,48 +80,8 @@ def test_a_method_without_bottleneck_has_none_to_look_into(finished):
         bottleneck_features(run, finished.results)
 
 
-def test_kinds_of_defects_are_scored_against_the_good_images(finished, tmp_path):
-    table = defect_table(finished.study, finished.results).set_index("method")
-    assert list(table.index) == ["iuf", "ib-iumad", "memory-bank"]
-    shapes = [name.endswith(" *") for name in table]
-    assert shapes == sorted(shapes, reverse=True)
-    assert "bump *" in table
-    assert table.min().min() >= 0
-    assert table.max().max() <= 100
-    assert defect_table(finished.study, tmp_path).empty
-
-
-def test_what_is_told_of_a_look_inside():
-    rows = [
-        (0, "this step", 100.0, 99.0, 0.001, math.nan),
-        (1, "earlier", 40.0, 98.0, 0.02, 88.0),
-        (1, "this step", 0.0, math.nan, 0.05, math.nan),
-    ]
-    columns = ["step", "categories", "accuracy rgb", "gate rgb", "KL", "frozen"]
-    text = told(pd.DataFrame(rows, columns=columns))
-    for part in (
-        "knows 100 %",
-        "40 % of the earlier",
-        "0 % of the newest",
-        "98 %",
-        "0.00 and 0.05 nats",
-    ):
-        assert part in text
-    assert "88 % of what earlier features" in text
-    assert told(pd.DataFrame({"method": ["iuf"], "status": ["no trained model"]})).startswith("No ")
-
-
 def test_what_a_method_lacks_is_left_out(finished):
     (run,) = finished.study.select(methods=["iuf"]).runs()
     quantities = set(diagnose(run, finished.results)["quantity"])
     assert "accuracy rgb" in quantities
     assert not quantities & {"KL", "accuracy before", "accuracy after"}
-
-
-def test_the_table_of_a_run_that_is_not_finished_says_so(finished, tmp_path):
-    (run,) = finished.study.select(methods=["ib-iumad"]).runs()
-    assert inside_table(run, tmp_path)["status"].tolist() == [
-        "no trained model in the results folder"
-    ]
-    table = inside_table(run, finished.results)
-    assert table["categories"].tolist() == ["this step", "earlier", "this step"]

@@ -8,9 +8,7 @@ from hypothesis import strategies as st
 
 from iumad.config.sections import EvaluationConfig
 from iumad.evaluation import details
-from iumad.evaluation.metrics import aupro, image_auroc
-from iumad.study import details as evaluation_study
-from iumad.study import runner as study
+from iumad.evaluation.metrics import aupro
 
 
 def scored(
@@ -126,50 +124,3 @@ def test_thresholds_by_hand():
     # the line from (0, 0) to (0.9, 1) at 0.45 is 1/2: area 0.45 * 0.5 / 2, divided by 0.45
     assert details.aupro_from_thresholds(maps, masks, 2, 0.45) == pytest.approx(0.25)
     assert aupro(maps, masks, 0.45) == pytest.approx(1 / 3)  # found at FPR 0.3: 0.15 of 0.45 remain
-
-
-def test_measured_values_are_the_published_ones(finished):
-    run = finished.study.select(methods=["iuf"]).runs()[0]
-    rows = finished.rows[finished.rows["run_id"] == run.run_id]
-    last = rows[rows["step"] == rows["step"].max()]
-    published = last[last["metric"] == "i_auroc"].set_index("category")["value"]
-    for one in study.score_categories(run, finished.results):
-        assert image_auroc(one.scores, one.labels) == published[one.category]
-
-
-def test_tables_and_figure_of_a_study(finished):
-    study = finished.study.select(methods=["iuf", "memory-bank"])
-    measured, lotteries = evaluation_study.measure(study, finished.results)
-    table = evaluation_study.shifts(measured)
-    assert set(table["method"]) == {"iuf", "memory-bank"}
-    assert (table["there"] - table["here"]).to_numpy() == pytest.approx(table["shift"].to_numpy())
-    luck = evaluation_study.luck(lotteries)
-    # one good image and two defects of different types, all called 000: one remains, and AUROC is undefined
-    assert (luck["images"].iloc[0], luck["files"].iloc[0]) == (9, 3)
-    assert (luck["undefined"] == 1).all()
-    assert evaluation_study.shift_plot(table).axes
-
-
-def test_the_last_watched_epoch_is_the_published_one(finished):
-    before = sorted(finished.results.rglob("*"))
-    study = finished.study.select(methods=["ib-iumad", "memory-bank"])
-    epochs = evaluation_study.each_epoch(study, finished.results)
-    assert list(epochs["epoch"].unique()) == [1, 2]
-    rows = finished.rows[finished.rows["method"] == "ib-iumad"]
-    published = rows[rows["step"] == rows["step"].max()]
-    keys = ["category", "metric"]
-    published = published[published["metric"] == "i_auroc"]
-    ours = epochs[epochs["epoch"] == 2].set_index(keys)["value"]
-    assert ours.sort_index().equals(published.set_index(keys)["value"].sort_index())
-    assert sorted(finished.results.rglob("*")) == before
-    best = evaluation_study.best_epoch(epochs)
-    assert best["there"].mean() >= best["here"].mean()
-
-
-def test_luck_by_hand():
-    run = {"method": "iuf", "modality": "rgb", "setting": "2-1", "seed": 0}
-    values = pd.DataFrame({"evaluation": range(4), "value": [0.5, 0.7, 0.9, np.nan]})
-    table = evaluation_study.luck(values.assign(**run, here=0.6, images=9, files=3))
-    row = table.iloc[0]
-    assert (row["here"], row["there"], row["shift"], row["best"]) == pytest.approx((60, 70, 10, 30))
-    assert (row["evaluations"], row["undefined"]) == (4, 0.25)

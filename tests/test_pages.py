@@ -1,126 +1,177 @@
-"""What pages show: the paper's units and values, samples chosen by a rule, where numbers come from."""
+"""What pages show: tables in the paper's shape by hand, sentences that are computed, names that stay names."""
+
+import base64
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
+from bs4 import BeautifulSoup
+from markupsafe import Markup
 
 from iumad.config.schema import StudyConfig
-from iumad.data import open_dataset
-from iumad.report import tables as pages
+from iumad.report import html, tables, text
+from iumad.report.page import Page
+from iumad.study.load import no_rows
 from iumad.study.results import ROW_SCHEMA
+from iumad.study.verdicts import evidence_of
+
+HOSTILE = "<script>alert(1)</script>"
+
+
+def rows_of(values: dict[tuple[str, int, int, str], float], **constant: str) -> pd.DataFrame:
+    """Image AUROC, and the same as AUPRO, by method, seed, step and category."""
+    keys = ["method", "seed", "step", "category"]
+    table = pd.DataFrame(list(values), columns=keys).assign(value=list(values.values()))
+    labels = {"profile": "p", "dataset": "minicandies", "modality": "rgb+depth", "setting": "6-1"}
+    table = table.assign(**labels | constant, n_good=1, n_defect=1)
+    table["run_id"] = table["method"] + table["seed"].astype(str) + table["setting"]
+    both = pd.concat([table.assign(metric=metric) for metric in ("i_auroc", "aupro")])
+    return both[list(ROW_SCHEMA.columns)].reset_index(drop=True)
+
+
+TWO_SEEDS = {
+    # category a: 0.9 after its own step, then 0.8 (ours) or 0.6 (iuf); b at the end
+    **{("ib-iumad", s, 0, "a"): 0.9 for s in (0, 1)},
+    **{("iuf", s, 0, "a"): 0.9 for s in (0, 1)},
+    ("ib-iumad", 0, 1, "a"): 0.80, ("ib-iumad", 0, 1, "b"): 0.90,
+    ("ib-iumad", 1, 1, "a"): 0.80, ("ib-iumad", 1, 1, "b"): 0.90,
+    ("iuf", 0, 1, "a"): 0.60, ("iuf", 0, 1, "b"): 0.90,
+    ("iuf", 1, 1, "a"): 0.60, ("iuf", 1, 1, "b"): 0.92,
+}  # fmt: skip
 
 
 @pytest.fixture
 def study() -> StudyConfig:
-    data = {"name": "minicandies", "categories": ["cookie", "donut", "gummy"], "image_size": 64}
-    counts = {"n_train": 1, "n_validation": 1, "n_test_good": 4, "n_test_defect": 6}
-    return StudyConfig.model_validate(
-        {
-            "profile": "page",
-            "data": data | counts,
-            "modalities": ["rgb", "rgb+depth"],
-            "settings": ["3-0", "2-1"],
-            "seeds": [0, 1],
-        }
+    grid = {"settings": ["10-0", "6-1"], "modalities": ["rgb", "rgb+depth"], "seeds": [0, 1]}
+    return StudyConfig.model_validate({"methods": {"iuf": {}, "ib-iumad": {}}} | grid)
+
+
+def plain(cell: object) -> str:
+    return Markup(cell).striptags() if isinstance(cell, Markup) else str(cell)
+
+
+def test_a_table_in_the_paper_s_shape_by_hand(study):
+    table = tables.paper_table(study, rows_of(TWO_SEEDS), ["i_auroc", "fm_i_auroc"])
+    assert list(table.columns)[3:] == [
+        ("image AUROC", "10-0"),
+        ("image AUROC", "6-1"),
+        ("FM image AUROC", "6-1"),  # nothing is forgotten in one step, and nobody asks
+    ]
+    cells = table.set_index([("", "modality")]).loc["rgb+depth"].to_numpy().tolist()
+    # iuf: 75 and 76, sd 0.71, and the paper's 75.1; forgets 30 in both seeds, the paper's 15.1
+    assert [plain(c) for c in cells[0]] == [
+        "iuf",
+        "2",
+        "not run 88.7",
+        "75.5 ± 0.7 75.1",
+        "30.0 ± 0.0 15.1",
+    ]
+    assert [plain(c) for c in cells[1]][3:] == ["85.0 ± 0.0 78.6", "10.0 ± 0.0 9.3"]
+    assert [("<b>" in row[3], "<b>" in row[4]) for row in cells] == [(False, False), (True, True)]
+    missing = table.set_index([("", "modality")]).loc["rgb"]
+    assert {plain(c).split(" 8")[0].split(" 7")[0] for c in missing["image AUROC", "6-1"]} == {
+        "not run"
+    }
+
+
+def test_a_study_without_rows_still_has_its_tables(study):
+    table = tables.paper_table(study, no_rows(), ["i_auroc"])
+    assert len(table) == 4
+    assert all("not run" in cell for cell in table["image AUROC", "6-1"])
+    assert tables.category_table(study, no_rows(), "i_auroc").empty
+    assert tables.ranks(no_rows()).empty
+
+
+def test_a_category_without_defects_is_undefined_and_hides_nothing(study):
+    rows = rows_of(TWO_SEEDS)
+    rows.loc[rows["category"] == "b", "value"] = np.nan
+    (line, _) = tables.category_table(study, rows, "i_auroc").to_dict("records")
+    assert line["a"] == pytest.approx(80) or line["a"] == pytest.approx(60)
+    assert np.isnan(line["b"])
+    assert np.isnan(line["mean"])
+    cells = tables.paper_table(study, rows, ["i_auroc"])["image AUROC", "6-1"]
+    assert sum("undefined" in cell for cell in cells) == 2
+
+
+@pytest.fixture
+def page(study, tmp_path) -> Page:
+    """A page of two seeds of one cell of the grid, without a params file beside it."""
+    return Page(study, tmp_path, tmp_path, rows_of(TWO_SEEDS))
+
+
+@pytest.fixture(autouse=True)
+def _evidence_of_the_page(monkeypatch):
+    monkeypatch.setattr(Page, "evidence", property(lambda page: evidence_of(page.rows)))
+
+
+def test_sentences_by_hand(page):
+    compared = page.compared("iuf")
+    asked, accuracy, forgetting = text.learning_in_steps(page.part(), compared)
+    assert "setting 6-1 (2 categories in 2 steps), 2 seeds" in asked
+    assert "<code>ib-iumad</code> 85.0 % image AUROC" in asked
+    # differences 10 and 9: mean 9.5, half width t(1) * sd / sqrt(2) = 12.706 * 0.5 = 6.35
+    assert "+9.5 points better [+3.1, +15.9], the paper +3.5" in plain(accuracy)
+    # forgets 10 instead of 30 in both seeds; the paper 9.3 instead of 15.1 (Table 1)
+    assert "+20.0 points better [+20.0, +20.0]" in plain(forgetting)
+    assert "the paper +5.8" in plain(forgetting)
+    table = tables.comparison(compared).set_index("metric")
+    assert table.loc["image AUROC", "difference"] == pytest.approx(9.5)
+    assert (
+        plain(table.loc["FM AUPRO", "verdict"] if "FM AUPRO" in table.index else "better")
+        == "better"
     )
 
 
-def rows_of(values: dict[int, float], setting: str = "10-0") -> pd.DataFrame:
-    """Image AUROC of one category of IUF on MVTec 3D-AD, one row a seed."""
-    table = pd.DataFrame({"seed": list(values), "value": list(values.values())}).assign(
-        run_id=[f"r{seed}" for seed in values],
-        profile="page",
-        dataset="minicandies",
-        method="iuf",
-        modality="rgb+depth",
-        setting=setting,
-        step=0,
-        category="cookie",
-        metric="i_auroc",
-        n_good=4,
-        n_defect=6,
-    )
-    return ROW_SCHEMA.validate(table[list(ROW_SCHEMA.columns)])
+def test_one_seed_claims_nothing_and_what_is_missing_is_said(study, tmp_path):
+    one = {key: value for key, value in TWO_SEEDS.items() if key[1] == 0}
+    page = Page(study, tmp_path, tmp_path, rows_of(one))
+    assert "undecided" in plain(text.learning_in_steps(page.part(), page.compared("iuf"))[1])
+    empty = Page(study, tmp_path, tmp_path, no_rows())
+    compared = empty.compared("iuf")
+    assert text.learning_in_steps(no_rows(), compared) == [text.NOT_ANSWERED]
+    assert text.over_settings(no_rows(), compared, compared) == [text.NOT_ANSWERED]
+    assert text.against_the_mark(no_rows()) == [text.NOT_ANSWERED]
 
 
-def test_table_is_in_percent_beside_the_value_of_the_paper():
-    (row,) = pages.table_beside_paper(rows_of({0: 0.8, 1: 0.9})).to_dict("records")
-    assert row["mean"] == pytest.approx(85.0)
-    assert row["sd"] == pytest.approx(100 * 0.1 / np.sqrt(2))  # of 0.8 and 0.9, n - 1
-    assert row["n"] == 2
-    assert row["paper (mvtec3d)"] == pytest.approx(88.7)  # Table 1, IUF, RGB+3D, 10-0
+def test_a_page_says_what_is_not_run(study, tmp_path):
+    page = Page(study, tmp_path, tmp_path, no_rows())
+    assert "no run is finished" in page.status().source
+    assert "iumad run params/default.yaml" in page.status().source
+    assert "iuf, ib-iumad" in page.provenance().source
+    assert page.measured("samples").empty
 
 
-def test_a_setting_that_the_paper_lacks_has_no_value_of_it():
-    table = pages.table_beside_paper(rows_of({0: 0.8}, setting="5-5"))
-    assert table["paper (mvtec3d)"].isna().all()
-    assert table["sd"].isna().all()
+def test_names_from_data_are_escaped_wherever_they_go(tmp_path):
+    methods = {HOSTILE: {"preset": "iuf"}, "ib-iumad": {}}
+    study = StudyConfig.model_validate({"profile": HOSTILE, "methods": methods})
+    rows = rows_of(TWO_SEEDS, profile=HOSTILE, dataset=HOSTILE)
+    rows = rows.replace({"method": {"iuf": HOSTILE}, "category": {"a": HOSTILE, "b": "$x$"}})
+    page = Page(study, tmp_path, tmp_path, rows)
+    frame = pd.DataFrame({HOSTILE: [HOSTILE, 1.0], "n": [1, 2]})
+    shown = [
+        html.table(tables.paper_table(study, rows, ["i_auroc"]), csv=HOSTILE),
+        html.table(tables.category_table(study, rows, "i_auroc")),
+        html.table(tables.comparison(page.compared("ib-iumad"))),
+        html.table(frame),
+        html.fold(HOSTILE, HOSTILE, html.table(frame)),
+        html.box(
+            [HOSTILE, *text.learning_in_steps(rows, "mvtec3d"), *text.place_among(rows)], HOSTILE
+        ),
+        Page(study, tmp_path, rows).status(),
+        Page(study, tmp_path, rows).provenance(),
+    ]
+    for piece in shown:
+        source = piece._repr_html_()
+        parsed = BeautifulSoup(source, "html.parser")
+        assert not parsed.find("script"), source
+        assert "alert" in source
+        assert "mathjax_ignore" in parsed.div["class"]
 
 
-def test_detail_is_the_last_setting_and_modality_with_all_methods(study):
-    detail = pages.detail(study)
-    assert (detail.settings, detail.modalities) == (("2-1",), ("rgb+depth",))
-    assert list(detail.methods) == list(study.methods)
-
-
-def test_headline_names_profile_and_grid(study):
-    headline = pages.headline(pages.detail(study))
-    assert headline == "profile page on minicandies: iuf, ib-iumad; 2-1; rgb+depth; 2 seed(s)"
-
-
-def test_defects_take_turns_over_categories(study):
-    picked = pages.pick_defects(open_dataset(study.data), 3)
-    categories, _, defects, _ = zip(*(sample_id.split("/") for sample_id in picked), strict=True)
-    assert categories == ("cookie", "donut", "gummy")
-    assert len(set(defects)) == 3
-
-
-def test_missed_defects_by_hand(study, monkeypatch):
-    def scored(_run, sample_ids, _folder):
-        """Good samples of cookie and gummy score 0, 1, 2, 3 and those of donut 10; defects score 1.5 and 5."""
-        score = {"good": {"donut": [10] * 4}, "hole": 5}
-        maps = []
-        for sample_id in sample_ids:
-            category, _, defect, number = sample_id.split("/")
-            good = score["good"].get(category, [0, 1, 2, 3])
-            value = good[int(number)] if defect == "good" else score.get(defect, 1.5)
-            maps.append(np.full((64, 64), value, dtype=np.float32))
-        return np.stack(maps)
-
-    monkeypatch.setattr(pages, "score_samples", scored)
-    table = pages.missed_defects(study, "unused").set_index("sample_id")["beaten_by"]
-    assert table["cookie/test/hole/000"] == 0.0  # 5 is above all good ones
-    assert table["cookie/test/bump/000"] == 0.5  # 1.5 is below 2 and 3
-    assert table["donut/test/hole/000"] == 1.0
-    assert table.is_monotonic_decreasing
-    assert len(table) == 18
-
-
-def test_stains_do_not_change_depth_and_dents_do(study):
-    strength = pages.defect_strength(open_dataset(study.data)).set_index("defect")
-    assert strength.loc["stain", "depth_mm"] == 0
-    assert strength.loc["dent", "depth_mm"] > 0.1
-    assert (strength["colour"] > 0).all()
-    assert (strength["images"] == 3).all()
-
-
-def test_shown_tables_have_no_negative_zero_and_mark_what_is_missing():
-    html = pages.shown(pd.DataFrame({"a": [-0.001, np.nan], "n": [1, 2]})).to_html()
-    assert "-0.0" not in html
-    assert ">-<" in html
-    assert ">1<" in html
-
-
-def test_provenance_of_nothing_is_empty_not_an_error(study, tmp_path):
-    table = pages.provenance_table(pages.detail(study), tmp_path)
-    assert (table["steps"] == 0).all()
-    assert pages.environment_table(study, tmp_path)["value"].eq("").all()
-
-
-def test_the_time_of_a_study_counts_shared_steps_once(finished):
-    both = finished.study.model_copy(update={"methods": dict(finished.study.methods)})
-    both.methods["again"] = both.methods["ib-iumad"].model_copy(update={"preset": "ib-iumad"})
-    for study in (finished.study, both):
-        facts = pages.environment_table(study, finished.results).set_index("what")["value"]
-        steps = len(list(finished.results.glob("steps/*/provenance.json")))
-        assert facts["time"].endswith(f"h for {steps} steps")
+def test_numbers_of_a_table_can_be_saved_as_they_are():
+    frame = pd.DataFrame({("", "method"): [html.code("iuf")], ("AUPRO", "6-1"): [-0.04]})
+    source = html.table(frame, csv="results").source
+    assert ">0.0<" in source  # not -0.0
+    data = re.search(r'download="results.csv" href="data:text/csv;base64,([^"]+)"', source)[1]
+    assert base64.b64decode(data).decode() == "method,AUPRO 6-1\niuf,-0.04\n"

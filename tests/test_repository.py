@@ -86,16 +86,6 @@ def test_notebooks_have_one_parameters_cell_and_no_outputs(path):
     )
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=by_name)
-def test_parameters_cell_has_every_key_of_a_params_file(path):
-    cells = nbformat.read(path, as_version=4).cells
-    source = next(c.source for c in cells if "parameters" in c.metadata.get("tags", []))
-    names = re.findall(r"^(\w+) = ", source, flags=re.MULTILINE)
-    # papermill reads one assignment a line, and takes "=" in a comment for one
-    assert len(names) == len(source.splitlines())
-    assert {"params_file", "results"} <= set(names)
-
-
 def test_no_machine_paths():
     files = [p for p in ROOT.iterdir() if p.is_file()]
     files += [p for folder in WRITTEN for p in (ROOT / folder).rglob("*") if p.is_file()]

@@ -11,7 +11,7 @@ from rich.console import Console
 from iumad.cli.book import book, notebook, params
 from iumad.cli.data import cache_app, data_app
 from iumad.cli.output import console, escaped
-from iumad.cli.study import efficiency, evaluate, model, plan, publish, run
+from iumad.cli.study import efficiency, evaluate, measure, model, plan, publish, run
 from iumad.cli.use import fit, info, learn, pack, predict
 from iumad.errors import IumadError
 
@@ -21,7 +21,9 @@ app = typer.Typer(
     help="Incremental unified multimodal anomaly detection: train, evaluate, predict, and study IB-IUMAD.",
 )
 STUDY, USE, BOOK = "Studies", "Your own images", "Pages"
-STUDY_COMMANDS: list[Callable[..., None]] = [run, plan, evaluate, efficiency, model, publish]
+STUDY_COMMANDS: list[Callable[..., None]] = [
+    *(run, plan, evaluate, measure, efficiency, model, publish)
+]
 USE_COMMANDS: list[Callable[..., None]] = [fit, predict, learn, info, pack]
 for command in STUDY_COMMANDS:
     app.command(rich_help_panel=STUDY)(command)

@@ -12,6 +12,7 @@ from iumad.cli.options import Params
 from iumad.cli.output import console, print_table
 from iumad.config.files import base_chain, load_params
 from iumad.config.schema import StudyConfig
+from iumad.errors import ConfigError
 
 
 def params(
@@ -53,11 +54,20 @@ def book(
     out: Annotated[Path, typer.Option(help="folder for executed notebooks and pages")] = Path(
         "build"
     ),
+    execute: Annotated[
+        bool,
+        typer.Option(
+            "--execute",
+            help="execute the published notebooks anew first, from the published tables alone",
+        ),
+    ] = False,
 ) -> None:
     """Execute the notebooks for a params file and build the book; without one, build the published book."""
     from iumad.report.book import make_book
 
-    page = make_book(params, out / (params.stem if params else "published"))
+    if params is not None and execute:
+        raise ConfigError("--execute is for the published book: leave it out, or the params file")
+    page = make_book(params, out / (params.stem if params else "published"), execute=execute)
     console.print(f"open {page.resolve()}", markup=False, highlight=False)
 
 

@@ -38,6 +38,7 @@ def run(
     What is finished is loaded, what was interrupted goes on.
     """
     from iumad.study.check import check_study
+    from iumad.study.measure import measure as measured
     from iumad.study.parallel import default_jobs, run_parallel
     from iumad.study.runner import run_study
 
@@ -45,6 +46,7 @@ def run(
     check_study(study, device)
     run_parallel(study, results, device, jobs or default_jobs(device))
     print_summary(run_study(study, results, device))
+    measured(study, results)
 
 
 def plan(
@@ -106,6 +108,25 @@ def evaluate(
     if csv is not None:
         tables.write_table(rows, csv)
         console.print(f"{len(rows)} rows written to {csv}", markup=False, highlight=False)
+
+
+def measure(
+    params: Params,
+    results: Results = Path("results"),
+    kind: Annotated[
+        list[str] | None, typer.Option(help="only this kind (repeatable); default: all")
+    ] = None,
+    change: Set = None,
+) -> None:
+    """Measure what pages show of finished models beside their rows: scores, maps, evaluation details."""
+    from iumad.study.measure import measure as measured
+    from iumad.study.measured import KINDS
+
+    unknown = [name for name in kind or () if name not in KINDS]
+    if unknown:
+        raise ConfigError(f"--kind {unknown[0]}: no such kind; known: {', '.join(KINDS)}")
+    written = measured(chosen_study(params, change), results, kind or tuple(KINDS))
+    console.print(f"{results}: {written} tables measured", highlight=False)
 
 
 def efficiency(

@@ -1,9 +1,9 @@
-"""Execute the notebooks for a params file, and build the book from the executed copies.
+"""Execute the notebooks, and build the book from the executed copies.
 
-    notebooks/*.ipynb --papermill--> <out>/executed/*.ipynb
+    notebooks/*.ipynb --papermill--> <out>/executed/*.ipynb, or book/executed for the published ones
     book/ + executed notebooks ----> <out>/source --jupyter-book--> <out>/html
 
-`book/executed` holds the published notebooks; nothing here writes to it. Neither step needs torch in this process.
+Neither step needs torch, unless a notebook is told to run its study.
 """
 
 import base64
@@ -12,8 +12,11 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +25,14 @@ import papermill
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
-from iumad.config.files import load_params
+from iumad.config.files import load_params, refuse_unknown
 from iumad.errors import IumadError
 from iumad.machine import usable_cores
-from iumad.report.notebooks import notebook_parameters, seen_from
 
+COMMON = "mini.yaml"  # what notebooks name that show the main job of any params file
+OWN = ("steps", "efficiency")  # folders of a results folder that are not published
 LOG_LINES = 25  # of the builder's log shown when it fails
+KINDS = {"image/png": "png", "image/svg+xml": "svg", "text/csv": "csv"}
 
 
 class BookError(IumadError):
@@ -35,7 +40,11 @@ class BookError(IumadError):
 
 
 def make_book(
-    params: Path | None, out: Path, root: Path = Path(), results: Path | None = None
+    params: Path | None,
+    out: Path,
+    root: Path = Path(),
+    results: Path | None = None,
+    execute: bool = False,
 ) -> Path:
     """Build the book for a params file, or the published one.
 
@@ -49,6 +58,8 @@ def make_book(
         The repository.
     results : Path, optional
         Folder of runs; default: the notebooks' own, ``results/`` of the repository.
+    execute : bool
+        Without a params file: execute the published notebooks anew first, from the published tables alone.
 
     Returns
     -------
@@ -59,27 +70,32 @@ def make_book(
     ------
     BookError, ConfigError
     """
-    if params is None:
-        executed = sorted((root / "book" / "executed").glob("*.ipynb"))
+    published = root / "book" / "executed"
+    if params is not None:
+        executed = execute_notebooks(params, out / "executed", root, results)
+    elif execute:
+        executed = republish(published, root)
+        for path in executed:
+            extract_figures(path, root / "book" / "figures")
     else:
-        executed = execute_notebooks(params, out, root, results)
+        executed = sorted(published.glob("*.ipynb"))
     return build_book(executed, out, root)
 
 
 def execute_notebooks(
     params: Path, out: Path, root: Path = Path(), results: Path | None = None
 ) -> list[Path]:
-    """Run every notebook with the content of a params file as its parameters, one on each core.
+    """Run every notebook for a params file, one on each core.
 
     A notebook whose own params file is not the common one compares runs of a study of its own: it shows the
-    file of that name beside `params` if there is one, trains nothing, and says what of it is not run.
+    file of that name beside `params` if there is one.
 
     Parameters
     ----------
     params : Path
-        Checked against the schema first, because papermill accepts any key.
+        Checked against the schema first.
     out : Path
-        Executed notebooks go to ``<out>/executed``.
+        Folder of the executed notebooks.
     root, results : Path
         See `make_book`.
 
@@ -92,36 +108,51 @@ def execute_notebooks(
     ------
     BookError, ConfigError
     """
-    notebooks = sorted((root / "notebooks").glob("*.ipynb"))
-    if not notebooks:
-        raise BookError(f"no notebooks in {root / 'notebooks'}: run this in the repository")
     load_params(params)  # a mistake in it shows before anything runs
-    executed = out / "executed"
-    jobs = min(usable_cores(), len(notebooks))
-    spawn, threads = multiprocessing.get_context("spawn"), usable_cores() // jobs
-    with ProcessPoolExecutor(jobs, spawn, _share_cores, (threads,)) as pool:
-        tasks = [pool.submit(execute_notebook, n, params, executed, results) for n in notebooks]
-        try:
-            for task in tqdm(as_completed(tasks), total=len(tasks), desc="notebooks", unit="page"):
-                task.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-        return [task.result() for task in tasks]
+    jobs = {path: (path, params, out, results) for path in _notebooks(root)}
+    return _execute_all(jobs, execute_notebook)
 
 
-def _share_cores(threads: int) -> None:
-    """Limit the threads of the kernels that this process starts; more threads than cores wait for each other."""
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+def republish(out: Path, root: Path = Path()) -> list[Path]:
+    """Execute all notebooks as they are, from the published tables: own runs are not looked at."""
+    with _published_alone(root) as folder:
+        jobs = {
+            path: (path, out / path.name, dict[str, Any](), folder) for path in _notebooks(root)
+        }
+        return _execute_all(jobs, _execute)
 
 
 def execute_notebook(notebook: Path, params: Path, out: Path, results: Path | None = None) -> Path:
-    """Run one notebook and write it to a folder; see `execute_notebooks`."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Run one notebook for a params file and write it to a folder; see `execute_notebooks`."""
     parameters = notebook_parameters(notebook, params)
     if results is not None:
-        parameters["results"] = seen_from(notebook, results)
-    return _execute(notebook, out / notebook.name, parameters)
+        parameters["results"] = _seen_from(notebook, results)
+    return _execute(notebook, out / notebook.name, parameters, notebook.parent)
+
+
+def notebook_parameters(notebook: Path, params: Path) -> dict[str, Any]:
+    """What a notebook has to be told to show a params file, or its own study of the same folder.
+
+    A notebook without a study of its own shows `params`. Another shows the file of its study in the folder of
+    `params`; its default, if that is the same file or there is none.
+    """
+    own = own_study(notebook)
+    if own is None:
+        shows = "params_file" in papermill.inspect_notebook(str(notebook))
+        return {"params_file": _seen_from(notebook, params)} if shows else {}
+    beside = params.with_name(own.name)
+    if not beside.exists() or beside.resolve() == own.resolve():
+        return {}
+    return {"params_file": _seen_from(notebook, beside)}
+
+
+def own_study(notebook: Path) -> Path | None:
+    """The params file of a notebook that has a study of its own; None if it shows the main job of any, or none."""
+    parameters = papermill.inspect_notebook(str(notebook))
+    if "params_file" not in parameters:
+        return None
+    path = notebook.parent / parameters["params_file"]["default"].strip("\"'")
+    return None if path.name == COMMON else path
 
 
 def failures(notebook: Path) -> list[str]:
@@ -177,25 +208,113 @@ def build_book(executed: list[Path], out: Path, root: Path = Path()) -> Path:
     shutil.copytree(root / "book", source, ignore=shutil.ignore_patterns("executed"))
     (source / "executed").mkdir()
     for path in executed:
-        shutil.copy(path, source / "executed")
-        extract_figures(path, source / "figures")
+        files = extract_figures(path, source / "figures")
+        _write_with_links(path, source / "executed" / path.name, files)
 
     _jupyter_book(source, out, root)
     html = out / "html"
     shutil.rmtree(html, ignore_errors=True)
     shutil.move(out / "_build" / "html", html)
-    shutil.copytree(source / "figures", html / "figures", dirs_exist_ok=True)
     return html / "index.html"
 
 
-def _execute(notebook: Path, output: Path, parameters: Mapping[str, Any]) -> Path:
+def extract_figures(notebook: Path, folder: Path) -> dict[str, list[str]]:
+    """Write the picture of each cell that names its figure, and its data, for prose pages and readers.
+
+    Returns
+    -------
+    dict
+        Figure -> names of its files.
+    """
+    folder.mkdir(exist_ok=True)
+    files: dict[str, list[str]] = {}
+    for cell in nbformat.read(notebook, as_version=4).cells:
+        name = cell.metadata.get("mystnb", {}).get("figure", {}).get("name")
+        for output in cell.get("outputs", []) if name else []:
+            for kind, suffix in KINDS.items():
+                if kind in output.get("data", {}):
+                    content = output.data[kind]
+                    data = base64.b64decode(content) if suffix == "png" else content.encode()
+                    (folder / f"{name}.{suffix}").write_bytes(data)
+                    files.setdefault(name, []).append(f"{name}.{suffix}")
+    return files
+
+
+def _write_with_links(notebook: Path, copy: Path, files: Mapping[str, list[str]]) -> None:
+    """A copy of a notebook whose captions link to the files of their figures."""
+    content = nbformat.read(notebook, as_version=4)
+    for cell in content.cells:
+        figure = cell.metadata.get("mystnb", {}).get("figure", {})
+        if names := files.get(figure.get("name", "")):
+            links = [
+                f"{{download}}`{n.rpartition('.')[2].upper()} <../figures/{n}>`" for n in names
+            ]
+            figure["caption"] = f"{figure['caption']} {' '.join(links)}"
+    nbformat.write(content, copy)
+
+
+def _notebooks(root: Path) -> list[Path]:
+    notebooks = sorted((root / "notebooks").glob("*.ipynb"))
+    if not notebooks:
+        raise BookError(f"no notebooks in {root / 'notebooks'}: run this in the repository")
+    return notebooks
+
+
+@contextmanager
+def _published_alone(root: Path) -> Iterator[Path]:
+    """A folder to run notebooks in, from which they see the params files and the published results alone."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for part in ("notebooks", "results"):
+            (folder / part).mkdir()
+        (folder / "params").symlink_to((root / "params").resolve())
+        for path in sorted((root / "results").iterdir()):
+            if path.is_dir() and path.name not in OWN:
+                (folder / "results" / path.name).symlink_to(path.resolve())
+        yield folder / "notebooks"
+
+
+def _execute_all(jobs: Mapping[Path, tuple[Any, ...]], execute: Any) -> list[Path]:
+    """Execute notebooks in processes of their own and print what each took."""
+    count = min(usable_cores(), len(jobs))
+    spawn, threads = multiprocessing.get_context("spawn"), usable_cores() // count
+    with ProcessPoolExecutor(count, spawn, _share_cores, (threads,)) as pool:
+        tasks = {pool.submit(_timed, execute, job): path.stem for path, job in jobs.items()}
+        try:
+            with tqdm(total=len(tasks), desc="notebooks", unit="page") as bar:
+                for task in as_completed(tasks):
+                    bar.write(f"{tasks[task]}: {task.result()[1]:.1f} s")
+                    bar.update()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+        return [task.result()[0] for task in tasks]
+
+
+def _share_cores(threads: int) -> None:
+    """Limit the threads of the kernels that this process starts; more threads than cores wait for each other."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+
+
+def _timed(execute: Any, arguments: tuple) -> tuple[Path, float]:
+    start = time.monotonic()
+    return execute(*arguments), time.monotonic() - start
+
+
+def _execute(notebook: Path, output: Path, parameters: Mapping[str, Any], folder: Path) -> Path:
+    """Run one notebook in a folder; its record names no path of this machine and no time of a single cell."""
+    defaults = {
+        name: one["default"] for name, one in papermill.inspect_notebook(str(notebook)).items()
+    }
+    refuse_unknown(parameters, defaults, notebook.name)
+    output.parent.mkdir(parents=True, exist_ok=True)
     try:
         papermill.execute_notebook(
             notebook,
             output,
             parameters=dict(parameters),
             kernel_name="python3",
-            cwd=notebook.parent,
+            cwd=folder,
             coalesce_streams=True,
             progress_bar=False,
         )
@@ -204,22 +323,21 @@ def _execute(notebook: Path, output: Path, parameters: Mapping[str, Any]) -> Pat
 
     content = nbformat.read(output, as_version=4)
     content.metadata.papermill.update(input_path=notebook.name, output_path=output.name)
+    for cell in content.cells:
+        cell.metadata.pop("execution", None)
+        status = cell.metadata.pop("papermill", {}).get("status")
+        if status and cell.cell_type == "code":
+            cell.metadata["papermill"] = {"status": status}
+        cell["outputs"] = [o for o in cell.get("outputs", []) if o.get("name") != "stderr"]
+        if cell.cell_type != "code":
+            del cell["outputs"]
     nbformat.write(content, output)
     return output
 
 
-def extract_figures(notebook: Path, folder: Path) -> None:
-    """Write the picture of each cell that names its figure, for prose pages to show, and its data."""
-    folder.mkdir(exist_ok=True)
-    for cell in nbformat.read(notebook, as_version=4).cells:
-        name = cell.metadata.get("mystnb", {}).get("figure", {}).get("name")
-        for output in cell.get("outputs", []) if name else []:
-            data = output.get("data", {})
-            if "image/png" in data:
-                (folder / f"{name}.png").write_bytes(base64.b64decode(data["image/png"]))
-            for kind, suffix in (("image/svg+xml", "svg"), ("text/csv", "csv")):
-                if kind in data:
-                    (folder / f"{name}.{suffix}").write_text(data[kind], encoding="utf-8")
+def _seen_from(notebook: Path, path: Path) -> str:
+    """A path as the notebook's kernel finds it: relative, so that pages do not name the machine."""
+    return os.path.relpath(path.resolve(), notebook.resolve().parent)
 
 
 def _jupyter_book(source: Path, out: Path, root: Path) -> None:

@@ -1,41 +1,54 @@
-"""Figures of what a model is made of: a table in, a matplotlib figure out.
+"""Figures of result tables: a table in, a matplotlib figure out. Nothing here trains anything.
 
-Figures of result tables: a table in, a matplotlib figure out. Nothing here trains anything.
-
-Intervals are 95 % t intervals over seeds; one seed has none, and legends give n, how many seeds.
-Detection metrics are drawn in percent, forgetting in percentage points.
-
-Figures of the comparison pages: a table in, a figure out; see `iumad.report.figures` for the conventions.
+Intervals are 95 % t intervals over seeds; one seed has none, and legends say how many there are. Detection metrics
+are drawn in percent, forgetting in points. A table without rows gives a strip that says so. A figure of a
+table keeps what it draws (`iumad.report.style.keep_table`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from iumad.errors import DataError
-from iumad.report.pictures import anomaly_grid as anomaly_grid
 from iumad.report.style import (
-    MARKERS,
     MAX_COLUMNS,
+    OKABE_ITO,
     colours_of,
     in_style,
+    keep_table,
     label_of,
     legend,
-    name_with_n,
+    markers_of,
+    nothing_to_draw,
     panels,
     scale_of,
 )
-from iumad.report.style import save_figure as save_figure
-from iumad.study.results import final_table, forgetting_table, last_step, step_means
-from iumad.study.statistics import summarise
+from iumad.study.results import final_table, last_step, step_means
+from iumad.study.statistics import (
+    CONTRADICTED,
+    NO_DIFFERENCE,
+    SUPPORTED,
+    UNDECIDED,
+    UNTRAINED,
+    summarise,
+)
 
 MAIN_METRICS = ("i_auroc", "p_auroc", "aupro")
+VERDICT_COLOURS = {
+    SUPPORTED: OKABE_ITO["green"],
+    CONTRADICTED: OKABE_ITO["vermilion"],
+    NO_DIFFERENCE: OKABE_ITO["blue"],
+    UNDECIDED: OKABE_ITO["grey"],
+    UNTRAINED: OKABE_ITO["orange"],
+}
+ERRORBAR: dict[str, Any] = {"capsize": 2, "elinewidth": 1}
 
 
 @in_style
@@ -70,8 +83,9 @@ def training_curves(log: pd.DataFrame, factor: str = "method") -> Figure:
             axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.yaxis.set_major_formatter("{x:g}")
             axis.yaxis.set_minor_formatter(NullFormatter())
-    legend(figure, log, factor, "line")
-    return figure
+    legend(figure, log, factor, markers=False)
+    means = log.groupby([factor, "term", "step", "total_epoch"], sort=False)["value"]
+    return keep_table(figure, means.agg(["mean", "min", "max"]).reset_index())
 
 
 @in_style
@@ -93,66 +107,48 @@ def metric_per_step(
     means = step_means(rows)
     summary = summarise(means, by=[factor, "step", "metric"])
     n_learnt = means.groupby("step")["n_categories"].max()
-    levels = list(means[factor].unique())
     figure, axes = panels(len(metrics))
     for axis, metric in zip(axes, metrics, strict=True):
-        for place, level in enumerate(levels):
-            line = summary[(summary["metric"] == metric) & (summary[factor] == level)]
-            # Levels stand slightly apart so that their intervals do not hide each other.
-            x = line["step"] + 0.08 * (place - (len(levels) - 1) / 2)
-            mean, half = _drawn(line, metric)
-            colour, marker = colours_of(levels)[level], MARKERS[place % len(MARKERS)]
-            axis.errorbar(x, mean, half, color=colour, marker=marker, capsize=2, elinewidth=1)
+        _lines(axis, summary[summary["metric"] == metric], "step", factor, metric)
         axis.set(ylabel=label_of(metric), xlabel="categories learnt")
         axis.set_xticks(n_learnt.index, n_learnt.astype(str))
         if scale_of(metric) == 100:
             axis.set_ylim(top=min(axis.get_ylim()[1], 100.5))
-    legend(figure, means, factor, "marker")
-    return figure
+    legend(figure, means, factor)
+    return keep_table(figure, summary[summary["metric"].isin(metrics)])
 
 
 @in_style
-def forgetting_bars(
+def setting_dots(
     rows: pd.DataFrame, metrics: Sequence[str] = MAIN_METRICS, factor: str = "method"
 ) -> Figure:
-    """Draw the forgetting measure per setting, one panel per metric; dots are seeds.
+    """Draw the mean over categories after the last step in each setting; small dots are seeds.
 
     Parameters
     ----------
     rows : pandas.DataFrame
-        Result rows of one data set. Runs of a single step have no forgetting and are left out.
+        Result rows of one data set.
     metrics : sequence of str
-        Whose forgetting, in this order.
+        One panel each; "fm_..." is the forgetting, which a setting of one step does not have.
     factor : str
-        Column that tells the bars apart, "method" or "modality"; the other must not vary.
+        Column that tells the dots apart, "method" or "modality"; the other must not vary.
     """
     _require_one(rows, {"dataset", "method", "modality"} - {factor})
-    table = forgetting_table(rows)
-    if table.empty:
-        raise DataError("forgetting needs a run of two or more steps, got none")
-    summary = summarise(table, by=[factor, "setting", "metric"])
-    levels, settings = list(table[factor].unique()), list(table["setting"].unique())
-    width = 0.8 / len(levels)
+    table = final_table(rows)
+    table = table[table["metric"].isin(metrics)]
+    settings = list(table["setting"].unique())
+    table = table.assign(place=table["setting"].map(settings.index))
+    summary = summarise(table, by=[factor, "setting", "place", "metric"])
     figure, axes = panels(len(metrics))
     for axis, metric in zip(axes, metrics, strict=True):
-        name = f"fm_{metric}"
-        for place, level in enumerate(levels):
-            offset = (place - (len(levels) - 1) / 2) * width
-            bars, dots = (
-                part[(part["metric"] == name) & (part[factor] == level)]
-                for part in (summary, table)
-            )
-            height, error = _drawn(bars, name)
-            x = bars["setting"].map(settings.index) + offset
-            axis.bar(x, height, 0.9 * width, color=colours_of(levels)[level])
-            axis.errorbar(x, height, error, fmt="none", ecolor="#222222", elinewidth=1, capsize=2)
-            x = dots["setting"].map(settings.index) + offset
-            axis.scatter(x, 100 * dots["value"], 9, "white", edgecolors="#222222", zorder=3)
-        axis.axhline(0, color="#222222", linewidth=0.8)
-        axis.set(ylabel=label_of(name), xlabel="setting")
+        part = table[table["metric"] == metric]
+        _lines(axis, summary[summary["metric"] == metric], "place", factor, metric, part)
+        axis.set(ylabel=label_of(metric), xlabel="setting", xlim=(-0.5, len(settings) - 0.5))
         axis.set_xticks(range(len(settings)), settings)
-    legend(figure, table, factor, "bar")
-    return figure
+        if metric.startswith("fm_"):
+            axis.axhline(0, color="#222222", linewidth=0.8)
+    legend(figure, table, factor)
+    return keep_table(figure, summary.drop(columns="place"))
 
 
 @in_style
@@ -173,28 +169,43 @@ def category_heatmap(rows: pd.DataFrame, metric: str = "i_auroc", factor: str = 
     summary = summarise(rows, by=[factor, "category", "step"])
     summary["mean"] *= scale_of(metric)
     levels, categories = list(rows[factor].unique()), list(rows["category"].unique())
-    height = 0.9 + 0.24 * len(categories)
-    figure, axes = panels(len(levels), height=height)
+    figure, axes = panels(len(levels), height=0.9 + 0.24 * len(categories))
+    ends = {"vmin": summary["mean"].min(), "vmax": summary["mean"].max()}
     for place, (axis, level) in enumerate(zip(axes, levels, strict=True)):
         part = summary[summary[factor] == level]
         grid = part.pivot_table("mean", "category", "step").reindex(categories)
-        sns.heatmap(
-            grid,
-            vmin=summary["mean"].min(),
-            vmax=summary["mean"].max(),
-            cmap="cividis",
-            annot=True,
-            fmt=".0f" if scale_of(metric) == 100 else ".2g",
-            annot_kws={"size": 7.5},
-            linewidths=0.5,
-            cbar=False,
-            ax=axis,
-        )
-        axis.set(title=name_with_n(rows, factor, level), xlabel="step", ylabel="")
-        axis.tick_params(length=0, labelleft=place % MAX_COLUMNS == 0, rotation=0)
-        axis.grid(visible=False)
+        _heat(axis, grid, metric, **ends)
+        axis.set(title=level, xlabel="step", ylabel="")
+        axis.tick_params(labelleft=place % MAX_COLUMNS == 0)
     figure.colorbar(axes[0].collections[0], ax=axes, label=label_of(metric), aspect=30, pad=0.01)
-    return figure
+    return keep_table(figure, summary)
+
+
+@in_style
+def method_heatmap(rows: pd.DataFrame, metric: str = "i_auroc") -> Figure:
+    """Draw one metric after the last step, methods by categories, mean over seeds.
+
+    Parameters
+    ----------
+    rows : pandas.DataFrame
+        Result rows of one data set, modality and setting.
+    metric : str
+        Which metric.
+    """
+    _require_one(rows, {"dataset", "modality", "setting"})
+    last = last_step(rows[rows["metric"] == metric])
+    summary = summarise(last, by=["method", "category"])
+    summary["mean"] *= scale_of(metric)
+    categories, methods = list(last["category"].unique()), list(last["method"].unique())
+    grid = summary.pivot_table("mean", "method", "category").reindex(methods)[categories]
+    figure, axis = plt.subplots(figsize=(2.4 + 0.62 * len(categories), 1.3 + 0.28 * len(methods)))
+    _heat(axis, grid, metric)
+    axis.set(xlabel="", ylabel="")
+    axis.tick_params(axis="x", rotation=40)
+    for label in axis.get_xticklabels():
+        label.set(horizontalalignment="right", rotation_mode="anchor")
+    figure.colorbar(axis.collections[0], ax=axis, label=label_of(metric), pad=0.01)
+    return keep_table(figure, summary)
 
 
 @in_style
@@ -209,11 +220,11 @@ def rank_plot(ranks: pd.DataFrame) -> Figure:
     factor = ranks.columns[0]
     levels, best = list(ranks[factor]), ranks["rank"].min()
     reach = best + ranks["critical_difference"].iloc[0]
-    figure, axis = plt.subplots(figsize=(4.6, 1.3 + 0.28 * len(levels)))
+    figure, axis = plt.subplots(figsize=(5.2, 1.3 + 0.28 * len(levels)))
     axis.axvspan(
         best, reach, color="#E8E8E8", zorder=0, label="not told apart from the best at 5 %"
     )
-    axis.scatter(ranks["rank"], range(len(levels)), 40, [colours_of(levels)[one] for one in levels])
+    axis.scatter(ranks["rank"], range(len(levels)), 40, list(colours_of(levels).values()))
     for place, rank in enumerate(ranks["rank"]):
         axis.annotate(f"{rank:.2f}", (rank, place), (6, 0), textcoords="offset points", va="center")
     axis.set_yticks(range(len(levels)), levels)
@@ -222,101 +233,7 @@ def rank_plot(ranks: pd.DataFrame) -> Figure:
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(visible=True, axis="x")
     figure.legend(loc="outside upper center")
-    return figure
-
-
-def _drawn(summary: pd.DataFrame, metric: str) -> tuple[np.ndarray, np.ndarray]:
-    """Means and the half widths of their intervals in the drawn unit."""
-    mean = scale_of(metric) * summary["mean"].to_numpy()
-    half = scale_of(metric) * (summary["high"] - summary["mean"]).to_numpy()
-    return mean, half
-
-
-def _with_total_epoch(log: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
-    """Add the column total_epoch, from 1 over all steps, and return the last one of each step."""
-    epochs = log.groupby("step")["epoch"].agg(["min", "max"])
-    step_ends = (epochs["max"] - epochs["min"] + 1).cumsum()
-    before_step = step_ends.shift(fill_value=0) - epochs["min"] + 1
-    total_epoch = log["epoch"] + log["step"].map(before_step)
-    return log.assign(total_epoch=total_epoch), step_ends.to_numpy()
-
-
-def _require_one(table: pd.DataFrame, columns: set[str]) -> None:
-    for column in sorted(columns):
-        values = list(table[column].unique())
-        if len(values) != 1:
-            raise DataError(f"the figure needs one {column}, got {', '.join(values) or 'no rows'}")
-
-
-def if_run(rows: pd.DataFrame, draw: Callable[..., Figure], *arguments: Any, **more: Any) -> Figure:
-    """`draw(rows, ...)`, or a picture that says "not run" where there are no rows."""
-    return draw(rows, *arguments, **more) if len(rows) else not_run()
-
-
-@in_style
-def not_run() -> Figure:
-    """Draw the words "not run", in the place of a figure whose runs are missing."""
-    figure, axis = plt.subplots(figsize=(4, 0.8))
-    axis.text(0.5, 0.5, "not run", ha="center", va="center", fontsize=14, color="#777777")
-    axis.set_axis_off()
-    return figure
-
-
-@in_style
-def setting_dots(rows: pd.DataFrame, metrics: Sequence[str] = MAIN_METRICS) -> Figure:
-    """Draw the mean over categories after the last step in each setting, with its interval over seeds.
-
-    Parameters
-    ----------
-    rows : pandas.DataFrame
-        Result rows of one data set and modality.
-    metrics : sequence of str
-        One panel each; "fm_..." is the forgetting, which a setting of one step does not have.
-    """
-    table = final_table(rows)
-    summary = summarise(table, by=["method", "setting", "metric"])
-    levels, settings = list(table["method"].unique()), list(table["setting"].unique())
-    figure, axes = panels(len(metrics))
-    for axis, metric in zip(axes, metrics, strict=True):
-        for place, level in enumerate(levels):
-            part = summary[(summary["metric"] == metric) & (summary["method"] == level)]
-            x = part["setting"].map(settings.index) + 0.8 * (place - (len(levels) - 1) / 2) / len(
-                levels
-            )
-            mean = scale_of(metric) * part["mean"]
-            half = scale_of(metric) * (part["high"] - part["mean"])
-            colour, marker = colours_of(levels)[level], MARKERS[place % len(MARKERS)]
-            look: dict[str, Any] = {"linestyle": "none", "capsize": 2, "elinewidth": 1}
-            axis.errorbar(x, mean, half, color=colour, marker=marker, **look)
-        axis.set(ylabel=label_of(metric), xlabel="setting")
-        axis.set_xticks(range(len(settings)), settings)
-    legend(figure, table, "method", "marker")
-    return figure
-
-
-@in_style
-def method_heatmap(rows: pd.DataFrame, metric: str = "i_auroc") -> Figure:
-    """Draw one metric after the last step, categories by methods, mean over seeds.
-
-    Parameters
-    ----------
-    rows : pandas.DataFrame
-        Result rows of one data set, modality and setting.
-    metric : str
-        Which metric.
-    """
-    last = last_step(rows[rows["metric"] == metric])
-    summary = summarise(last, by=["method", "category"])
-    summary["mean"] *= scale_of(metric)
-    categories, methods = list(last["category"].unique()), list(last["method"].unique())
-    grid = summary.pivot_table("mean", "category", "method").reindex(categories)[methods]
-    figure, axis = plt.subplots(figsize=(2.2 + 0.9 * len(methods), 1.1 + 0.28 * len(categories)))
-    bar = {"label": label_of(metric)}
-    sns.heatmap(grid, cmap="cividis", annot=True, fmt=".0f", linewidths=0.5, cbar_kws=bar, ax=axis)
-    axis.set(xlabel="", ylabel="")
-    axis.tick_params(length=0, rotation=0)
-    axis.grid(visible=False)
-    return figure
+    return keep_table(figure, ranks)
 
 
 @in_style
@@ -333,51 +250,78 @@ def growth_lines(table: pd.DataFrame, factor: str, metrics: Sequence[str]) -> Fi
         One panel each; its name is the axis label.
     """
     levels = list(table["method"].unique())
+    colours, markers = colours_of(levels), markers_of(levels)
     figure, axes = panels(len(metrics))
     for axis, metric in zip(axes, metrics, strict=True):
-        for place, level in enumerate(levels):
+        for level in levels:
             part = table[(table["metric"] == metric) & (table["method"] == level)]
-            colour, marker = colours_of(levels)[level], MARKERS[place % len(MARKERS)]
-            axis.plot(part[factor], part["value"], color=colour, marker=marker, label=level)
+            look = {"color": colours[level], "marker": markers[level], "label": level}
+            axis.plot(part[factor], part["value"], **look)
         axis.set(xlabel=factor.replace("_", " "), ylabel=metric, ylim=(0, None))
         axis.set_xticks(sorted(table[factor].unique()))
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=min(len(levels), 4))
-    return figure
+    figure.legend(handles, labels, loc="outside right center")
+    figure.set_figwidth(figure.get_figwidth() + 1.6)
+    return keep_table(figure, table[table["metric"].isin(metrics)])
 
 
 @in_style
-def claim_forest(claims: pd.DataFrame) -> Figure:
-    """Draw the estimate of every claim with its interval, and the paper's value as a cross.
+def claim_forest(answers: pd.DataFrame) -> Figure:
+    """Draw the main contrast of every claim, coloured by its verdict, and the paper's value as a cross.
 
     Parameters
     ----------
-    claims : pandas.DataFrame
-        claim, test, estimate, low, high, paper (points, in the direction that favours the claim). Rows without
-        an estimate are left out.
+    answers : pandas.DataFrame
+        claim, verdict, estimate, low, high, paper, unit (`iumad.study.claims.verdicts`). Claims without an
+        estimate and those in another unit than points are left out.
     """
-    claims = claims.dropna(subset=["estimate"])
-    labels: list[str] = []
-    place: list[int] = []
-    last = None
-    for row in claims.itertuples():
-        if row.claim != last:
-            labels.append(f"{row.claim}:")  # a line of its own
-        place.append(len(labels))
-        labels.append(row.test)
-        last = row.claim
-    figure, axis = plt.subplots(figsize=(8, 1.1 + 0.2 * len(labels)))
-    half = (claims["high"] - claims["estimate"]).to_numpy()
+    drawn = answers.dropna(subset=["estimate"])
+    drawn = drawn[drawn["unit"] == "points"]
+    if drawn.empty:
+        return nothing_to_draw()
+    figure, axis = plt.subplots(figsize=(8, 1.1 + 0.24 * len(drawn)))
     axis.axvline(0, color="#222222", linewidth=0.8)
-    look: dict[str, Any] = {"linestyle": "none", "capsize": 2, "elinewidth": 1}
-    axis.errorbar(claims["estimate"], place, xerr=half, marker="o", color="#0072B2", **look)
-    axis.plot(claims["paper"], place, "x", color="#D55E00")
-    axis.set_yticks(range(len(labels)), labels)
-    for number, label in enumerate(axis.get_yticklabels()):
-        label.set_fontweight("normal" if number in place else "bold")
-    axis.set(ylim=(len(labels) - 0.5, -0.5), xlabel="points in favour of the claim")
+    axis.axvspan(-1, 1, color="#EEEEEE", zorder=0)
+    places = dict(zip(drawn.index, range(len(drawn)), strict=True))
+    for verdict, part in drawn.groupby("verdict", sort=False):
+        place = [places[index] for index in part.index]
+        half = (part["high"] - part["estimate"]).to_numpy()
+        look = ERRORBAR | {"linestyle": "none", "marker": "o", "color": VERDICT_COLOURS[verdict]}
+        axis.errorbar(part["estimate"], place, xerr=half, label=verdict, **look)
+    axis.plot(drawn["paper"], list(places.values()), "kx", label="the paper")
+    axis.set_yticks(range(len(drawn)), drawn["claim"])
+    axis.set(ylim=(len(drawn) - 0.5, -0.5), xlabel="points in favour of the claim")
     axis.grid(visible=True, axis="x")
-    return figure
+    figure.legend(loc="outside upper center", ncols=5)
+    return keep_table(figure, drawn)
+
+
+@in_style
+def shift_plot(table: pd.DataFrame) -> Figure:
+    """Draw the shift of each detail of evaluation with its interval, a row per detail and metric.
+
+    Parameters
+    ----------
+    table : DataFrame
+        method, detail, metric, shift, low, high (`iumad.report.tables.shifts`), of one modality.
+    """
+    rows = (table["detail"] + ", " + table["metric"]).drop_duplicates().tolist()
+    levels = table["method"].unique().tolist()
+    colours, markers = colours_of(levels), markers_of(levels)
+    figure, axis = plt.subplots(figsize=(7.2, 0.7 + 0.36 * len(rows)))
+    for place, level in enumerate(levels):
+        part = table[table["method"] == level]
+        names = part["detail"] + ", " + part["metric"]
+        y = [rows.index(name) + 0.2 * (place - (len(levels) - 1) / 2) for name in names]
+        error = [part["shift"] - part["low"], part["high"] - part["shift"]]
+        look = ERRORBAR | {"color": colours[level], "marker": markers[level], "linestyle": "none"}
+        axis.errorbar(part["shift"], y, xerr=error, label=level, **look)
+    axis.axvline(0, color="#222222", linewidth=0.8)
+    axis.set_yticks(range(len(rows)), rows)
+    axis.set(ylim=(len(rows) - 0.5, -0.5), xlabel="shift of the metric (points)")
+    axis.grid(visible=True, axis="x")
+    figure.legend(loc="outside upper center", ncols=min(len(levels), 4))
+    return keep_table(figure, table)
 
 
 @in_style
@@ -387,14 +331,66 @@ def card_bars(card: pd.DataFrame) -> Figure:
     Parameters
     ----------
     card : pandas.DataFrame
-        Table of `iumad.study.efficiency.model_card`; its last row, the sum, is not drawn.
+        part, parameters, gflops; the row "all", the sum, is not drawn.
     """
     parts = card[card["part"] != "all"].assign(millions=lambda table: table["parameters"] / 1e6)
     figure, axes = plt.subplots(1, 2, figsize=(8, 0.3 * len(parts) + 1), sharey=True)
     columns = {"millions": "parameters, millions", "gflops": "operations, 10⁹ for one image"}
     for axis, (column, label) in zip(axes, columns.items(), strict=True):
-        sns.barplot(parts, x=column, y="part", color="#4477aa", ax=axis)
+        sns.barplot(parts, x=column, y="part", color=OKABE_ITO["blue"], ax=axis)
         axis.bar_label(axis.containers[0], fmt="%.2f", padding=3, fontsize="small")
         axis.margins(x=0.15)
         axis.set(xlabel=label, ylabel="")
-    return figure
+    return keep_table(figure, card)
+
+
+def _lines(
+    axis: Axes,
+    summary: pd.DataFrame,
+    x: str,
+    factor: str,
+    metric: str,
+    seeds: pd.DataFrame | None = None,
+) -> None:
+    """Means with their intervals; with `seeds`, unconnected, and each seed as a small dot behind its mean.
+
+    Levels stand slightly apart so that their intervals do not hide each other.
+    """
+    levels = list(summary[factor].unique())
+    colours, markers = colours_of(levels), markers_of(levels)
+    apart, scale = (0.08 if seeds is None else 0.8 / max(len(levels), 1)), scale_of(metric)
+    for place, level in enumerate(levels):
+        line, shift = summary[summary[factor] == level], apart * (place - (len(levels) - 1) / 2)
+        mean = scale * line["mean"].to_numpy()
+        half = scale * line["high"].to_numpy() - mean
+        look = ERRORBAR | {"color": colours[level], "marker": markers[level]}
+        if seeds is not None:
+            look["linestyle"] = "none"
+            dots = seeds[seeds[factor] == level]
+            axis.scatter(dots[x] + shift, scale * dots["value"], 5, colours[level], alpha=0.4)
+        axis.errorbar(line[x] + shift, mean, half, **look)
+
+
+def _heat(axis: Axes, grid: pd.DataFrame, metric: str, **ends: float) -> None:
+    """A grid of numbers as colours; equal colours are equal numbers where `ends` are."""
+    form = ".0f" if scale_of(metric) == 100 else ".2g"
+    look: dict[str, Any] = {"annot": True, "fmt": form, "annot_kws": {"size": 7.5}, "cbar": False}
+    sns.heatmap(grid, cmap="cividis", linewidths=0.5, ax=axis, **look, **ends)
+    axis.tick_params(length=0, rotation=0)
+    axis.grid(visible=False)
+
+
+def _with_total_epoch(log: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
+    """Add the column total_epoch, from 1 over all steps, and return the last one of each step."""
+    epochs = log.groupby("step")["epoch"].agg(["min", "max"])
+    step_ends = (epochs["max"] - epochs["min"] + 1).cumsum()
+    before_step = step_ends.shift(fill_value=0) - epochs["min"] + 1
+    total_epoch = log["epoch"] + log["step"].map(before_step)
+    return log.assign(total_epoch=total_epoch), step_ends.to_numpy()
+
+
+def _require_one(table: pd.DataFrame, columns: set[str]) -> None:
+    for column in sorted(columns):
+        values = list(table[column].unique())
+        if len(values) != 1:
+            raise DataError(f"the figure needs one {column}, got {', '.join(values)}")

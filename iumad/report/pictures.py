@@ -1,8 +1,13 @@
 """Pictures of samples: image, depth, ground truth and anomaly maps, one column a sample."""
 
+import base64
+import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import pandas as pd
+import PIL.Image
 from jaxtyping import Bool, Float, UInt8
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
@@ -10,8 +15,11 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from iumad.config.schema import RunConfig
+from iumad.data import open_dataset
+from iumad.data.prepare import prepare
 from iumad.errors import DataError
-from iumad.report.style import in_style
+from iumad.report.style import in_style, nothing_to_draw
 
 CELL = 1.15  # inches
 MAP_COLOURS = "inferno"  # ordered in lightness, also for colour-blind readers and in grey print
@@ -22,6 +30,49 @@ Image = UInt8[np.ndarray, "_h _w 3"]
 Depth = Float[np.ndarray, "_h _w"]
 Mask = Bool[np.ndarray, "_h _w"]
 Map = Float[np.ndarray, "_h _w"]
+
+
+def draw_maps(run: RunConfig, samples: pd.DataFrame, sample_ids: Sequence[str]) -> Figure:
+    """Image, depth, ground truth and the anomaly maps of some methods, as `anomaly_grid` draws them.
+
+    Parameters
+    ----------
+    run : RunConfig
+        Of the data that are shown.
+    samples : DataFrame
+        Measurements of the kind "samples" (`iumad.study.measured`) of runs that differ in their method.
+    sample_ids : sequence of str
+        The columns; those without a map are left out.
+    """
+    drawn = samples[(samples["map"] != "") & samples["sample_id"].isin(list(sample_ids))]
+    ids = [name for name in sample_ids if name in set(drawn["sample_id"])]
+    if not ids:
+        return nothing_to_draw()
+    dataset = open_dataset(run.data)
+    prepared = [prepare(dataset.load(name), run.data, dataset.modalities) for name in ids]
+    of_method = {
+        str(method): part.set_index("sample_id").loc[ids]
+        for method, part in drawn.groupby("method", sort=False)
+    }
+    size = run.data.image_size
+    return anomaly_grid(
+        [each.rgb for each in prepared if each.rgb is not None],
+        [None if each.depth is None else each.depth[..., 0] for each in prepared],
+        [each.mask for each in prepared],
+        {
+            name: [_map_of(row, size) for row in part.itertuples()]
+            for name, part in of_method.items()
+        },
+        {name: part["score"].tolist() for name, part in of_method.items()},
+        ["\n".join(name.split("/")[::2]) for name in ids],
+    )
+
+
+def _map_of(row: Any, size: int) -> np.ndarray:
+    """The stored map of a sample at the size of its image."""
+    grey = PIL.Image.open(io.BytesIO(base64.b64decode(row.map)))
+    level = np.asarray(grey.resize((size, size), PIL.Image.Resampling.BILINEAR), dtype=float) / 255
+    return row.low + (row.high - row.low) * level
 
 
 @in_style

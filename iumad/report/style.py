@@ -6,10 +6,10 @@ and lines also differ in their marker.
 """
 
 import io
+import zlib
 from collections.abc import Callable, Sequence
 from functools import wraps
 from itertools import cycle
-from pathlib import Path
 from typing import Any, ParamSpec
 
 import pandas as pd
@@ -17,8 +17,6 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-
-from iumad.study.results import write_table
 
 STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
@@ -40,40 +38,51 @@ STYLE: dict[Any, Any] = {
     "lines.markersize": 5,
     "savefig.dpi": 200,
     "svg.hashsalt": "iumad",  # the same figure gives the same file
+    "text.parse_math": False,  # a dollar in a category's name is no formula
     "xtick.labelsize": 8.5,
     "ytick.labelsize": 8.5,
 }
 
-COLOURS = {
-    "ib-iumad": "#0072B2",
-    "iuf": "#D55E00",
-    "uniad": "#009E73",
-    "memory-bank": "#555555",
-    "joint": "#CC79A7",
-    "finetune": "#E69F00",
-    "ib-iumad-plus": "#56B4E9",
-    "mambaad": "#332288",
-    "simplenet": "#882255",
-    "cdad-feat": "#999933",
-    "unimmad-lite": "#661100",
-    "unimmad-lite-replay": "#AA4499",
-    "plain": "#44AA99",
-    "iuf+redundant-0.5": "#56B4E9",
-    "iuf+redundant-1": "#CC79A7",
-    "iuf+both-0.5": "#E69F00",
-    "iuf+both-1": "#009E73",
-    "iuf-ib": "#555555",
-    "iuf-ib+both-1": "#0072B2",
-    "iuf-attention": "#332288",
-    "iuf-attention+both-1": "#999933",
-    "rgb": "#D55E00",
-    "depth": "#009E73",
-    "rgb+depth": "#0072B2",
+OKABE_ITO = {
+    "blue": "#0072B2",
+    "vermilion": "#D55E00",
+    "green": "#009E73",
+    "grey": "#555555",
+    "purple": "#CC79A7",
+    "orange": "#E69F00",
+    "sky": "#56B4E9",
 }
-SPARE_COLOURS = (
-    *("#56B4E9", "#CC79A7", "#E69F00", "#009E73", "#D55E00", "#555555", "#0072B2"),
-    *("#332288", "#882255", "#999933"),
-)
+TOL = {
+    "indigo": "#332288",
+    "wine": "#882255",
+    "olive": "#999933",
+    "brown": "#661100",
+    "magenta": "#AA4499",
+    "teal": "#44AA99",
+    "sand": "#B09A4E",
+}
+PALETTE = (*OKABE_ITO.values(), *TOL.values())
+COLOURS = {
+    "ib-iumad": OKABE_ITO["blue"],
+    "iuf": OKABE_ITO["vermilion"],
+    "uniad": OKABE_ITO["green"],
+    "memory-bank": OKABE_ITO["grey"],
+    "joint": OKABE_ITO["purple"],
+    "finetune": OKABE_ITO["orange"],
+    "ib-iumad-plus": OKABE_ITO["sky"],
+    "mambaad": TOL["indigo"],
+    "simplenet": TOL["wine"],
+    "cdad-feat": TOL["olive"],
+    "unimmad-lite": TOL["brown"],
+    "unimmad-lite-replay": TOL["magenta"],
+    "plain": TOL["teal"],
+    "ib-iumad[mamba+ibfm]": OKABE_ITO["blue"],
+    "ib-iumad[cross_attention]": OKABE_ITO["blue"],
+    "rgb": OKABE_ITO["vermilion"],
+    "depth": OKABE_ITO["green"],
+    "rgb+depth": OKABE_ITO["blue"],
+}
+"""Method or modality -> its colour on every page; other names get one of their own by `colours_of`."""
 PANEL_WIDTH, PANEL_HEIGHT = 3.0, 2.6  # inches
 MAX_COLUMNS = 3
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
@@ -85,16 +94,28 @@ METRICS = {
     "fm_i_auroc": "FM of image AUROC (points)",
     "fm_p_auroc": "FM of pixel AUROC (points)",
     "fm_aupro": "FM of AUPRO (points)",
+    "new_i_auroc": "New: image AUROC (%)",
+    "new_p_auroc": "New: pixel AUROC (%)",
+    "new_aupro": "New: AUPRO (%)",
 }
-"""Axis labels (FM: forgetting measure) of the metrics that are stored as fractions."""
+"""Axis labels of metrics that are stored as fractions. FM: forgetting; new: a category as it was learnt."""
 
 
 def colours_of(levels: Sequence[str]) -> dict[str, str]:
-    """Colour of each level: its own where it has one, else a spare one; spare ones may repeat."""
-    own = {level: COLOURS[level] for level in levels if level in COLOURS}
-    spare = [colour for colour in SPARE_COLOURS if colour not in own.values()]
-    others = [level for level in levels if level not in own]
-    return own | dict(zip(others, cycle(spare), strict=False))
+    """Colour of each level: its own in `COLOURS`, else one that depends on its name and is still free."""
+    colours = {level: COLOURS[level] for level in levels if level in COLOURS}
+    for level in levels:
+        if level not in colours:
+            start = zlib.crc32(level.encode()) % len(PALETTE)
+            order = [*PALETTE[start:], *PALETTE[:start]]
+            free = [colour for colour in order if colour not in colours.values()]
+            colours[level] = (free or order)[0]
+    return colours
+
+
+def markers_of(levels: Sequence[str]) -> dict[str, str]:
+    """Marker of each level, in their order."""
+    return dict(zip(levels, cycle(MARKERS), strict=False))
 
 
 def label_of(metric: str) -> str:
@@ -113,32 +134,45 @@ Arguments = ParamSpec("Arguments")
 def in_style(draw: Callable[Arguments, Figure]) -> Callable[Arguments, Figure]:
     """Decorate a function that returns a figure: drawn in `STYLE`, then closed.
 
-    A closed figure is still whole; only pyplot forgets it, so that a notebook shows it once and a
-    long study does not collect open figures. If it is drawn from a table (its first argument), a
-    notebook keeps it as SVG too, with the table as CSV; `iumad.report.book` writes these to files.
+    A closed figure is still whole; only pyplot forgets it, so that a notebook shows it once and a long study does
+    not collect open figures. If its first argument is a table without rows, a strip that says so takes its place.
     """
 
     @wraps(draw)
     def styled(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Figure:
+        first = args[0] if args else None
+        empty = isinstance(first, pd.DataFrame) and first.empty
+        if empty:
+            return nothing_to_draw()
         with plt.rc_context(STYLE):
             figure = draw(*args, **kwargs)
             plt.close(figure)
-        if args and isinstance(args[0], pd.DataFrame):
-            table = args[0]
-            vars(figure)["_repr_mimebundle_"] = lambda **_wanted: _mimebundle(figure, table)
         return figure
 
     return styled
 
 
-def _mimebundle(figure: Figure, table: pd.DataFrame) -> dict[str, str]:
-    drawn = io.StringIO()
-    with plt.rc_context(STYLE):
-        figure.savefig(drawn, format="svg", metadata={"Date": None})
-    return {
-        "image/svg+xml": drawn.getvalue(),
-        "text/csv": table.to_csv(index=False, lineterminator="\n"),
-    }
+def keep_table(figure: Figure, table: pd.DataFrame) -> Figure:
+    """The figure, which a notebook keeps as SVG too, with its numbers as CSV (`iumad.report.book`)."""
+
+    def mimebundle(**_wanted: Any) -> dict[str, str]:
+        drawn = io.StringIO()
+        with plt.rc_context(STYLE):
+            figure.savefig(drawn, format="svg", metadata={"Date": None})
+        text = table.to_csv(index=False, lineterminator="\n", float_format="%.6g")
+        return {"image/svg+xml": drawn.getvalue(), "text/csv": text}
+
+    vars(figure)["_repr_mimebundle_"] = mimebundle
+    return figure
+
+
+def nothing_to_draw() -> Figure:
+    """The strip that takes the place of a figure whose runs are missing."""
+    figure, axis = plt.subplots(figsize=(4, 0.6))
+    axis.text(0.5, 0.5, "no finished run to draw", ha="center", va="center", color="#555555")
+    axis.set_axis_off()
+    plt.close(figure)
+    return figure
 
 
 def panels(n: int, height: float = PANEL_HEIGHT) -> tuple[Figure, list[Axes]]:
@@ -152,40 +186,49 @@ def panels(n: int, height: float = PANEL_HEIGHT) -> tuple[Figure, list[Axes]]:
     return figure, list(axes.flat[:n])
 
 
-def legend(figure: Figure, table: pd.DataFrame, factor: str, kind: str) -> None:
-    """Put one entry per level of the factor above the panels, each with its number of seeds.
+def legend(figure: Figure, table: pd.DataFrame, factor: str, markers: bool = True) -> None:
+    """Put the levels of a factor above the panels, and how many seeds are behind them.
 
-    The kind is "line", "marker" (a line with the level's marker) or "bar".
+    Parameters
+    ----------
+    figure : Figure
+    table : DataFrame
+        Columns `factor` and seed; with the columns modality, setting and step, seeds count in each of their cells.
+    factor : str
+        What colours stand for.
+    markers : bool
+        Whether lines have their level's marker.
     """
     levels = list(table[factor].unique())
-    colours, markers = colours_of(levels), cycle(MARKERS)
-    look: dict[str, Any] = {"linewidth": 6, "solid_capstyle": "butt"} if kind == "bar" else {}
+    colours, shapes = colours_of(levels), markers_of(levels)
+    seeds = {level: _seeds(table[table[factor] == level]) for level in levels}
+    common = seeds[levels[0]] if len(set(seeds.values())) == 1 else None
+    labels = [level if common else f"{level} ({seeds[level]})" for level in levels]
     handles = [
-        Line2D([], [], color=colours[level], marker=marker if kind == "marker" else "", **look)
-        for level, marker in zip(levels, markers, strict=False)
+        Line2D([], [], color=colours[level], marker=shapes[level] if markers else "")
+        for level in levels
     ]
-    labels = [name_with_n(table, factor, level) for level in levels]
-    figure.legend(handles, labels, loc="outside upper center", ncols=min(len(levels), 4))
+    figure.legend(
+        handles,
+        labels,
+        loc="outside upper center",
+        ncols=_columns(figure, labels),
+        title=f"mean of {common}" if common else None,
+        title_fontsize=8.5,
+    )
 
 
-def name_with_n(table: pd.DataFrame, factor: str, level: str) -> str:
-    """Name of a level with the number of seeds behind it; "1 to 3" if that differs between the cells of a grid."""
-    part = table[table[factor] == level]
+def _columns(figure: Figure, labels: Sequence[str]) -> int:
+    """So many entries beside each other as the figure's width takes."""
+    longest = 0.6 + 0.075 * max(
+        len(label) for label in labels
+    )  # inches: the line, and 8.5 points a letter
+    return max(1, min(len(labels), int(figure.get_figwidth() / longest)))
+
+
+def _seeds(table: pd.DataFrame) -> str:
+    """Number of seeds: "3 seeds", or "1 to 3 seeds" where it differs between the cells of a grid."""
     cells = [column for column in ("modality", "setting", "step") if column in table]
-    counts = part.groupby(cells)["seed"].nunique() if cells else pd.Series([part["seed"].nunique()])
+    counts = table.groupby(cells)["seed"].nunique() if cells else table[["seed"]].nunique()
     few, many = counts.min(), counts.max()
-    return f"{level} (n = {many if few == many else f'{few} to {many}'})"
-
-
-def save_figure(figure: Figure, folder: Path, name: str, data: pd.DataFrame) -> list[Path]:
-    """Write a figure as PNG and SVG, and what it shows as CSV; return the three paths.
-
-    The same figure gives the same bytes: no dates are written.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    png, svg, csv = (folder / f"{name}.{suffix}" for suffix in ("png", "svg", "csv"))
-    with plt.rc_context(STYLE):
-        figure.savefig(png, metadata={"Software": None})
-        figure.savefig(svg, metadata={"Date": None})
-    write_table(data, csv)
-    return [png, svg, csv]
+    return f"{few if few == many else f'{few} to {many}'} seed{'s' * int(many > 1)}"

@@ -1,199 +1,264 @@
-"""What notebook pages show besides curves: tables in the paper's units, samples to look at, provenance.
+"""Tables of pages, from result rows and from what was measured; nothing here trains or needs torch.
 
-Tables at the end of notebook pages, read without torch: what the runs cost, and where they ran.
+Detection metrics are shown in percent, what learning in steps did in percentage points.
 """
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
-from pandas.io.formats.style import Styler
+from markupsafe import Markup
 
 from iumad.config.schema import StudyConfig
-from iumad.data import Dataset, open_dataset
 from iumad.data.minicandies import MiniCandies
-from iumad.data.prepare import prepare
-from iumad.evaluation.metrics import image_scores
-from iumad.report.pictures import anomaly_grid
-from iumad.study.load import load_provenance
-from iumad.study.results import beside_paper, final_table
-from iumad.study.runner import score_samples
-from iumad.study.statistics import summarise
+from iumad.evaluation.metrics import image_auroc, or_missing
+from iumad.report.html import ABSENT, fill, verdict_word
+from iumad.study.load import RUN_LABELS, load_provenance
+from iumad.study.results import (
+    LABELS,
+    MEAN,
+    RUN_COLUMNS,
+    beside_paper,
+    final_table,
+    last_step,
+    paper_results,
+)
+from iumad.study.statistics import CONTRADICTED, SUPPORTED, mean_ranks, summarise
+
+NOT_RUN = "not run"
+CELL = ["modality", "setting", "method"]
+PAIR = ("seed", "category")
+BETTER_OR_WORSE = {SUPPORTED: "better", CONTRADICTED: "worse"}  # of a method against a reference
+LESS_IS_BETTER = "fm_"
+CONTINUAL = ("fm_", "new_", "bwt_")  # beginnings of metrics of learning in steps
+PAPER_DATA = ("mvtec3d", "eyecandies")
 
 
-def provenance_table(study: StudyConfig, folder: str | Path) -> pd.DataFrame:
-    """What each run of a study cost: finished steps, minutes and the largest memory of them, code."""
-    steps = load_provenance(study, folder)
-    records = []
-    for run in study.runs():
-        own = steps[(steps["run_id"] == run.run_id) & (steps["method"] == run.method)]
-        records.append(
-            {
-                "method": run.method,
-                "modality": run.modality,
-                "setting": run.setting,
-                "seed": run.seed,
-                "run": run.run_id,
-                "steps": len(own),
-                "minutes": own["seconds"].sum() / 60,
-                "memory (MB)": own["peak_memory_mb"].max(),
-                "code": _distinct(_code(own)),
-            }
-        )
-    return pd.DataFrame(records)
+def paper_name(study: StudyConfig) -> str:
+    """The data set whose values in the paper stand beside ours: the same, or MVTec 3D-AD if the paper lacks it."""
+    return study.data.name if study.data.name in PAPER_DATA else PAPER_DATA[0]
 
 
-def environment_table(study: StudyConfig, folder: str | Path) -> pd.DataFrame:
-    """Time that a study's steps took together, a step that runs share counted once, and where they ran.
-
-    More than one machine or version is named where they differ.
-    """
-    steps = load_provenance(study, folder).drop_duplicates("step_key")
-    hours = steps["seconds"].sum() / 3600
-    facts = {
-        "time": f"{hours:.1f} h for {len(steps)} steps" if len(steps) else "",
-        "machine": _distinct(
-            steps["cpu"].astype(str) + ", " + steps["cores"].astype(str) + " cores"
-        ),
-        "device": _distinct(steps["device"]),
-        "system": _distinct(steps["system"]),
-        "python": _distinct(steps["python"]),
-    }
-    for package in ("torch", "timm", "numpy"):
-        facts[package] = _distinct(steps[package])
-    return pd.DataFrame(facts.items(), columns=["what", "value"])
-
-
-def shown(table: pd.DataFrame, precision: int = 1) -> Styler:
-    """Dress a table for a page: no index, so many decimals, "-" where a value is missing."""
-    floats = table.select_dtypes("float").round(precision) + 0.0  # so that -0.0 becomes 0.0
-    style = table.assign(**floats).style.format(precision=precision, na_rep="-").hide(axis="index")
-    return style.set_table_attributes('class="dataframe"')
-
-
-def linked(table: pd.DataFrame, column: str) -> Styler:
-    """Dress a table whose column names notebooks, "" for none: each becomes a link to its page."""
-    anchors = [f'<a href="{name}.html">{name}</a>' if name else "" for name in table[column]]
-    return shown(table.assign(**{column: anchors}))
-
-
-def _code(steps: pd.DataFrame) -> list[str]:
-    changed = steps["modified"].map({"True": " (modified)"}).fillna("")
-    return (steps["commit"].replace("", "no checkout").str[:10] + changed).tolist()
-
-
-def _distinct(values: Iterable[str]) -> str:
-    return "; ".join(dict.fromkeys(values))
-
-
-GROUP = ["setting", "modality", "method", "metric"]
-
-
-def detail(study: StudyConfig) -> StudyConfig:
-    """The part of a grid that a page looks at closely: all methods, last setting, last modality."""
-    return study.select(settings=study.settings[-1:], modalities=study.modalities[-1:])
-
-
-def headline(study: StudyConfig) -> str:
-    """What a page shows, in one line: profile, data set, methods, settings, modalities, seeds."""
-    parts = (study.methods, study.settings, study.modalities)
-    grid = "; ".join(", ".join(part) for part in parts)
-    return f"profile {study.profile} on {study.data.name}: {grid}; {len(study.seeds)} seed(s)"
-
-
-def table_beside_paper(rows: pd.DataFrame, paper_dataset: str = "mvtec3d") -> pd.DataFrame:
-    """Means after the last step and forgetting, in percent, with the paper's value for another data set.
-
-    Parameters
-    ----------
-    rows : pandas.DataFrame
-        Rows of one data set (`iumad.study.results.ROW_SCHEMA`).
-    paper_dataset : str
-        The data set of the paper's value; ours need not be the same, so the column is named after it.
-
-    Returns
-    -------
-    pandas.DataFrame
-        setting, modality, method, metric, mean, sd (missing for one seed), n (seeds), paper (...).
-    """
-    final = final_table(rows)
-    summary = summarise(final, [*GROUP, "category"]).assign(dataset=paper_dataset)
-    table = beside_paper(summary)
-    table[["mean", "sd", "paper"]] *= 100
-    return table[[*GROUP, "mean", "sd", "n", "paper"]].rename(
-        columns={"paper": f"paper ({paper_dataset})"}
-    )
-
-
-def pick_defects(dataset: Dataset, n: int) -> list[str]:
-    """One defective test sample of each of the first n categories, with defect types taking turns."""
-    picked = []
-    for place, category in enumerate(dataset.categories[:n]):
-        rows = dataset.index[
-            (dataset.index["category"] == category) & (dataset.index["label"] == 1)
-        ]
-        kinds = rows.drop_duplicates("defect")["sample_id"].tolist()
-        if kinds:
-            picked.append(kinds[place % len(kinds)])
-    return picked
-
-
-def draw_maps(study: StudyConfig, sample_ids: Sequence[str], folder: str | Path) -> Figure:
-    """Image, depth, truth and the last step's anomaly map of every run of a study; one seed each.
+def paper_table(study: StudyConfig, rows: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
+    """Methods by settings, as the paper prints its results: mean ± standard deviation over seeds.
 
     Parameters
     ----------
     study : StudyConfig
-        One modality, one setting, one seed; the rows of maps are its methods.
-    sample_ids : sequence of str
-        The columns.
-    folder : path
-        Results folder.
-    """
-    dataset = open_dataset(study.data)
-    samples = [
-        prepare(dataset.load(sample_id), study.data, dataset.modalities) for sample_id in sample_ids
-    ]
-    maps = {run.method: score_samples(run, sample_ids, folder) for run in study.runs()}
-    scoring = study.evaluation
-    return anomaly_grid(
-        [sample.rgb for sample in samples if sample.rgb is not None],
-        [None if sample.depth is None else sample.depth[..., 0] for sample in samples],
-        [sample.mask for sample in samples],
-        {name: list(each) for name, each in maps.items()},
-        {
-            name: image_scores(each, scoring.image_score, scoring.pool).tolist()
-            for name, each in maps.items()
-        },
-        ["\n".join(sample_id.split("/")[::2]) for sample_id in sample_ids],
-    )
-
-
-def missed_defects(study: StudyConfig, folder: str | Path) -> pd.DataFrame:
-    """Defective test samples of a study's first run, those that look most normal first.
+        Its modalities and methods are the rows, its settings the columns of each metric.
+    rows : DataFrame
+        Rows of the finished runs; may be empty.
+    metrics : sequence of str
+        Groups of columns.
 
     Returns
     -------
-    pandas.DataFrame
-        sample_id, category, defect, score, beaten_by (share of the category's good test images that
-        have a higher score).
+    DataFrame
+        Columns of two levels, cells as html: the best of a modality and column is bold, the paper's value
+        (`paper_name`) stands below in grey, "not run" where a run of the grid is missing.
     """
-    run = study.runs()[0]
-    index = open_dataset(study.data).index
-    test = index[index["split"] == "test"]
-    maps = score_samples(run, test["sample_id"].tolist(), folder)
-    scores = image_scores(maps, study.evaluation.image_score, study.evaluation.pool)
-    table = test[["sample_id", "category", "defect", "label"]].assign(score=scores)
-    good = {name: rows["score"] for name, rows in table[table["label"] == 0].groupby("category")}
-    defects = table[(table["label"] == 1) & table["category"].isin(good)]
+    summary = _summary(rows)
+    asked = dict.fromkeys((str(run.modality), run.method) for run in study.runs())
+    grid = {(str(run.modality), run.setting, run.method) for run in study.runs()}
+    order = {str(name): place for place, name in enumerate(study.modalities)}
+    lines = sorted(asked, key=lambda key: order[key[0]])
+    columns: dict[tuple[str, str], list[Any]] = {("", "modality"): [m for m, _ in lines]}
+    columns["", "method"] = [fill("<code>{}</code>", method) for _, method in lines]
+    columns["", "seeds"] = [_seeds_text(summary, key) for key in lines]
+    for metric in metrics:
+        for setting in study.settings:
+            if metric.startswith(CONTINUAL) and setting.endswith("-0"):
+                continue  # one step: nothing can be forgotten
+            cells = _column(summary, metric, setting, lines, grid, paper_name(study))
+            if any(cells):
+                columns[LABELS[metric], setting] = [cell or Markup(ABSENT) for cell in cells]
+    table = pd.DataFrame(columns)
+    return table.drop(columns=[("", "modality")]) if len(study.modalities) == 1 else table
+
+
+def category_table(study: StudyConfig, rows: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """One metric after the last step per category, mean over seeds in percent; the last column is the mean.
+
+    Returns
+    -------
+    DataFrame
+        modality, setting, method, seeds, one column a category, "mean"; finished methods only.
+    """
+    last = last_step(rows[rows["metric"] == metric])
+    if last.empty:
+        return pd.DataFrame(columns=[*CELL, "seeds"])
+    order = list(dict.fromkeys(last["category"]))
+    wide = last.pivot_table("value", CELL, "category", observed=True, sort=False)
+    wide = 100 * wide.reindex(columns=order).assign(
+        **{MEAN: lambda t: t.mean(axis=1, skipna=False)}
+    )
+    seeds = last.groupby(CELL, sort=False)["seed"].nunique().rename("seeds")
+    return _one_value(seeds.reset_index().merge(wide.reset_index(), on=CELL), study)
+
+
+def paper_category_table(dataset: str, metric: str, setting: str = "10-0") -> pd.DataFrame:
+    """The paper's values of a metric of the methods that have them per category; without rows where none has."""
+    table = paper_results()
+    chosen = (table["dataset"] == dataset) & (table["metric"] == metric)
+    table = table[chosen & (table["setting"] == setting)]
+    table = table.drop_duplicates(["modality", "method", "category"])
+    each = table[table["category"] != MEAN][["modality", "method"]].drop_duplicates()
+    table = table.merge(each, on=["modality", "method"])
+    order = [*dict.fromkeys(table["category"])]
+    return table.pivot_table("value", ["modality", "method"], "category")[order].reset_index()
+
+
+def comparison(compared: pd.DataFrame) -> pd.DataFrame:
+    """What `iumad.report.page.Page.compared` returns, for readers; positive is better than the reference.
+
+    Returns
+    -------
+    DataFrame
+        modality, setting, metric, method, seeds, difference, low, high (points), p (Holm), detectable, paper,
+        verdict.
+    """
+    words = [verdict_word(BETTER_OR_WORSE.get(word, word)) for word in compared["verdict"]]
+    table = compared.assign(verdict=words, metric=compared["metric"].map(LABELS))
+    names = {"n": "seeds", "estimate": "difference", "p_holm": "p (Holm)"}
+    columns = ["modality", "setting", "metric", "method", "n", "estimate", "low", "high"]
+    return table[[*columns, "p_holm", "detectable", "paper", "verdict"]].rename(columns=names)
+
+
+def claim_table(answers: pd.DataFrame) -> pd.DataFrame:
+    """One row a claim (`iumad.study.claims.verdicts`): statement, verdict, difference, the paper's, reason."""
+    intervals = [
+        interval_text(row.estimate, row.low, row.high) if row.n and row.n > 0 else ""
+        for row in answers.itertuples()
+    ]
+    return pd.DataFrame(
+        {
+            "claim": answers["statement"],
+            "where": answers["where"],
+            "verdict": [verdict_word(word) for word in answers["verdict"]],
+            "difference": intervals,
+            "paper": answers["paper"].astype(float),
+            "detectable": answers["detectable"].astype(float),
+            "why": answers["reason"],
+        }
+    )
+
+
+def contrast_table(judged: pd.DataFrame) -> pd.DataFrame:
+    """Every contrast behind some claims (`iumad.study.claims.evaluate_claims`)."""
+    columns = ["claim", "role", "test", "compared", "n", "estimate", "low", "high", "paper"]
+    table = judged[[*columns, "detectable", "unit", "verdict", "gates"]]
+    return table.rename(columns={"n": "seeds", "estimate": "difference"})
+
+
+def ranks(rows: pd.DataFrame, metric: str = "i_auroc") -> pd.DataFrame:
+    """Mean ranks of the methods after the last step over seeds and categories; empty if there are not two."""
+    part = last_step(rows[rows["metric"] == metric]) if len(rows) else rows
+    part = part.dropna(subset=["value"])
+    methods = set(part["method"])
+    complete = part.groupby(list(PAIR))["method"].nunique() == len(methods)
+    return mean_ranks(part) if len(methods) > 1 and complete.any() else part[:0]
+
+
+def incremental(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of runs of two or more steps, in which something can be forgotten."""
+    if rows.empty:
+        return rows
+    return rows[rows.groupby(RUN_COLUMNS)["step"].transform("max") > 0]
+
+
+def runs_table(study: StudyConfig, results: str | Path) -> pd.DataFrame:
+    """What each finished run cost: steps, minutes, the largest memory of them, code, and who made it."""
+    steps = load_provenance(study, results)
+    records = []
+    for keys, run in steps.groupby(["run_id", *RUN_LABELS], sort=False):
+        labels = dict(zip(["run", *RUN_LABELS], keys, strict=True))
+        costs = {"steps": len(run), "minutes": run["seconds"].sum() / 60}
+        costs |= {"memory (MB)": run["peak_memory_mb"].max(), "code": _distinct(_code(run))}
+        records.append(labels | costs | {"made": _distinct(run["source"])})
+    columns = ["run", *RUN_LABELS, "steps", "minutes", "memory (MB)", "code", "made"]
+    return pd.DataFrame(records, columns=columns)
+
+
+def environment_table(study: StudyConfig, results: str | Path) -> pd.DataFrame:
+    """Time that a study's steps took together, a step that runs share counted once, and where they ran."""
+    steps = load_provenance(study, results).drop_duplicates("step_key")
+    facts = {
+        "time": f"{steps['seconds'].sum() / 3600:.1f} h for {len(steps)} steps",
+        "machine": _distinct(
+            f"{cpu}, {cores} cores" for cpu, cores in zip(steps["cpu"], steps["cores"], strict=True)
+        ),
+        "threads": _distinct(steps["threads"]),
+    }
+    for name in ("device", "system", "python", "torch", "timm", "numpy"):
+        facts[name] = _distinct(steps[name])
+    return pd.DataFrame(facts.items(), columns=["what", "value"])
+
+
+def defect_table(samples: pd.DataFrame) -> pd.DataFrame:
+    """Image AUROC of each kind of defect against the good images of its category, mean over categories.
+
+    Parameters
+    ----------
+    samples : DataFrame
+        Measurements of the kind "samples" (`iumad.study.measured`).
+
+    Returns
+    -------
+    DataFrame
+        method, then a column for each kind of defect, in percent: first those that change the shape, marked "*".
+    """
+    records = []
+    for (method, _, category), part in samples.groupby(["method", "seed", "category"], sort=False):
+        good = part["defect"] == "good"
+        for defect in part.loc[~good, "defect"].unique():
+            kind = part["defect"] == defect
+            shape = (part.loc[kind, "geometric"] == "True").all()
+            chosen = part[good | kind]
+            labels = (chosen["defect"] != "good").to_numpy(dtype=int)
+            value = or_missing(image_auroc, chosen["score"].to_numpy(), labels)
+            name = f"{defect} *" if shape else defect
+            records.append((method, category, shape, name, 100 * value))
+    table = pd.DataFrame(records, columns=["method", "category", "shape", "defect", "value"])
+    order = table.sort_values("shape", ascending=False, kind="stable")["defect"].unique()
+    wide = table.pivot_table("value", "method", "defect", sort=False)
+    return wide[list(order)].reset_index() if len(table) else table[["method"]]
+
+
+def missed_defects(samples: pd.DataFrame) -> pd.DataFrame:
+    """Defective test samples of one run, those that look most normal first.
+
+    Parameters
+    ----------
+    samples : DataFrame
+        Measurements of the kind "samples" of one run.
+
+    Returns
+    -------
+    DataFrame
+        sample_id, category, defect, score, beaten_by (share of the category's good test images that have a higher
+        score).
+    """
+    is_good = samples["defect"] == "good"
+    good = {name: part["score"] for name, part in samples[is_good].groupby("category")}
+    defects = samples[~is_good & samples["category"].isin(good)]
     beaten = [
         float((good[category] > score).mean())
         for category, score in zip(defects["category"], defects["score"], strict=True)
     ]
-    ranked = defects.drop(columns="label").assign(beaten_by=beaten)
-    return ranked.sort_values(["beaten_by", "score"], ascending=[False, True], ignore_index=True)
+    table = defects[["sample_id", "category", "defect", "score"]].assign(beaten_by=beaten)
+    return table.sort_values(["beaten_by", "score"], ascending=[False, True], ignore_index=True)
+
+
+def one_defect_each(samples: pd.DataFrame) -> list[str]:
+    """One defective test sample of each category that has a map, with kinds of defects taking turns."""
+    drawn = samples[(samples["map"] != "") & (samples["defect"] != "good")]
+    picked = []
+    for place, (_, part) in enumerate(drawn.groupby("category", sort=False)):
+        kinds = part.drop_duplicates("defect")["sample_id"].tolist()
+        picked.append(kinds[place % len(kinds)])
+    return picked
 
 
 def defect_strength(dataset: MiniCandies) -> pd.DataFrame:
@@ -217,3 +282,151 @@ def defect_strength(dataset: MiniCandies) -> pd.DataFrame:
     table = pd.DataFrame(records, columns=["defect", "area", "colour", "depth_mm"])
     groups = table.groupby("defect", sort=False)
     return groups.mean().assign(images=groups.size()).reset_index()
+
+
+def inside_table(inside: pd.DataFrame) -> pd.DataFrame:
+    """Measurements of the kind "inside" of one run, with a column for each quantity, in percent but for the KL."""
+    keys = ["step", "categories"]
+    wide = inside.pivot_table("value", keys, "quantity", dropna=False).dropna(how="all")
+    wide = wide[list(inside["quantity"].unique())]
+    shares = [name for name in wide if name != "KL"]
+    wide[shares] *= 100
+    return wide.reset_index()
+
+
+def shifts(details: pd.DataFrame) -> pd.DataFrame:
+    """Mean shift of each detail of evaluation over categories, with its 95 % t interval.
+
+    Categories are the unit: each counts with its mean over seeds.
+
+    Parameters
+    ----------
+    details : DataFrame
+        Measurements of the kind "details".
+
+    Returns
+    -------
+    DataFrame
+        method, modality, detail, metric, here, there (percent), shift, low, high (points), n (categories).
+    """
+    by = ["method", "modality", "detail", "metric"]
+    means = details.groupby([*by, "category"], sort=False)[["here", "there"]].mean().reset_index()
+    unit = means.rename(columns={"category": "seed"}).assign(value=means["there"] - means["here"])
+    table = summarise(unit, by).drop(columns="sd").rename(columns={"mean": "shift"})
+    values = means.groupby(by, sort=False)[["here", "there"]].mean().reset_index()
+    table = values.merge(table, on=by)
+    table[["here", "there", "shift", "low", "high"]] *= 100
+    return table
+
+
+def best_epoch(epochs: pd.DataFrame) -> pd.DataFrame:
+    """The last epoch beside the one that is best on the test images, in the columns of the kind "details".
+
+    Parameters
+    ----------
+    epochs : DataFrame
+        Measurements of the kind "epochs".
+    """
+    columns = [*RUN_LABELS, "category", "detail", "metric", "here", "there"]
+    tables = []
+    for keys, run in epochs.groupby(RUN_LABELS, sort=False):
+        table = run.pivot(index="category", columns="epoch", values="value")  # noqa: PD010
+        best = table[table.mean().idxmax()]
+        pair = pd.DataFrame({"here": table[table.columns[-1]], "there": best}).reset_index()
+        labels = dict(zip(RUN_LABELS, keys, strict=True))
+        tables.append(pair.assign(**labels, detail="best epoch on test images", metric="i_auroc"))
+    return pd.concat(tables)[columns] if tables else pd.DataFrame(columns=columns)
+
+
+def interval_text(mean: float, low: float, high: float) -> str:
+    """A number with its interval, both already in the unit shown; without one for a single seed."""
+    if np.isnan(mean):
+        return "undefined"
+    if np.isnan(low):
+        return f"{mean:.1f}"
+    if high - low < 1e-9:  # a method without randomness
+        return f"{mean:.1f} (every seed)"
+    return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _column(
+    summary: pd.DataFrame,
+    metric: str,
+    setting: str,
+    lines: Sequence[tuple[str, str]],
+    grid: set[tuple[str, str, str]],
+    dataset: str,
+) -> list[Markup]:
+    """One column of `paper_table`; a cell that is not asked for is empty."""
+    chosen = (summary["metric"] == metric) & (summary["setting"] == setting)
+    found = summary[chosen].set_index(["modality", "method"])
+    best = _best(found, metric)
+    asked = pd.DataFrame(lines, columns=["modality", "method"])
+    asked = asked.assign(setting=setting, metric=metric, dataset=dataset, category=MEAN)
+    paper = (100 * beside_paper(asked)["paper"]).tolist()
+    cells = []
+    for (modality, method), printed in zip(lines, paper, strict=True):
+        if (modality, method) in found.index:
+            row = found.loc[modality, method]
+            cell = _mean_and_sd(100 * row["mean"], 100 * row["sd"], (modality, method) in best)
+        elif (modality, setting, method) in grid and not _cannot(
+            metric, summary, setting, modality, method
+        ):
+            cell = fill('<span class="missing">{}</span>', NOT_RUN)
+        else:
+            cell = Markup("")
+        if cell and not np.isnan(printed):
+            cell += fill(' <span class="paper">{}</span>', f"{printed:.1f}")
+        cells.append(cell)
+    return cells
+
+
+def _cannot(metric: str, summary: pd.DataFrame, setting: str, modality: str, method: str) -> bool:
+    """Whether the runs are there and have nothing of this metric: one step forgets nothing."""
+    run = (summary["setting"] == setting) & (summary["modality"] == modality)
+    return metric.startswith(CONTINUAL) and bool((run & (summary["method"] == method)).any())
+
+
+def _best(found: pd.DataFrame, metric: str) -> set[tuple[str, str]]:
+    """Methods of each modality with the best mean as it is printed; none where there is one method only."""
+    shown = (100 * found["mean"]).round(1)
+    best: set[tuple[str, str]] = set()
+    for _, part in shown.groupby("modality"):
+        end = part.min() if metric.startswith(LESS_IS_BETTER) else part.max()
+        best |= set(part.index[part == end]) if len(part) > 1 else set()
+    return best
+
+
+def _mean_and_sd(mean: float, sd: float, best: bool) -> Markup:
+    if np.isnan(mean):
+        return Markup("undefined")
+    text = f"{mean:.1f}" if np.isnan(sd) else f"{mean:.1f} ± {sd:.1f}"
+    return fill("<b>{}</b>" if best else "{}", text)
+
+
+def _seeds_text(summary: pd.DataFrame, line: tuple[str, str]) -> str:
+    n = summary[(summary["modality"] == line[0]) & (summary["method"] == line[1])]["n"]
+    if n.empty:
+        return "0"
+    return f"{n.min()}" if n.min() == n.max() else f"{n.min()} to {n.max()}"
+
+
+def _one_value(table: pd.DataFrame, study: StudyConfig) -> pd.DataFrame:
+    """The table without the columns of which the study has one value."""
+    single = {"modality": study.modalities, "setting": study.settings}
+    return table.drop(columns=[name for name, values in single.items() if len(values) == 1])
+
+
+def _summary(rows: pd.DataFrame) -> pd.DataFrame:
+    if rows.empty:
+        return pd.DataFrame(columns=[*CELL, "metric", "mean", "sd", "n", "low", "high"])
+    return summarise(final_table(rows), [*CELL, "metric"])
+
+
+def _code(steps: pd.DataFrame) -> list[str]:
+    changed = steps["modified"].map({"True": " (modified)"}).fillna("")
+    return (steps["commit"].replace("", "no checkout").str[:10] + changed).tolist()
+
+
+def _distinct(values: Iterable[Any]) -> str:
+    return "; ".join(dict.fromkeys(str(value) for value in values if str(value) not in ("", "nan")))

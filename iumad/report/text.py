@@ -1,163 +1,344 @@
-"""The answer on the book's first page: five lines, every number of which comes from the result rows.
+"""What numbers say, in sentences: for the boxes that open pages. Every word that could be wrong is computed.
 
-What paired tests say, in words: for the ends of the pages.
+Sentences are `Markup`, so names in them are escaped (`iumad.report.html`).
 """
 
-from html import escape
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from markupsafe import Markup
 
-from iumad.report.comparisons import NOT_RUN
-from iumad.study.results import final_table, paper_results
-from iumad.study.statistics import CONFIDENCE, summarise
+from iumad.data.sample import Dataset
+from iumad.report.html import code, fill, listed, verdict_word
+from iumad.report.tables import BETTER_OR_WORSE, ranks
+from iumad.study.results import LABELS, final_table
+from iumad.study.statistics import summarise
+from iumad.study.verdicts import NOT_RUN
 
-VERDICTS = (BETTER, WORSE, EQUAL, UNJUDGED) = (
-    "better",
-    "worse",
-    "not told apart from it",
-    "one seed, no claim",
+OURS, BASELINE, MARK = "ib-iumad", "iuf", "memory-bank"
+MAIN = ("i_auroc", "aupro")
+UNMEASURED = (
+    Markup("Not measured on these runs; <code>iumad measure</code> does it where they were made."),
 )
+NOT_ANSWERED = Markup("Not answered yet: no run is finished.")
 
 
-def told(tests: pd.DataFrame, reference: str) -> str:
-    """Markdown: one line a comparison of `paired_table`, and whether the difference can be told from chance.
+def standing(rows: pd.DataFrame, methods: Sequence[str], metrics: Sequence[str] = MAIN) -> Markup:
+    """Means after the last step of some methods: "`ib-iumad` reaches 67.5 % image AUROC and 41.0 % AUPRO, ..."."""
+    summary = summarise(final_table(rows), ["method", "metric"]).set_index(["method", "metric"])
+    said = []
+    for method in methods:
+        values = [
+            fill("{} % {}", f"{100 * summary.loc[(method, m), 'mean']:.1f}", LABELS[m])
+            for m in metrics
+            if (method, m) in summary.index
+        ]
+        if values:
+            said.append(fill("{} {}", code(method), Markup(" and ").join(values)))
+    return Markup(", ").join(said)
 
-    The categories of a single seed share one model, so that they say nothing about the next: no verdict is given.
-    """
-    if tests.empty:
-        return _nothing(reference)
-    return "\n".join(
-        f"- {row.modality}, {row.setting}, `{row.method}` against `{reference}`, {row.metric}: "
-        f"{row.difference:+.1f} points [{row.low:+.1f}, {row.high:+.1f}], n = {row.n}, "
-        f"p (Holm) {row.p_holm:.2g}: **{_verdict(row)}**"
-        for row in tests.itertuples()
+
+def circumstances(rows: pd.DataFrame) -> Markup:
+    """What the rows of one setting and modality were measured on."""
+    first, seeds = rows.iloc[0], rows["seed"].nunique()
+    steps, categories = int(rows["step"].max()) + 1, rows["category"].nunique()
+    return fill(
+        "{}, {}, setting {} ({} categories in {} step{}), {} seed{}",
+        *(first["dataset"], first["modality"], first["setting"], categories, steps),
+        *("s" if steps > 1 else "", seeds, "s" if seeds > 1 else ""),
     )
 
 
-def sorted_out(tests: pd.DataFrame, reference: str) -> str:
-    """Markdown: the same verdicts for many methods, one line for each modality, setting and metric."""
-    if tests.empty:
-        return _nothing(reference)
-    lines = []
-    for keys, part in tests.groupby(["modality", "setting", "metric"], sort=False):
-        found: dict[str, list[str]] = {verdict: [] for verdict in VERDICTS}
-        for row in part.itertuples():
-            found[_verdict(row)].append(f"`{row.method}`")
-        named = [f"{verdict}: {', '.join(names)}" for verdict, names in found.items() if names]
-        lines.append(f"- {', '.join(keys)}, against `{reference}`: " + "; ".join(named))
-    return "\n".join(lines)
-
-
-def _verdict(row: Any) -> str:
-    if row.seeds < 2:
-        return UNJUDGED
-    if row.p_holm >= 1 - CONFIDENCE or row.low * row.high <= 0:
-        return EQUAL
-    less_is_better = row.metric.startswith("FM")
-    return BETTER if (row.difference > 0) != less_is_better else WORSE
-
-
-def _nothing(reference: str) -> str:
-    return f"Nothing can be compared with `{reference}` yet: {NOT_RUN}, or fewer than two pairs."
-
-
-OURS, BASELINE, REFERENCE = "ib-iumad", "iuf", "memory-bank"
-PAPER_DATASET = "mvtec3d"
-NAMES = {
-    "i_auroc": "image AUROC",
-    "aupro": "AUPRO",
-    "fm_i_auroc": "forgetting of image AUROC",
-    "fm_aupro": "forgetting of AUPRO",
-}
-
-
-def answer(rows: pd.DataFrame) -> list[str]:
-    """Answer the book's question from the rows of one setting and modality, in five lines of plain text.
+def verdict(compared: pd.DataFrame, ours: str = OURS) -> list[Markup]:
+    """How one method compares with the reference in each metric, one sentence a metric.
 
     Parameters
     ----------
-    rows : pandas.DataFrame
-        Result rows (`iumad.study.results.ROW_SCHEMA`) of one data set, setting and modality; may be empty.
-
-    Returns
-    -------
-    list of str
-        What was run; the accuracy; the difference in accuracy; the difference in forgetting; what the paper found.
-        One line that says so if a method that the answer needs is missing.
+    compared : DataFrame
+        Of one setting and modality (`iumad.report.page.Page.compared`).
+    ours : str
+        The method.
     """
-    missing = [name for name in (OURS, BASELINE) if name not in set(rows["method"])]
-    if missing:
-        return [f"Not answered yet: no finished run of {' and '.join(missing)}."]
-    final = final_table(rows)
-    first = rows.iloc[0]
-    n_seeds = int(rows.groupby("method")["seed"].nunique().loc[[OURS, BASELINE]].min())
-    steps = int(rows["step"].max()) + 1
-    return [
-        f"Asked of profile {first['profile']}: {first['dataset']}, setting {first['setting']} "
-        f"({steps} step{'s' * (steps > 1)}), {first['modality']}, {n_seeds} seed{'s' * (n_seeds > 1)}.",
-        f"After the last step: {_values(final, 'i_auroc')}; {_values(final, 'aupro')}.",
-        _compared(final, ["i_auroc", "aupro"]),
-        _compared(final, ["fm_i_auroc", "fm_aupro"])
-        if steps > 1
-        else "One step, so nothing can be forgotten.",
-        _paper(first["setting"], first["modality"]),
-    ]
-
-
-def as_html(lines: list[str]) -> str:
-    """The lines as an html list."""
-    return f'<ol class="answer">{"".join(f"<li>{escape(line)}</li>" for line in lines)}</ol>'
-
-
-def _values(final: pd.DataFrame, metric: str) -> str:
-    summary = summarise(final[final["metric"] == metric], ["method"])
-    shown = summary[summary["method"].isin([OURS, BASELINE, REFERENCE])]
-    parts = [
-        f"{row['method']} {100 * row['mean']:.1f}"
-        + ("" if np.isnan(row["sd"]) else f" ± {100 * row['sd']:.1f}")
-        for row in shown.to_dict("records")
-    ]
-    return f"{NAMES[metric]} {', '.join(parts)} %"
-
-
-def _compared(final: pd.DataFrame, metrics: list[str]) -> str:
-    said = [_difference(final[final["metric"] == metric], metric) for metric in metrics]
-    return f"{OURS} minus {BASELINE}: {'; '.join(said)}."
-
-
-def _difference(final: pd.DataFrame, metric: str) -> str:
-    """Mean difference over the seeds that both have, its 95 % t interval, and what it allows to say."""
-    wide = final.pivot(index="seed", columns="method", values="value")  # noqa: PD010
-    pairs = (100 * (wide[OURS] - wide[BASELINE])).dropna().rename("value").reset_index()
-    (row,) = summarise(pairs.assign(metric=metric), ["metric"]).to_dict("records")
-    text = f"{NAMES[metric]} {row['mean']:+.1f} points"
-    if row["n"] < 2:
-        return f"{text} (one seed: no interval, no claim)"
-    verdict = "not told apart" if row["low"] <= 0 <= row["high"] else "a difference"
-    return f"{text} [{row['low']:+.1f}, {row['high']:+.1f}] ({verdict})"
-
-
-def _paper(setting: str, modality: str) -> str:
-    """The paper's own difference, where it has these cells."""
-    table = paper_results()
-    cell = table[
-        (table["dataset"] == PAPER_DATASET)
-        & (table["setting"] == setting)
-        & (table["modality"] == modality)
-        & (table["category"] == "mean")
-    ].assign(method=table["method"].str.lower())
-    found = []
-    for metric in ("i_auroc", "fm_i_auroc"):
-        values = (
-            cell[cell["metric"] == metric].drop_duplicates("method").set_index("method")["value"]
+    said = []
+    for row in compared[compared["method"] == ours].itertuples():
+        if row.verdict == NOT_RUN:
+            continue
+        interval = "" if np.isnan(row.low) else f" [{row.low:+.1f}, {row.high:+.1f}]"
+        paper = "" if np.isnan(row.paper) else f", the paper {row.paper:+.1f}"
+        less = ", less forgotten is better" if row.metric.startswith("fm_") else ""
+        said.append(
+            fill(
+                "{} against {} in {}: {} points better{}{}{}: {}.",
+                *(code(ours), code(row.reference), LABELS[row.metric], f"{row.estimate:+.1f}"),
+                *(
+                    interval,
+                    less,
+                    paper,
+                    verdict_word(BETTER_OR_WORSE.get(row.verdict, row.verdict)),
+                ),
+            )
         )
-        if {OURS, BASELINE} <= set(values.index):
-            found.append(f"{NAMES[metric]} {values[OURS] - values[BASELINE]:+.1f} points")
-    if not found:
-        return f"The paper has no such comparison for setting {setting} with {modality}."
-    return (
-        f"The paper, on MVTec 3D-AD in this setting, {OURS} minus {BASELINE}: {', '.join(found)}. "
-        "Another data set, another size: compare directions, not digits."
+    return said
+
+
+def learning_in_steps(rows: pd.DataFrame, compared: pd.DataFrame) -> list[Markup]:
+    """Answer the book's question from the rows of one setting and modality, in a few sentences.
+
+    Parameters
+    ----------
+    rows : DataFrame
+    compared : DataFrame
+        Their comparison with `BASELINE` (`iumad.report.page.Page.compared`).
+    """
+    if rows.empty:
+        return [NOT_ANSWERED]
+    have = set(rows["method"])
+    others = [name for name in (BASELINE, MARK) if name in have]
+    asked = compared[compared["metric"].isin(["i_auroc", "fm_i_auroc"])]
+    return [
+        fill("On {}: {}.", circumstances(rows), standing(rows, [OURS, *others])),
+        *verdict(asked),
+    ]
+
+
+def against_the_mark(rows: pd.DataFrame, mark: str = MARK) -> list[Markup]:
+    """How near the methods of one setting and modality come to the one that is told the category."""
+    if rows.empty:
+        return [NOT_ANSWERED]
+    table = final_table(rows)
+    means = table[table["metric"] == "i_auroc"].groupby("method")["value"].mean()
+    trained = means.drop(mark, errors="ignore").sort_values(ascending=False)
+    said = [fill("On {}: {}.", circumstances(rows), standing(rows, [OURS, mark]))]
+    if mark in means and len(trained):
+        gap = 100 * (trained - means[mark])
+        said.append(
+            fill(
+                "Nearest to the bank comes {} ({} points of image AUROC from it), furthest away is {} ({}).",
+                *(code(trained.index[0]), f"{gap.iloc[0]:+.1f}", code(trained.index[-1])),
+                f"{gap.iloc[-1]:+.1f}",
+            )
+        )
+    return said
+
+
+def place_among(rows: pd.DataFrame, ours: str = OURS) -> list[Markup]:
+    """Where one method stands among the others of one setting and modality, by mean rank of image AUROC."""
+    order = ranks(rows)
+    if order.empty or ours not in set(order["method"]):
+        return [Markup("Not answered yet: runs are missing.")]
+    names = order["method"].tolist()
+    near = order[(order["rank"] - order["rank"].min()) <= order["critical_difference"]]["method"]
+    return [
+        fill("On {}:", circumstances(rows))
+        + fill(
+            " {} is number {} of {} by mean rank of image AUROC over seeds and categories; {} is first.",
+            *(code(ours), names.index(ours) + 1, len(names), code(names[0])),
+        ),
+        fill("Not told apart from the first at 5 %: {}.", listed(near.tolist()))
+        if len(near) > 1
+        else fill("Every other method is told apart from the first at 5 %."),
+    ]
+
+
+def verdict_counts(answers: pd.DataFrame) -> list[Markup]:
+    """How many claims got which verdict, and each claim behind its verdict if there are few.
+
+    Parameters
+    ----------
+    answers : DataFrame
+        statement, verdict (`iumad.study.claims.verdicts`).
+    """
+    if len(answers) <= 4:
+        return [
+            fill("{} {}", verdict_word(row.verdict), row.statement) for row in answers.itertuples()
+        ]
+    counts = answers["verdict"].value_counts()
+    said = [fill("{} {}", number, verdict_word(str(word))) for word, number in counts.items()]
+    return [fill("Of {} claims: {}.", len(answers), Markup(", ").join(said))]
+
+
+def what_is_missed(missed: pd.DataFrame, method: str) -> list[Markup]:
+    """Which kind of defect looks least normal to a method, and which most (`missed_defects`)."""
+    if missed.empty:
+        return list(UNMEASURED)
+    share = 100 * missed.groupby("defect")["beaten_by"].mean().sort_values()
+    least, most = share.index[0], share.index[-1]
+    return [
+        fill(
+            "With {}, a good object scores higher than one with a <b>{}</b> in {} % of the pairs, and higher than "
+            "one with a <b>{}</b> in {} %; 50 % would be chance.",
+            *(code(method), least, f"{share.iloc[0]:.0f}", most, f"{share.iloc[-1]:.0f}"),
+        )
+    ]
+
+
+def largest_shift(shifts: pd.DataFrame) -> list[Markup]:
+    """The detail of evaluation that moves a number most, and how many do so beyond chance."""
+    if shifts.empty:
+        return list(UNMEASURED)
+    worst = shifts.loc[shifts["shift"].abs().idxmax()]
+    clear = shifts[(shifts["low"] > 0) | (shifts["high"] < 0)]
+    return [
+        fill(
+            "The same anomaly maps give up to <b>{} points</b> another {}: {} ({}).",
+            *(
+                f"{worst['shift']:+.1f}",
+                LABELS[worst["metric"]],
+                worst["detail"],
+                code(worst["method"]),
+            ),
+        ),
+        fill("{} of {} shifts have an interval without zero.", len(clear), len(shifts)),
+    ]
+
+
+def cost_against(summary: pd.DataFrame, ours: str = OURS, mark: str = MARK) -> list[Markup]:
+    """Time and size of two methods for one image (`iumad.study.costs.summary`)."""
+    one = (
+        summary[summary["batch"] == 1].drop_duplicates("method").set_index("method")
+        if len(summary)
+        else summary
     )
+    if not {ours, mark} <= set(one.index):
+        return list(UNMEASURED)
+    said = []
+    for column, unit in (("latency p50 (ms)", "ms an image"), ("model (MB)", "MB of model")):
+        if column in one and not np.isnan(one.loc[ours, column]):
+            ratio = one.loc[ours, column] / one.loc[mark, column]
+            values = (f"{one.loc[name, column]:.3g}" for name in (ours, mark))
+            said.append(
+                fill(
+                    "{} needs {} {}, {} {}: {} times as much.",
+                    code(ours),
+                    next(values),
+                    unit,
+                    code(mark),
+                    next(values),
+                    f"{ratio:.2g}",
+                )
+            )
+    return said
+
+
+def inside(table: pd.DataFrame) -> list[Markup]:
+    """What `iumad.report.tables.inside_table` says of the parts that the paper's explanation rests on."""
+    if table.empty:
+        return list(UNMEASURED)
+    base, last = table[table["step"] == 0].iloc[0], table[table["step"] == table["step"].max()]
+    old, new = (last[last["categories"] == group] for group in ("earlier", "this step"))
+    said = []
+    for modality in [
+        name.removeprefix("accuracy ") for name in table if name.startswith("accuracy ")
+    ]:
+        name = f"accuracy {modality}"
+        if modality in ("before", "after") or not len(old):
+            continue
+        said.append(
+            fill(
+                "The classifier of {} knows {} % of the good images after the base step; after the last step "
+                "{} % of the earlier categories' and {} % of the newest one's.",
+                *(
+                    modality,
+                    *(
+                        f"{value:.0f}"
+                        for value in (base[name], old[name].iloc[0], new[name].iloc[0])
+                    ),
+                ),
+            )
+        )
+    if "KL" in table:
+        ends = (f"{value:.2f}" for value in (table["KL"].min(), table["KL"].max()))
+        said.append(fill("The KL of the two predictions lies between {} and {} nats.", *ends))
+    if "frozen" in table and len(old):
+        share = f"{old['frozen'].iloc[0]:.0f}"
+        said.append(
+            fill(
+                "The projection keeps updates away from {} % of what earlier features span.", share
+            )
+        )
+    return said
+
+
+def over_settings(
+    page_rows: pd.DataFrame, compared: pd.DataFrame, here: pd.DataFrame
+) -> list[Markup]:
+    """How often a method is told apart from the reference over a grid, and how far in one cell of it.
+
+    Parameters
+    ----------
+    page_rows : DataFrame
+        Rows of one setting and modality, for the values.
+    compared : DataFrame
+        The whole grid (`iumad.report.page.Page.compared`).
+    here : DataFrame
+        The part of `compared` that belongs to `page_rows`.
+    """
+    if compared.empty or page_rows.empty:
+        return [NOT_ANSWERED]
+    said = []
+    for metric in ("i_auroc", "fm_i_auroc"):
+        part = compared[(compared["method"] == OURS) & (compared["metric"] == metric)]
+        words = part["verdict"].map(lambda word: BETTER_OR_WORSE.get(word, word)).value_counts()
+        found = [fill("{} {}", number, verdict_word(str(word))) for word, number in words.items()]
+        if found:
+            said.append(
+                fill(
+                    "{} against {} in {}, over {} combinations of modality and setting: {}.",
+                    *(code(OURS), code(part["reference"].iloc[0]), LABELS[metric], len(part)),
+                    Markup(", ").join(found),
+                )
+            )
+    methods = list(dict.fromkeys(page_rows["method"]))
+    values = standing(page_rows, methods, ["i_auroc"])
+    said.append(fill("On {}: {}.", circumstances(page_rows), values))
+    return [*said, *verdict(here[here["metric"].isin(["i_auroc", "fm_i_auroc"])])]
+
+
+def data_answer(dataset: Dataset, strength: pd.DataFrame) -> list[Markup]:
+    """What a data set holds, and which defects change depth least and most (`defect_strength`)."""
+    test = dataset.index[dataset.index["split"] == "test"]
+    said = [
+        fill(
+            "{}: {} categories, {} samples, {} of them test images, {} of these with a defect; {}.",
+            *(code(dataset.name), len(dataset.categories), len(dataset.index), len(test)),
+            *(int(test["label"].sum()), " and ".join(dataset.modalities)),
+        )
+    ]
+    if strength.empty:
+        return [
+            *said,
+            Markup("It has no undamaged twins, so the strength of its defects cannot be measured."),
+        ]
+    depth = strength.set_index("defect")["depth_mm"]
+    said.append(
+        fill(
+            "A <b>{}</b> changes depth by {} mm, a <b>{}</b> by {} mm. What does not change depth cannot be found "
+            "from depth alone.",
+            *(depth.idxmin(), f"{depth.min():.3f}", depth.idxmax(), f"{depth.max():.2f}"),
+        )
+    )
+    return said
+
+
+def model_card(card: pd.DataFrame) -> list[Markup]:
+    """How large a model is and where its parameters and operations lie (measurements of the kind "parts")."""
+    if card.empty:
+        return list(UNMEASURED)
+    total, parts = card[card["part"] == "all"].iloc[0], card[card["part"] != "all"]
+    largest, busiest = (parts.loc[parts[column].idxmax()] for column in ("parameters", "gflops"))
+    return [
+        fill(
+            "{} million parameters, {} million of them trained; {} GFLOP for one image.",
+            *(
+                f"{total['parameters'] / 1e6:.1f}",
+                f"{total['trained'] / 1e6:.1f}",
+                f"{total['gflops']:.1f}",
+            ),
+        ),
+        fill(
+            "The most parameters lie in {} ({} %), the most operations in {} ({} %).",
+            *(code(largest["part"]), f"{100 * largest['parameters'] / total['parameters']:.0f}"),
+            *(code(busiest["part"]), f"{100 * busiest['gflops'] / total['gflops']:.0f}"),
+        ),
+    ]

@@ -1,16 +1,14 @@
-"""Figures of the theory page: what Eq. 8 measures, and what it leaves in place.
+"""The paper's information theory (Eq. 6 to 8, Corollaries 1 and 2) on discrete variables, exactly.
 
-The paper's information theory (Eq. 6 to 8, Corollaries 1 and 2) on discrete variables, computed exactly.
+Statements are held against exact numbers of random distributions, and against small cases in which a step of the
+argument fails. Everything is in bits. Sums over all states take the place of estimates, so what differs from zero
+by more than rounding does differ.
 
 Glossary
     Y      category, F_fu's label
     F, G   the fused feature F_fu and the feature behind the bottleneck F_fu^g
     joint  array p[y, f, g] of probabilities that sum to 1
     chain  Y - F - G: G is made from F alone, p(g | y, f) = p(g | f), as behind a bottleneck
-Everything is in bits. Sums over all states take the place of estimates, so what differs from zero by more
-than rounding does differ.
-
-The paper's statements held against exact numbers, and small cases in which a step of the argument fails.
 """
 
 from collections.abc import Sequence
@@ -19,10 +17,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Float64
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from iumad.errors import MetricError
-from iumad.report.style import MARKERS, SPARE_COLOURS, in_style, panels
+from iumad.report.html import fill
+from iumad.report.style import MARKERS, OKABE_ITO, in_style, keep_table, panels
 
 Joint = Float64[np.ndarray, "y f g"]
 Y, F, G = 0, 1, 2  # axes of a joint
@@ -175,6 +175,7 @@ def _kl(p: np.ndarray, q: np.ndarray) -> Float64[np.ndarray, "f g"]:
 
 
 ROUNDING = 1e-9  # bits; differences below it are rounding
+COLOURS = (OKABE_ITO["blue"], OKABE_ITO["vermilion"])
 
 
 def check_statements(drawn: pd.DataFrame) -> pd.DataFrame:
@@ -244,6 +245,26 @@ def counterexamples(n_categories: int = 4, n_noise: int = 4) -> pd.DataFrame:
     return table[shown]
 
 
+def answer(checked: pd.DataFrame, cases: pd.DataFrame) -> list[Markup]:
+    """What the page finds, from `check_statements` and `counterexamples`."""
+    verdicts = checked.groupby("statement", sort=False)["verdict"].unique()
+    always = sum(list(found) == ["holds"] for found in verdicts)
+    copy, blind = cases.iloc[1], cases.iloc[3]
+    return [
+        fill(
+            "Of {} statements, {} hold for every distribution; the others need a condition or a reading, above "
+            "all that G is made from F alone. Under it Eq. 8 equals Eq. 7 to within rounding.",
+            *(len(verdicts), always),
+        ),
+        fill(
+            "So the loss asks that G knows as much about the category as F. It does <b>not</b> ask that G forgets "
+            "anything: it is zero with {} redundant bits kept, and with {} bits about the category lost when both "
+            "heads are constant.",
+            *(f"{copy['I(F;G|Y)']:.2g}", f"{blind['I(F;Y)']:.2g}"),
+        ),
+    ]
+
+
 def paths_to_zero(points: int = 33, n_categories: int = 4, n_noise: int = 4) -> pd.DataFrame:
     """Two bottlenecks whose KL goes to zero, one of which keeps all noise.
 
@@ -278,7 +299,7 @@ def _category_channel(n_categories: int, n_noise: int) -> Float64[np.ndarray, "f
 
 @in_style
 def eq7_against_eq8(drawn: pd.DataFrame) -> Figure:
-    """Draw I(F;Y) - I(G;Y) over the KL, a dot per distribution of `iumad.report.theory.draw`."""
+    """Draw I(F;Y) - I(G;Y) over the KL, a dot per distribution of `draw`."""
     figure, axes = panels(2)
     for place, (axis, (kind, part)) in enumerate(
         zip(axes, drawn.groupby("kind", sort=False), strict=True)
@@ -286,22 +307,22 @@ def eq7_against_eq8(drawn: pd.DataFrame) -> Figure:
         gap = part["I(F;Y)"] - part["I(G;Y)"]
         axis.axline((0, 0), slope=1, color="#888888", linewidth=0.8, linestyle=":")
         axis.axhline(0, color="#222222", linewidth=0.8)
-        colour, marker = SPARE_COLOURS[-1 - place], MARKERS[place]
-        axis.scatter(part["KL"], gap, 10, color=colour, marker=marker, linewidths=0)
+        colour = COLOURS[place]
+        axis.scatter(part["KL"], gap, 10, color=colour, marker=MARKERS[place], linewidths=0)
         title = {"chain": "G made from F (chain)", "any joint": "any F, G and Y"}[str(kind)]
         axis.set(title=title, xlabel="KL, Eq. 8 (bits)", ylabel="I(F;Y) - I(G;Y), Eq. 7 (bits)")
-    return figure
+    return keep_table(figure, drawn)
 
 
 @in_style
 def redundancy_on_the_way_to_zero(paths: pd.DataFrame) -> Figure:
-    """Draw what is kept besides the category while the KL goes to zero (`iumad.report.theory.paths_to_zero`)."""
+    """Draw what is kept besides the category while the KL goes to zero (`paths_to_zero`)."""
     figure, axes = panels(2)
     names = {"I(G;Y)": "I(G;Y), about the category", "I(F;G|Y)": "I(F;G|Y), redundant"}
     for axis, (column, label) in zip(axes, names.items(), strict=True):
         for place, (keeps, path) in enumerate(paths.groupby("keeps", sort=False)):
             look: dict[str, Any] = {
-                "color": SPARE_COLOURS[-1 - place],
+                "color": COLOURS[place],
                 "marker": MARKERS[place],
                 "markevery": 4,
             }
@@ -309,4 +330,4 @@ def redundancy_on_the_way_to_zero(paths: pd.DataFrame) -> Figure:
         axis.set(xlabel="KL, Eq. 8 (bits)", ylabel=f"{label} (bits)")
         axis.invert_xaxis()  # to the right, the loss falls
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
-    return figure
+    return keep_table(figure, paths)

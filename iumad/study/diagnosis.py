@@ -14,19 +14,18 @@ import torch
 from jaxtyping import Float, Float32, Int
 from torch import Tensor, nn
 
-from iumad.config.schema import RunConfig, StudyConfig
+from iumad.config.schema import RunConfig
 from iumad.config.sections import PerturbConfig
 from iumad.data.perturb import PerturbedDataset
 from iumad.errors import ConfigError
-from iumad.evaluation.metrics import image_auroc, or_missing
 from iumad.features.cache import Batch
 from iumad.features.fpfh import open_store
 from iumad.models.base import CHUNK
 from iumad.models.detector import Output, ReconstructionDetector
 from iumad.models.fusion import kl_categorical
 from iumad.study.probes import probe
-from iumad.study.runner import RunWork, remembered_after, score_categories, trained_detector
-from iumad.study.steps import is_trained, steps_of
+from iumad.study.runner import RunWork, remembered_after, trained_detector
+from iumad.study.steps import steps_of
 from iumad.training.increments import projections
 
 
@@ -68,85 +67,6 @@ def diagnose(run: RunConfig, folder: str | Path) -> pd.DataFrame:
                 for name, value in inside.items()
             ]
     return pd.DataFrame(records)
-
-
-def inside_table(run: RunConfig, folder: str | Path) -> pd.DataFrame:
-    """`diagnose` with a column for each quantity, in percent but for the KL; one line if there is none."""
-    if not is_trained(run, folder):
-        return pd.DataFrame(
-            {"method": [run.method], "status": ["no trained model in the results folder"]}
-        )
-    table = diagnose(run, folder)
-    wide = table.pivot_table(
-        index=["step", "categories"], columns="quantity", values="value", dropna=False
-    )
-    wide = wide.dropna(how="all")
-    wide = wide[table["quantity"].unique()]
-    shares = [name for name in wide if name != "KL"]
-    wide[shares] *= 100
-    return wide.reset_index()
-
-
-def defect_table(study: StudyConfig, folder: str | Path) -> pd.DataFrame:
-    """Image AUROC of each kind of defect against the good images of its category, mean over categories and seeds.
-
-    Of the study's last setting and modality, and the runs whose model exists; nothing is trained.
-
-    Returns
-    -------
-    DataFrame
-        method, then a column for each kind of defect, in percent: first those that change the shape, marked "*".
-    """
-    records = []
-    shown = study.select(settings=study.settings[-1:], modalities=study.modalities[-1:])
-    for run in [run for run in shown.runs() if is_trained(run, folder)]:
-        for one in score_categories(run, folder):
-            good = one.labels == 0
-            for defect in one.test.loc[~good, "defect"].unique():
-                kind = (one.test["defect"] == defect).to_numpy()
-                shape = one.test.loc[kind, "geometric"].fillna(False).all()
-                value = or_missing(image_auroc, one.scores[good | kind], one.labels[good | kind])
-                records.append((run.method, shape, f"{defect} *" if shape else defect, 100 * value))
-    table = pd.DataFrame(records, columns=["method", "shape", "defect", "value"])
-    order = table.sort_values("shape", ascending=False, kind="stable")["defect"].unique()
-    wide = table.pivot_table("value", "method", "defect", sort=False)
-    return wide[list(order)].reset_index()
-
-
-def told(table: pd.DataFrame) -> str:
-    """Markdown: what `inside_table` says of the parts that the paper's explanation rests on."""
-    if "step" not in table:
-        return "No trained model to look into."
-    base, last = table[table["step"] == 0].iloc[0], table[table["step"] == table["step"].max()]
-    old, new = (last[last["categories"] == group] for group in ("earlier", "this step"))
-    lines = []
-    for modality in ("rgb", "depth"):
-        name = f"accuracy {modality}"
-        if name in table and len(old):
-            lines.append(
-                f"- The classifier of {modality} knows {base[name]:.0f} % of the images after the base step; "
-                f"after the last step {old[name].iloc[0]:.0f} % of the earlier categories' and "
-                f"{new[name].iloc[0]:.0f} % of the newest one's."
-            )
-        if (gate := f"gate {modality}") in table and len(old):
-            lines.append(
-                f"- Its gate still tells categories apart: {old[gate].iloc[0]:.0f} % of its variance lies between "
-                "them, so a wrong label is no sign of a lost gate."
-                if old[gate].iloc[0] > 50
-                else f"- Only {old[gate].iloc[0]:.0f} % of its gate's variance lies between categories."
-            )
-    if "KL" in table:
-        least, most = table["KL"].min(), table["KL"].max()
-        lines.append(
-            f"- The KL of the two predictions lies between {least:.2f} and {most:.2f} nats; "
-            "what it is worth is the difference without it."
-        )
-    if "frozen" in table and len(old):
-        lines.append(
-            f"- The projection keeps updates away from {old['frozen'].iloc[0]:.0f} % of what earlier features "
-            "span in the layers that it protects, the second linear of each feed-forward block; the rest is free."
-        )
-    return "\n".join(lines)
 
 
 @torch.no_grad()

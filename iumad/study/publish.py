@@ -9,6 +9,7 @@ from iumad.config.schema import RunConfig, StudyConfig
 from iumad.errors import DataError
 from iumad.study.costs import costs_id, read_costs
 from iumad.study.load import RUN_LABELS, load_provenance, load_rows, training_log
+from iumad.study.measured import publish_measured
 from iumad.study.published import STEP_COLUMNS, write_published
 from iumad.study.steps import steps_of
 
@@ -55,7 +56,8 @@ def publish(studies: Sequence[StudyConfig], results: Path, profile: str) -> dict
         log[["step_key", "epoch", "term", "value"]].drop_duplicates(["step_key", "epoch", "term"]),
         pd.concat([part.assign(costs_id=key) for key, part in unique_costs.items()]),
     )
-    return {"runs": len(table), "rows": len(unique_rows), "steps": len(unique_steps)}
+    counts = {"runs": len(table), "rows": len(unique_rows), "steps": len(unique_steps)}
+    return counts | publish_measured(studies, results, profile)
 
 
 def _run(run: RunConfig) -> dict[str, object]:

@@ -1,0 +1,133 @@
+"""What a notebook opens: a study with its numbers, where they come from, and what of it is not run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+from markupsafe import Markup
+
+from iumad.config.files import load_params
+from iumad.config.schema import StudyConfig
+from iumad.report import tables
+from iumad.report.html import Html, box, code, fill, fold, table
+from iumad.study import claims
+from iumad.study.load import OWN, PUBLISHED, load_rows, progress
+from iumad.study.measured import load_measured, shown_part
+from iumad.study.verdicts import Evidence
+
+
+@dataclass(frozen=True)
+class Page:
+    """A study and its numbers.
+
+    Attributes
+    ----------
+    study : StudyConfig
+    results : str or Path
+        Results folder.
+    folder : Path
+        Folder of its params file, in which other studies lie.
+    rows : DataFrame
+        Rows of the finished runs (`iumad.study.load.load_rows`).
+    """
+
+    study: StudyConfig
+    results: str | Path
+    folder: Path
+    rows: pd.DataFrame
+
+    @property
+    def setting(self) -> str:
+        """The setting that the page looks at closely: the last one."""
+        return self.study.settings[-1]
+
+    @property
+    def modality(self) -> str:
+        """The modality that the page looks at closely: the last one."""
+        return self.study.modalities[-1]
+
+    def part(self, setting: str | None = None, modality: str | None = None) -> pd.DataFrame:
+        """Rows of one setting and modality, the page's own where none is given."""
+        here = (self.rows["setting"] == (setting or self.setting)) & (
+            self.rows["modality"] == (modality or self.modality)
+        )
+        return self.rows[here]
+
+    @cached_property
+    def evidence(self) -> Evidence:
+        """What verdicts on this study are made from."""
+        return claims.load_evidence(self.study, self.results, self.folder)
+
+    def judged(self, asked: Sequence[claims.Claim], name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Verdicts on claims that the study `name` decides, and the contrasts behind them."""
+        chosen = tuple(claim for claim in asked if claim.study in (name, ""))
+        contrasts = claims.evaluate_claims(
+            chosen, {name: self.evidence}, tables.paper_name(self.study)
+        )
+        return claims.verdicts(chosen, contrasts), contrasts
+
+    def compared(self, reference: str) -> pd.DataFrame:
+        """Every method against a reference (`iumad.study.claims.compare`)."""
+        return claims.compare(self.study.profile, self.evidence, reference)
+
+    def measured(self, kind: str) -> pd.DataFrame:
+        """What was measured on the runs that the page looks at closely (`iumad.study.measured`)."""
+        return load_measured(shown_part(self.study), kind, self.results)
+
+    def beside(self, name: str) -> "Page":
+        """Another study of the page: the params file of that name beside its own, else the repository's."""
+        path = self.folder / f"{name}.yaml"
+        path = path if path.exists() else Path(f"../params/{name}.yaml")
+        return open_page(load_params(path), self.results, path)
+
+    def status(self) -> Html:
+        """One line: how many runs are shown, who made them, and the command that makes them here."""
+        runs = progress(self.study, self.results)
+        counts = runs["source"].value_counts()
+        own, published = int(counts.get(OWN, 0)), int(counts.get(PUBLISHED, 0))
+        missing = len(runs) - own - published
+        what = fill("profile <b>{}</b> on {}", self.study.profile, self.study.data.name)
+        command = code(f"iumad run params/{self.study.profile}.yaml")
+        if not missing and not published:
+            return box([fill("{}: all {} runs were made here.", what, own)], "note")
+        parts = [(own, "made here"), (published, "published"), (missing, "not run")]
+        said = ", ".join(f"{n} {name}" for n, name in parts if n)
+        sentence = fill("{}: {} of {} runs. {} makes them here.", what, said, len(runs), command)
+        if missing == len(runs):
+            sentence = fill(
+                "{}: no run is finished, and none is published. {} makes them.", what, command
+            )
+        return box([sentence], "warning" if missing else "note")
+
+    def provenance(self) -> Html:
+        """Folded: time, machine and versions, and what each run cost."""
+        environment = tables.environment_table(self.study, self.results)
+        runs = tables.runs_table(self.study, self.results)
+        parts = [table(environment), table(runs, csv=f"{self.study.profile}-runs")]
+        missing = self._missing()
+        return fold("Where this comes from", *parts, *([missing] if missing else []))
+
+    def _missing(self) -> Markup:
+        runs = progress(self.study, self.results)
+        left = runs[~runs["finished"]]
+        lines = [
+            fill("<li>{}, {}: {}</li>", modality, setting, ", ".join(dict.fromkeys(part["method"])))
+            for (modality, setting), part in left.groupby(["modality", "setting"], sort=False)
+        ]
+        return fill("Not run: <ul>{}</ul>", Markup("").join(lines)) if lines else Markup("")
+
+
+def open_page(study: StudyConfig, results: str | Path, params_file: str | Path) -> Page:
+    """Read the numbers of a study: own ones where they were made here, else the published ones.
+
+    Parameters
+    ----------
+    study : StudyConfig
+    results : path
+        Results folder.
+    params_file : path
+        The page's params file; other studies lie beside it.
+    """
+    return Page(study, results, Path(params_file).parent, load_rows(study, results))

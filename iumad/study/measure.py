@@ -1,0 +1,238 @@
+"""Measure what pages show of finished models, and leave it where `iumad.study.measured` reads it without torch."""
+
+import base64
+import copy
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from tqdm import tqdm
+
+from iumad.config.schema import RunConfig, StudyConfig
+from iumad.data import categories_of
+from iumad.data.sample import GOOD
+from iumad.errors import DataError
+from iumad.evaluation.details import Scored, compare, overwritten
+from iumad.evaluation.evaluate import anomaly_maps, evaluate
+from iumad.evaluation.metrics import image_auroc, image_scores, or_missing
+from iumad.features.cache import FeatureStore
+from iumad.models.base import Detector
+from iumad.models.registry import method_class
+from iumad.study.diagnosis import diagnose
+from iumad.study.efficiency import gradient_reach, model_card
+from iumad.study.measured import (
+    KINDS,
+    STRENGTHS,
+    measured_file,
+    perturbed,
+    shown_part,
+    write_measured,
+)
+from iumad.study.runner import (
+    RunWork,
+    load_detector,
+    run_study,
+    score_categories,
+    watch_training,
+)
+from iumad.study.steps import is_trained, steps_of
+
+MAP = 48  # pixels, side of a stored anomaly map, which is smooth
+WORST = 8  # defects with the lowest scores among the good ones', whose maps are kept too
+CATEGORIES_PERTURBED = 2  # the first ones; each strength has to go through the backbone again
+UNTRAINED = ("parts", "gradients")  # kinds that need a network, and no trained one
+
+
+def measure(study: StudyConfig, results: str | Path, kinds: Sequence[str] = tuple(KINDS)) -> int:
+    """Measure the part of a study that pages look at closely; what is there already stays.
+
+    Parameters
+    ----------
+    study : StudyConfig
+        Of its runs (`iumad.study.measured.shown_part`) those are measured that are finished.
+    results : path
+        Results folder.
+    kinds : sequence of str
+        Of `iumad.study.measured.KINDS`.
+
+    Returns
+    -------
+    int
+        Tables that were written.
+    """
+    written = 0
+    for run in tqdm(shown_part(study).runs(), desc="measurements", unit="run"):
+        finished, scored = is_trained(run, results), list[Scored]()
+        for kind in kinds:
+            path = measured_file(run, kind, Path(results))
+            if path.exists() or not (finished or kind in UNTRAINED):
+                continue
+            if kind in OF_MAPS:
+                scored = scored or list(score_categories(run, results))
+                table = OF_MAPS[kind](run, scored)
+            elif method_class(run.model).trained or kind == "perturbed":
+                table = OF_MODELS[kind](run, results)
+            else:
+                continue  # a bank has neither epochs nor parts
+            if len(table):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_measured(table[list(KINDS[kind])], path)
+                written += 1
+    return written
+
+
+def run_and_measure(study: StudyConfig, results: str | Path) -> None:
+    """Run what is missing of a study, then measure what pages show of it."""
+    run_study(study, results)
+    measure(study, results)
+
+
+def samples(_run: RunConfig, scored: Sequence[Scored]) -> pd.DataFrame:
+    """The score of every test image, and the map of the first of each kind and of the worst missed ones."""
+    tables = []
+    for one in scored:
+        low, high = (float(end) for end in np.percentile(one.maps, [1, 99.9]))
+        good = one.scores[one.labels == 0]
+        beaten = [float((good > score).mean()) if len(good) else 0.0 for score in one.scores]
+        table = one.test[["sample_id", "category", "defect", "geometric"]].assign(
+            geometric=one.test["geometric"].map({True: "True", False: "False"}).fillna(""),
+            score=one.scores,
+            low=low,
+            high=high,
+            place=range(len(one.test)),
+            beaten=beaten,
+        )
+        tables.append(table.assign(map=_first_maps(one, table, low, high)))
+    found = pd.concat(tables, ignore_index=True)
+    worst = found[found["defect"] != GOOD].nlargest(WORST, "beaten").index
+    of_category = {one.category: one for one in scored}
+    for row in found.loc[worst].itertuples():
+        anomaly_map = of_category[row.category].maps[row.place]
+        found.loc[row.Index, "map"] = _encoded(anomaly_map, row.low, row.high)
+    return found
+
+
+def details(run: RunConfig, scored: Sequence[Scored]) -> pd.DataFrame:
+    """Values of every category without and with each detail of evaluation, where both are defined."""
+    rows = [(one.category, *row) for one in scored for row in compare(one, run.evaluation)]
+    return pd.DataFrame(rows, columns=list(KINDS["details"]))
+
+
+def lottery(run: RunConfig, scored: Sequence[Scored]) -> pd.DataFrame:
+    """What evaluations give in which images of one file name overwrite each other, in one line.
+
+    Shifts are in points; low and high hold the middle 95 % of the evaluations.
+    """
+    drawn = overwritten(list(scored), np.random.default_rng(run.seed))
+    here = drawn["here"].iloc[0]
+    shift = 100 * (drawn["value"] - here)
+    low, high = shift.quantile([0.025, 0.975])
+    line = {
+        **drawn[["images", "files"]].iloc[0],
+        "here": 100 * here,
+        "there": 100 * drawn["value"].mean(),
+        "low": low,
+        "high": high,
+        "best": shift.max(),
+        "evaluations": len(drawn),
+        "undefined": drawn["value"].isna().mean(),
+    }
+    return pd.DataFrame([line]).astype({"images": int, "files": int})
+
+
+def epochs(run: RunConfig, results: str | Path) -> pd.DataFrame:
+    """Image AUROC on the test images after each epoch of the last step, which is trained once more to watch it."""
+    work, config = RunWork(run), run.evaluation
+    last = steps_of(run, results, work.dataset.categories)[-1]
+    ids, index = work.ids(last.categories, "train"), work.dataset.index
+    records = []
+
+    def look(detector: Detector, epoch: int) -> None:
+        seen = copy.deepcopy(detector).eval()
+        seen.calibrate(work.training_store(last), ids)
+        for category, test in index[index["split"] == "test"].groupby("category", sort=False):
+            maps = anomaly_maps(seen, work.store, test["sample_id"].tolist())
+            scores = image_scores(maps, config.image_score, config.pool)
+            value = or_missing(image_auroc, scores, test["label"].to_numpy(dtype=int))
+            records.append((epoch + 1, category, "i_auroc", value))
+
+    watch_training(work, last, look)
+    return pd.DataFrame(records, columns=list(KINDS["epochs"]))
+
+
+def perturbation(run: RunConfig, results: str | Path) -> pd.DataFrame:
+    """Metrics on perturbed test images of the first categories, the model as it was trained on clean ones.
+
+    A perturbation that the data set does not allow, such as another background where no object can be told from
+    its own, is left out.
+    """
+    work = RunWork(run)
+    detector = load_detector(work, steps_of(run, results, work.dataset.categories)[-1])
+    categories = work.dataset.categories[:CATEGORIES_PERTURBED]
+    tables = []
+    for kind, strengths in STRENGTHS.items():
+        try:
+            for strength in strengths:
+                dataset = perturbed(work.dataset, kind, strength)
+                store = FeatureStore(dataset, run, device=work.device)
+                rows = evaluate(detector, store, categories, run.evaluation)
+                means = rows.groupby("metric", sort=False)["value"].mean().reset_index()
+                tables.append(means.assign(perturbation=kind, strength=strength))
+        except DataError:
+            tables = [table for table in tables if table["perturbation"].iloc[0] != kind]
+    return pd.concat(tables) if tables else pd.DataFrame()
+
+
+def inside(run: RunConfig, results: str | Path) -> pd.DataFrame:
+    """`iumad.study.diagnosis.diagnose` of the methods that have what it looks at."""
+    return diagnose(run, results) if run.model.kind == "reconstruction" else pd.DataFrame()
+
+
+def parts(run: RunConfig, _results: str | Path) -> pd.DataFrame:
+    """`iumad.study.efficiency.model_card` with a logit for each category."""
+    return model_card(run, len(categories_of(run.data)))
+
+
+def gradients(run: RunConfig, _results: str | Path) -> pd.DataFrame:
+    """`iumad.study.efficiency.gradient_reach`, a line for each part and term."""
+    if run.model.kind != "reconstruction":
+        return pd.DataFrame()
+    wide = gradient_reach(run, len(categories_of(run.data))).reset_index()
+    return wide.melt("part", var_name="term", value_name="share")
+
+
+OF_MAPS: dict[str, Callable[[RunConfig, Sequence[Scored]], pd.DataFrame]] = {
+    "samples": samples,
+    "details": details,
+    "lottery": lottery,
+}
+OF_MODELS: dict[str, Callable[[RunConfig, str | Path], pd.DataFrame]] = {
+    "perturbed": perturbation,
+    "epochs": epochs,
+    "inside": inside,
+    "parts": parts,
+    "gradients": gradients,
+}
+
+
+def _first_maps(one: Scored, table: pd.DataFrame, low: float, high: float) -> list[str]:
+    """The map of the first image of each kind, "" for the others."""
+    first = ~table["defect"].duplicated()
+    return [
+        _encoded(anomaly_map, low, high) if kept else ""
+        for anomaly_map, kept in zip(one.maps, first, strict=True)
+    ]
+
+
+def _encoded(anomaly_map: np.ndarray, low: float, high: float) -> str:
+    """A map in 256 levels from low to high, as a small grey PNG in base64."""
+    level = np.clip((anomaly_map - low) / max(high - low, 1e-12), 0, 1)
+    grey = Image.fromarray((255 * level).round().astype(np.uint8))
+    if max(grey.size) > MAP:
+        grey = grey.resize((MAP, MAP), Image.Resampling.BOX)
+    buffer = io.BytesIO()
+    grey.save(buffer, "PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()

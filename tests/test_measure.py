@@ -1,0 +1,133 @@
+"""What is measured of finished models: their rows' numbers again, read from where they lie."""
+
+import base64
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from iumad.errors import DataError
+from iumad.evaluation.details import Scored
+from iumad.evaluation.metrics import image_scores
+from iumad.report import tables
+from iumad.study.measure import lottery, measure
+from iumad.study.measured import (
+    KINDS,
+    load_measured,
+    measured_file,
+    publish_measured,
+    shown_part,
+)
+from iumad.study.runner import score_samples
+
+
+def test_scores_and_maps_are_those_of_the_model(measured):
+    study, results = measured
+    run = study.select(methods=["ib-iumad"]).runs()[0]
+    samples = load_measured(study, "samples", results).query("method == 'ib-iumad'")
+    maps = score_samples(run, samples["sample_id"].tolist(), results)
+    scores = image_scores(maps, run.evaluation.image_score, run.evaluation.pool)
+    np.testing.assert_allclose(samples["score"], scores, rtol=1e-5)
+    drawn = [row for row in samples.reset_index().itertuples() if row.map]
+    assert len(drawn) >= 2 * len(samples["category"].unique())
+    for row in drawn:
+        level = np.asarray(Image.open(io.BytesIO(base64.b64decode(row.map)))) / 255
+        kept = np.clip(maps[row.Index], row.low, row.high)
+        assert (
+            np.abs(row.low + (row.high - row.low) * level - kept).max()
+            <= (row.high - row.low) / 255
+        )
+
+
+def test_details_epochs_and_strength_zero_begin_at_the_rows(measured, finished):
+    study, results = measured
+    last = finished.rows[finished.rows["step"] == finished.rows["step"].max()]
+    last = last.set_index(["method", "category", "metric"])["value"]
+
+    details = load_measured(study, "details", results)
+    ours = details.drop_duplicates(["method", "category", "metric"])
+    keys = ours.set_index(["method", "category", "metric"])["here"]
+    np.testing.assert_allclose(keys, last[keys.index], rtol=1e-5)
+
+    epochs = load_measured(study, "epochs", results)
+    assert set(epochs["method"]) == {"iuf", "ib-iumad"}  # a bank has none
+    end = epochs[epochs["epoch"] == epochs["epoch"].max()]
+    keys = end.set_index(["method", "category", "metric"])["value"]
+    np.testing.assert_allclose(keys, last[keys.index], rtol=1e-5)
+    best = tables.best_epoch(epochs)
+    assert best["there"].mean() >= best["here"].mean()
+
+    perturbed = load_measured(study, "perturbed", results).query("strength == 0")
+    first = last.reset_index().query("category in @study.data.categories[:2]")
+    means = first.groupby(["method", "metric"])["value"].mean()
+    keys = perturbed.drop_duplicates(["method", "metric"]).set_index(["method", "metric"])["value"]
+    np.testing.assert_allclose(keys, means[keys.index], rtol=1e-5)
+
+
+def test_what_is_published_is_what_was_measured(measured, tmp_path):
+    study, results = measured
+    counts = publish_measured([study, study], results, "elsewhere")
+    assert set(counts) == set(KINDS)
+    (tmp_path / "results").mkdir()
+    (results / "elsewhere").rename(tmp_path / "results" / "elsewhere")
+    for kind in KINDS:
+        own, read = (load_measured(study, kind, where) for where in (results, tmp_path / "results"))
+        assert set(own["source"]) == {"own"}
+        assert set(read["source"]) == {"published"}
+        pd.testing.assert_frame_equal(own.drop(columns="source"), read.drop(columns="source"))
+
+
+def test_nothing_is_measured_twice_and_damage_is_named(measured):
+    study, results = measured
+    assert measure(study, results) == 0
+    path = measured_file(shown_part(study).runs()[0], "samples", results)
+    content = path.read_bytes()
+    try:
+        path.write_text("sample_id,score\na,high\n")
+        with pytest.raises(DataError, match=r"samples.*delete it and measure again"):
+            load_measured(study, "samples", results)
+        path.unlink()
+        assert measure(study, results, ["samples"]) == 1
+        assert path.read_bytes() == content
+    finally:
+        path.write_bytes(content)
+
+
+def test_a_lottery_by_hand(finished):
+    run = finished.study.runs()[0]
+    # two images have one name: the good one of score 1 or the defect of score 3 remains beside good 2, defect 4
+    test = pd.DataFrame(
+        {"sample_id": ["c/good/0", "c/hole/0", "c/good/1", "c/hole/2"], "label": [0, 1, 0, 1]}
+    )
+    scores = np.array([1.0, 3.0, 2.0, 4.0])
+    empty = np.zeros((4, 1, 1), dtype=np.float32)
+    (line,) = lottery(run, [Scored("c", test, empty, empty > 0, scores)]).to_dict("records")
+    assert (line["images"], line["files"], line["undefined"]) == (4, 3, 0)
+    assert (line["here"], line["there"], line["best"]) == (
+        100,
+        100,
+        0,
+    )  # both have AUROC 1 whoever remains
+
+
+def test_missed_defects_and_kinds_of_defects_by_hand():
+    rows = [  # category, defect, geometric, score
+        ("cookie", "good", "", 0.0),
+        ("cookie", "good", "", 2.0),
+        ("cookie", "hole", "True", 5.0),
+        ("cookie", "stain", "False", 1.0),
+        ("donut", "good", "", 10.0),
+        ("donut", "hole", "True", 5.0),
+    ]
+    samples = pd.DataFrame(rows, columns=["category", "defect", "geometric", "score"])
+    ids = [f"{row[0]}/{row[1]}/{place}" for place, row in enumerate(rows)]
+    samples = samples.assign(sample_id=ids, method="iuf", seed=0)
+    missed = tables.missed_defects(samples)
+    assert missed["beaten_by"].tolist() == [1.0, 0.5, 0.0]
+    assert missed["sample_id"].iloc[0] == "donut/hole/5"
+    (kinds,) = tables.defect_table(samples).to_dict("records")
+    # holes: AUROC 1 among the cookies, 0 among the donuts; the stain beats one of two
+    assert kinds == {"method": "iuf", "hole *": 50.0, "stain": 50.0}
+    assert list(kinds) == ["method", "hole *", "stain"]  # what changes the shape comes first

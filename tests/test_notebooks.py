@@ -1,0 +1,139 @@
+"""The notebooks: short cells, no typed results, and the published numbers in every page without torch."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+import tiny
+import yaml
+from bs4 import BeautifulSoup
+
+from iumad.report.book import failures, own_study
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PUBLISHED = ROOT / "book" / "executed"
+WITHOUT_STUDY = ("12_theory",)
+TRAINING = ("torch", "torchvision", "timm", "numba", "filelock", "einops")  # the extra `train`
+BLOCKER = f"""
+import sys
+
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {TRAINING}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name.split(".")[0])
+
+
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+def stem(path: Path) -> str:
+    return path.stem
+
+
+def shown(path: Path) -> list[str]:
+    """Everything that the outputs of an executed notebook say, in order; pictures are not looked at."""
+    texts = []
+    for cell in nbformat.read(path, as_version=4).cells:
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            if "text/html" in data:
+                texts.append(BeautifulSoup(data["text/html"], "html.parser").get_text(" "))
+            texts += [data["text/csv"]] if "text/csv" in data else []
+            texts += [output["text"]] if output.get("name") == "stdout" else []
+    return texts
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory) -> Path:
+    """All notebooks executed from the published tables in a process where nothing of the extra `train` exists."""
+    folder = tmp_path_factory.mktemp("executed")
+    (folder / "sitecustomize.py").write_text(BLOCKER)
+    script = (
+        "from pathlib import Path; from iumad.report.book import republish; "
+        f"republish(Path({str(folder)!r}), Path({str(ROOT)!r}))"
+    )
+    path = os.pathsep.join([str(folder), str(ROOT)])
+    subprocess.run(
+        [sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": path}, check=True
+    )
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=stem)
+def test_a_clone_without_torch_shows_the_published_numbers(path, executed):
+    assert failures(executed / path.name) == []
+    assert shown(executed / path.name) == shown(PUBLISHED / path.name)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=stem)
+def test_published_notebooks_succeeded_and_are_current(path):
+    done = PUBLISHED / path.name
+    assert failures(done) == []
+    ran, source = (
+        [c.source for c in nbformat.read(p, as_version=4).cells if c.cell_type == "code"]
+        for p in (done, path)
+    )
+    assert ran == source
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=stem)
+def test_parameters_are_three_short_lines(path):
+    names = set(papermill.inspect_notebook(str(path)))
+    cells = nbformat.read(path, as_version=4).cells
+    source = next(c.source for c in cells if "parameters" in c.metadata.get("tags", []))
+    assert len(source.splitlines()) <= 3
+    if path.stem not in WITHOUT_STUDY:
+        assert names == {"params_file", "results", "run"}
+        own = own_study(path)
+        assert own is None or own.exists()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=stem)
+def test_prose_types_no_result(path):
+    """Numbers with a percent sign or points belong to computed outputs."""
+    cells = nbformat.read(path, as_version=4).cells
+    prose = "\n".join(c.source for c in cells if c.cell_type == "markdown")
+    found = re.findall(r"\d+\.\d+ (?:%|points)", prose)
+    assert found == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["02_incremental", "03_anomaly_maps", "07_ablation", "13_explore"])
+def test_a_notebook_runs_its_own_study(name, tmp_path):
+    """`run=True` trains what is missing; then the page shows own numbers and says so."""
+    params = tmp_path / "tiny.yaml"
+    params.write_text(yaml.safe_dump(tiny.params(**tiny.FINISHED), sort_keys=False))
+    given = {"params_file": str(params), "results": str(tmp_path / "results"), "run": True}
+    source, out = ROOT / "notebooks" / f"{name}.ipynb", tmp_path / "out.ipynb"
+    folder = str(source.parent)
+    papermill.execute_notebook(
+        source, out, given, cwd=folder, kernel_name="python3", progress_bar=False
+    )
+    assert failures(out) == []
+    assert "all 3 runs were made here" in " ".join(shown(out))
+    assert (tmp_path / "results" / "steps").is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if own_study(p)], ids=stem)
+def test_a_study_that_nobody_ran_says_so(path, tmp_path):
+    """No page fails and no page is silent where neither own nor published numbers exist."""
+    (tmp_path / "results").mkdir()
+    given = {"results": str(tmp_path / "results")}
+    out, folder = tmp_path / path.name, str(path.parent)
+    papermill.execute_notebook(
+        path, out, given, cwd=folder, kernel_name="python3", progress_bar=False
+    )
+    assert failures(out) == []
+    text = " ".join(shown(out)).lower()
+    assert re.search(r"no run is finished|not run|not measured", text), json.dumps(text[:500])
