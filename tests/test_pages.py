@@ -155,11 +155,10 @@ def test_names_from_data_are_escaped_wherever_they_go(tmp_path):
         html.table(tables.comparison(page.compared("ib-iumad"))),
         html.table(frame),
         html.fold(HOSTILE, HOSTILE, html.table(frame)),
-        html.box(
-            [HOSTILE, *text.learning_in_steps(rows, "mvtec3d"), *text.place_among(rows)], HOSTILE
-        ),
-        Page(study, tmp_path, rows).status(),
-        Page(study, tmp_path, rows).provenance(),
+        html.box([HOSTILE, *text.learning_in_steps(rows, page.compared("ib-iumad"))], HOSTILE),
+        html.box(text.place_among(rows)),
+        page.status(),
+        page.provenance(),
     ]
     for piece in shown:
         source = piece._repr_html_()
