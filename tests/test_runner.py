@@ -233,6 +233,20 @@ def test_damage_is_found_and_the_remedy_works(finished, copied, name, how):
     pd.testing.assert_frame_equal(make(), rows_of_ib_iumad(finished), check_exact=True)
 
 
+def test_a_model_that_breaks_at_the_last_update_is_not_saved(finished, tmp_path, monkeypatch):
+    run, fit_step = one(finished, "iuf"), train.fit_step
+
+    def broken(detector, *arguments):
+        log = fit_step(detector, *arguments)
+        next(detector.parameters()).data.fill_(float("nan"))
+        return log
+
+    monkeypatch.setattr(train, "fit_step", broken)
+    with pytest.raises(train.TrainingError, match="not finite after the last update"):
+        study.run_one(run, tmp_path)
+    assert not steps_of(run, tmp_path)[0].checkpoint.exists()
+
+
 def test_a_setting_that_does_not_fit_the_categories(tmp_path):
     with pytest.raises(ConfigError, match="setting 6-1 does not fit 3 categories"):
         study.run_study(tiny.study(settings=["6-1"]), tmp_path)

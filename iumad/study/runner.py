@@ -232,6 +232,7 @@ def train_step(work: RunWork, step: Step, earlier: Detector | None) -> None:
                     step.partial,
                     counted(advance, effort),
                 )
+    require_finite(detector, work.title(step, "training"))
     write_step_table(pd.DataFrame(log, columns=["epoch", "term", "value"]), step.log)
     params = run.model_dump(mode="json")
     device = device_name(work.device)
@@ -320,6 +321,15 @@ def exclusive(work: RunWork, step: Step) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def require_finite(detector: Detector, what: str) -> None:
+    """`TrainingError` if a tensor of a model is not finite; no loss follows the last update that would tell."""
+    for name, tensor in detector.state_dict().items():
+        if isinstance(tensor, torch.Tensor) and not torch.isfinite(tensor).all():
+            raise train.TrainingError(
+                f"{what}: {name} is not finite after the last update; lower the learning rate"
+            )
 
 
 @contextmanager
