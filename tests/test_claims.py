@@ -319,7 +319,7 @@ def test_a_page_takes_what_a_claim_asks_from_the_claim():
     table = evaluate_claims(asked, {"settings": evidence})
     main = table[(table["claim"] == "better at once, rgb+depth") & (table["role"] == "main")]
     same = ["n", "estimate", "p_holm", "m", "detectable", "verdict", "reason"]
-    against_iuf = compare("settings", evidence, "iuf").set_index("method")
+    against_iuf = compare("mvtec3d/settings", evidence, "iuf").set_index("method")
     assert against_iuf.loc["ib-iumad", same].tolist() == main.iloc[0][same].tolist()
     assert main.iloc[0]["m"] == 3  # three modalities, run or not
     assert against_iuf.loc["x", "m"] == 1

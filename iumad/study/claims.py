@@ -38,6 +38,7 @@ WORDS = (*VERDICTS, NOT_RUN, UNTESTABLE)
 
 COSTS = "efficiency"  # the study that is measured, not trained
 REFERENCES = "settings"  # the study that has the floors and joint training, for the gates of all
+COMPARED = (*FRACTIONS, "fm_i_auroc", "fm_aupro", "new_i_auroc")  # metrics of comparisons
 SHARED = (
     "data",
     "features",
@@ -169,7 +170,7 @@ def compare(
     study: str,
     evidence: Evidence,
     reference: str,
-    metrics: tuple[str, ...] = (*FRACTIONS, "fm_i_auroc"),
+    metrics: tuple[str, ...] = COMPARED,
 ) -> pd.DataFrame:
     """Every method against a reference in the same modality and setting.
 
@@ -179,7 +180,7 @@ def compare(
     Parameters
     ----------
     study : str
-        Name of the study, as in `Claim.study`.
+        Name of the study, as in `Claim.study`, or a profile such as "mvtec3d/settings".
     evidence : Evidence
         Of the whole study.
     reference : str
@@ -192,8 +193,9 @@ def compare(
         method, reference and the columns of `iumad.study.verdicts.judge_contrasts`: positive is better than the
         reference.
     """
-    asked = {claim.name: claim for claim in (*PAPER_CLAIMS, *QUESTIONS) if claim.study == study}
-    judged = evaluate_claims(tuple(asked.values()), {study: evidence})
+    name = study.rsplit("/", 1)[-1]
+    asked = {claim.name: claim for claim in (*PAPER_CLAIMS, *QUESTIONS) if claim.study == name}
+    judged = evaluate_claims(tuple(asked.values()), {name: evidence})
     claimed: dict[tuple, dict] = {}
     for row in judged[judged["role"] == "main"].to_dict("records"):
         main = asked[row["claim"]].main
