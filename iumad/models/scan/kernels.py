@@ -6,19 +6,15 @@ what has to be summed over tasks is returned per task, so the results do not dep
 threads. The backward kernel computes the states again; the scan keeps none, and one task's states
 stay in the processor's cache.
 
+The module has two halves. The first teaches numba a vector type, `Lanes`: LLVM's own vectoriser
+gives up on the loops of the scan, because it cannot prove that the work arrays do not overlap, so
+`row` and `put` move `LANES` numbers between an array and a register, and + - * / and a few
+functions work on registers. LLVM splits a register where the processor's are narrower. The second
+half is the scan. Works for float32 and float64.
+
 Arrays (all contiguous, of one dtype; b batch, d dim, l length, g group, n state)::
 
     u, delta, y   b × d × l        A   d × n        D, bias   d        B, C   b × g × n × l
-
-A vector type for numba: `LANES` numbers that are worked on together in one register.
-
-LLVM's own vectoriser gives up on the loops of the scan, because it cannot prove that the work
-arrays do not overlap. Here the vectors are explicit: `row` and `put` move them between an array and
-a register, and the operators + - * / and the functions below act on registers. LLVM splits a vector
-where the processor's registers are narrower. Works for float32 and float64.
-
-numba's cache on disk watches only the file that holds a kernel, so `scan_kernels.py` carries a
-checksum of this file (`LANES_SHA256`), which a test compares.
 """
 
 import operator
@@ -228,8 +224,6 @@ def where_negative(typing: Any, x: Any, yes: Any, no: Any) -> Any:  # noqa: ARG0
     return x(x, yes, no), lower
 
 
-# a change of scan_lanes.py must change this file, or numba would run the old code from its cache
-LANES_SHA256 = "ef98fc2a5880da680f3524b528084f2044c09136e136f09fd656135c85cb6f79"
 LOG2_E = float(np.log2(np.e))
 LN_2 = float(np.log(2))
 
