@@ -1,6 +1,6 @@
 """Time of the selective scan: the compiled CPU backend beside what plain torch can do.
 
-    python benchmarks/bench_scan.py [--lengths 49 196] [--threads 1 2] [--repeats 15]
+    python benchmarks/bench_scan.py [--lengths 16 49] [--threads 1 2] [--repeats 15]
 
 Candidates take turns within each repeat, so that other load on the machine hits all of them, and
 the ratios of the medians say more than the milliseconds. Slow candidates get fewer repeats. "CPU ms"
@@ -85,6 +85,7 @@ CANDIDATES: dict[str, Callable[..., Tensor]] = {
     "loop as in mamba-ssm's reference": loop_as_in_mamba_ssm,
     "torch associative_scan": associative_scan,
     "mambapy pscan": mambapy_scan,
+    "vectorised": lambda *x: selective_scan(*x, backend="vectorised"),
     "cpu backend": lambda *x: selective_scan(*x, backend="cpu"),
 }
 
@@ -178,7 +179,7 @@ def compare(length: int, backward: bool, repeats: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--lengths", type=int, nargs="+", default=[49, 196])
+    parser.add_argument("--lengths", type=int, nargs="+", default=[16, 49])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repeats", type=int, default=15)
     arguments = parser.parse_args()

@@ -182,6 +182,7 @@ def _counter() -> Iterator[FlopCounterMode]:
     """
     mapping: dict[Any, Callable[..., int]] = {
         torch.ops.iumad.selective_scan: _count_scan,
+        torch.ops.iumad.selective_scan_triton: _count_scan,
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _count_attention,
     }
     fast = torch.backends.mha.get_fastpath_enabled()

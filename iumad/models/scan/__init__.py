@@ -18,18 +18,15 @@ Not included: complex A, a B or C that does not vary in time, returning the last
 """
 
 import importlib.util
+import os
 from collections.abc import Callable
-from functools import cache
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor
 
 from iumad.errors import ConfigError
-from iumad.models.scan.cpu import scan_cpu
-
-BACKENDS = ("auto", "cpu", "cuda", "reference")
+from iumad.models.scan import plain
+from iumad.models.scan.operators import scan_numba, scan_triton
 
 
 def selective_scan(
@@ -61,10 +58,12 @@ def selective_scan(
     z : Tensor, batch × dim × length, optional
     delta_softplus : bool
         Pass the step size through ``log(1 + exp(.))``.
-    backend : {"auto", "cpu", "cuda", "reference"}
-        `reference` is a loop over time in plain torch, on any device. `cpu` is compiled by numba.
-        `cuda` calls mamba-ssm (extra ``cuda``). `auto` takes the compiled one of the device where
-        there is one, and `reference` for float64 and for CUDA without mamba-ssm.
+    backend : {"auto", "cpu", "triton", "mamba-ssm", "vectorised", "reference"}
+        ``cpu`` is compiled by numba, ``triton`` by Triton for CUDA, ``mamba-ssm`` calls the package of
+        that name (extra ``cuda``). In plain torch, on any device: ``reference`` is a loop over time,
+        ``vectorised`` works on all steps at once and needs memory for all states. ``auto`` takes the
+        compiled one of the device, the first there is, else ``vectorised``; the latter too while a
+        model is exported, and ``reference`` for float64.
 
     Returns
     -------
@@ -83,40 +82,83 @@ def selective_scan(
     if backend not in BACKENDS:
         raise ConfigError(f"scan backend: need one of {', '.join(BACKENDS)}, got {backend!r}")
     _check(u, {"delta": delta, "z": z}, A, {"B": B, "C": C}, {"D": D, "delta_bias": delta_bias})
-    chosen = _choose(backend, u)
+    chosen, dtype = _choose(backend, u), u.dtype
     B, C = (x.unsqueeze(1) if x.ndim == 3 else x for x in (B, C))
-    run: Callable[..., Tensor] = {
-        "cpu": _scan_cpu,
-        "cuda": _scan_cuda,
-        "reference": _scan_reference,
-    }[chosen]
+    wide = torch.promote_types(dtype, torch.float32)
+    # None: as it is; Triton reads half precision and computes in float32
+    like_u = {"triton": None, "mamba-ssm": dtype}.get(chosen, wide)
     with torch.autocast(u.device.type, enabled=False):
         tensors = (u, delta, A, B, C, D, z, delta_bias)
-        dtype = torch.promote_types(u.dtype, torch.float32)
-        # mamba-ssm's kernels read half precision and compute in float32 themselves
-        wide = [x if x is None or chosen == "cuda" else x.to(dtype) for x in tensors]
-        return run(*wide, delta_softplus).to(u.dtype)
+        dtypes = (like_u, like_u, wide, like_u, like_u, wide, like_u, wide)
+        return RUN[chosen](*map(_cast, tensors, dtypes), delta_softplus).to(dtype)
 
 
-@cache
-def _has_mamba_ssm() -> bool:
-    return importlib.util.find_spec("mamba_ssm") is not None
+def _cast(x: Tensor | None, dtype: torch.dtype | None) -> Tensor | None:
+    return x if x is None or dtype is None else x.to(dtype)
+
+
+def _compiled(operator: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Put zeros where an operator wants a tensor that is optional here."""
+
+    def scan(
+        u: Tensor,
+        delta: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor | None,
+        z: Tensor | None,
+        delta_bias: Tensor | None,
+        delta_softplus: bool,
+    ) -> Tensor:
+        nothing = A.new_zeros(len(A))
+        D = nothing if D is None else D
+        delta_bias = nothing if delta_bias is None else delta_bias
+        return operator(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+
+    return scan
+
+
+def _mamba_ssm(*arguments: Tensor | bool | None) -> Tensor:
+    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+
+    return selective_scan_fn(*arguments)
+
+
+RUN: dict[str, Callable[..., Tensor]] = {
+    "cpu": _compiled(scan_numba),
+    "triton": _compiled(scan_triton),
+    "mamba-ssm": _mamba_ssm,
+    "vectorised": plain.vectorised,
+    "reference": plain.reference,
+}
+BACKENDS = ("auto", *RUN)
+NEEDED_DEVICE = {"cpu": "cpu", "triton": "cuda", "mamba-ssm": "cuda"}
+INSTALLED = {
+    backend: importlib.util.find_spec(package) is not None
+    for backend, package in {"triton": "triton", "mamba-ssm": "mamba_ssm"}.items()
+}
 
 
 def _choose(backend: str, u: Tensor) -> str:
     """Replace "auto" by a backend; raise if the one asked for cannot be used."""
     device = u.device.type
     if backend == "auto":
-        if u.dtype == torch.float64 or (device == "cuda" and not _has_mamba_ssm()):
+        if torch.compiler.is_exporting():
+            return "vectorised"
+        if u.dtype == torch.float64:
             return "reference"
-        return device if device in ("cpu", "cuda") else "reference"
-    if backend == "cuda" and not _has_mamba_ssm():
+        if device == "cuda":
+            return next((name for name in INSTALLED if INSTALLED[name]), "vectorised")
+        return "cpu" if device == "cpu" else "vectorised"
+    if not INSTALLED.get(backend, True):
         raise ConfigError(
-            "scan backend 'cuda' needs the package mamba-ssm, which is not installed; "
-            "install the extra iumad[cuda] on a CUDA machine or choose 'auto'"
+            f"scan backend {backend!r} needs the package {backend}, which is not installed; choose "
+            "'auto' (Triton comes with torch for CUDA, mamba-ssm with the extra iumad[cuda])"
         )
-    if backend in ("cpu", "cuda") and device != backend:
-        raise ConfigError(f"scan backend {backend!r} needs tensors on {backend}, got {u.device}")
+    needed = NEEDED_DEVICE.get(backend, device)
+    if device != needed and not (backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1"):
+        raise ConfigError(f"scan backend {backend!r} needs tensors on {needed}, got {u.device}")
     return backend
 
 
@@ -157,73 +199,3 @@ def _check(
             f"B and C need one number of groups that divides dim {dim}, "
             f"got B {tuple(maps['B'].shape)} and C {tuple(maps['C'].shape)}"
         )
-
-
-def _scan_reference(
-    u: Float[Tensor, "batch dim length"],
-    delta: Float[Tensor, "batch dim length"],
-    A: Float[Tensor, "dim state"],
-    B: Float[Tensor, "batch group state length"],
-    C: Float[Tensor, "batch group state length"],
-    D: Float[Tensor, " dim"] | None,
-    z: Float[Tensor, "batch dim length"] | None,
-    delta_bias: Float[Tensor, " dim"] | None,
-    delta_softplus: bool,
-) -> Float[Tensor, "batch dim length"]:
-    """Loop over time in plain torch: slow, differentiable, any device and precision."""
-    if delta_bias is not None:
-        delta = delta + delta_bias[:, None]
-    if delta_softplus:
-        delta = F.softplus(delta)
-    repeats = u.shape[1] // B.shape[1]
-    h = u.new_zeros(u.shape[0], *A.shape)
-    y = []
-    for t in range(u.shape[2]):
-        step = delta[:, :, t, None]
-        B_t = B[..., t].repeat_interleave(repeats, dim=1)
-        C_t = C[..., t].repeat_interleave(repeats, dim=1)
-        h = torch.exp(step * A) * h + step * B_t * u[:, :, t, None]
-        y.append((h * C_t).sum(dim=-1))
-    out = torch.stack(y, dim=-1)
-    if D is not None:
-        out = out + D[:, None] * u
-    return out if z is None else out * F.silu(z)
-
-
-def _scan_cpu(
-    u: Float[Tensor, "batch dim length"],
-    delta: Float[Tensor, "batch dim length"],
-    A: Float[Tensor, "dim state"],
-    B: Float[Tensor, "batch group state length"],
-    C: Float[Tensor, "batch group state length"],
-    D: Float[Tensor, " dim"] | None,
-    z: Float[Tensor, "batch dim length"] | None,
-    delta_bias: Float[Tensor, " dim"] | None,
-    delta_softplus: bool,
-) -> Float[Tensor, "batch dim length"]:
-    """Compiled scan; the gate is left to torch, as few models use it."""
-    nothing = u.new_zeros(u.shape[1])
-    D = nothing if D is None else D
-    delta_bias = nothing if delta_bias is None else delta_bias
-    out = scan_cpu(u, delta, A, B, C, D, delta_bias, delta_softplus)
-    return out if z is None else out * F.silu(z)
-
-
-def _scan_cuda(
-    u: Float[Tensor, "batch dim length"],
-    delta: Float[Tensor, "batch dim length"],
-    A: Float[Tensor, "dim state"],
-    B: Float[Tensor, "batch group state length"],
-    C: Float[Tensor, "batch group state length"],
-    D: Float[Tensor, " dim"] | None,
-    z: Float[Tensor, "batch dim length"] | None,
-    delta_bias: Float[Tensor, " dim"] | None,
-    delta_softplus: bool,
-) -> Float[Tensor, "batch dim length"]:
-    """Call mamba-ssm, which wants A, D and the bias in float32 and all else in the dtype of u."""
-    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
-
-    delta, B, C = (x.to(u.dtype) for x in (delta, B, C))
-    D, delta_bias = (None if x is None else x.float() for x in (D, delta_bias))
-    z = None if z is None else z.to(u.dtype)
-    return selective_scan_fn(u, delta, A.float(), B, C, D, z, delta_bias, delta_softplus)

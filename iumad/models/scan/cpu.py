@@ -1,15 +1,9 @@
-"""The compiled selective scan as a torch operator for tensors on the CPU.
-
-Two custom operators (`iumad::selective_scan` and `iumad::selective_scan_backward`) wrap the numba
-kernels. Operators rather than an `autograd.Function`, because `torch.compile` and `torch.export`
-keep them as opaque nodes, where they would try to trace through the Python code of a Function. They
-are defined by schema: `torch.library.custom_op` would load all of `torch._dynamo` at the first call,
-which takes seconds.
+"""The compiled selective scan of tensors on the CPU.
 
 The kernels run without the GIL in plain Python threads, as many as `torch.get_num_threads()`.
 numba's own parallel loops are not used: its default thread layer must not be entered from two
 threads at once, its OpenMP layer ends a process that was forked, and parallel loops take long to
-compile. numba is imported at the first call.
+compile.
 """
 
 import os
@@ -19,65 +13,35 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
+
+from iumad.models.scan import kernels
 
 SHARES = 4  # parts of the work per thread; several, so that a slow core gets fewer of them
 
 
-INPUTS = (
-    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor D, Tensor delta_bias, "
-    "bool delta_softplus"
-)
-torch.library.define("iumad::selective_scan", f"({INPUTS}) -> Tensor")
-torch.library.define(
-    "iumad::selective_scan_backward",
-    f"(Tensor grad, {INPUTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
-
-
-def scan_cpu(
-    u: Float[Tensor, "batch dim length"],
-    delta: Float[Tensor, "batch dim length"],
-    A: Float[Tensor, "dim state"],
-    B: Float[Tensor, "batch group state length"],
-    C: Float[Tensor, "batch group state length"],
-    D: Float[Tensor, " dim"],
-    delta_bias: Float[Tensor, " dim"],
-    delta_softplus: bool,
-) -> Float[Tensor, "batch dim length"]:
-    """Scan on the CPU, differentiably; all tensors of one dtype, float32 or float64."""
-    inputs = (u, delta, A, B, C, D, delta_bias, delta_softplus)
-    return torch.ops.iumad.selective_scan(*inputs)
-
-
-@torch.library.impl("iumad::selective_scan", "cpu")
-def _forward(
+def forward(
     u: Tensor,
     delta: Tensor,
     A: Tensor,
     B: Tensor,
     C: Tensor,
     D: Tensor,
+    z: Tensor | None,
     delta_bias: Tensor,
     delta_softplus: bool,
 ) -> Tensor:
-    from iumad.models.scan import kernels as scan_kernels
-
+    """The scan of `iumad.models.scan.operators`; the gate is left to torch, as few models use it."""
     inputs = _arrays(u, delta, A, B, C, D, delta_bias)
     y = np.empty_like(inputs[0])
-    blocks = scan_kernels.number_of_blocks(u.shape[1], B.shape[1])
-    _run(scan_kernels.forward, u.shape[0] * blocks, *inputs, delta_softplus, y)
-    return torch.from_numpy(y)
+    blocks = kernels.number_of_blocks(u.shape[1], B.shape[1])
+    _run(kernels.forward, u.shape[0] * blocks, *inputs, delta_softplus, y)
+    out = torch.from_numpy(y)
+    return out if z is None else out * functional.silu(z)
 
 
-@torch.library.register_fake("iumad::selective_scan")
-def _forward_fake(u, delta, A, B, C, D, delta_bias, delta_softplus):  # noqa: ARG001
-    return torch.empty_like(u, memory_format=torch.contiguous_format)
-
-
-@torch.library.impl("iumad::selective_scan_backward", "cpu")
-def _backward(
+def backward(
     grad: Tensor,
     u: Tensor,
     delta: Tensor,
@@ -85,15 +49,21 @@ def _backward(
     B: Tensor,
     C: Tensor,
     D: Tensor,
+    z: Tensor | None,
     delta_bias: Tensor,
     delta_softplus: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    from iumad.models.scan import kernels as scan_kernels
-
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of all tensors, given that of the output; that of z is empty where there is no z."""
+    gz = grad.new_empty(0)
+    if z is not None:
+        y = forward(u, delta, A, B, C, D, None, delta_bias, delta_softplus)
+        sigmoid = torch.sigmoid(z)
+        gz = grad * y * sigmoid * (1 + z * (1 - sigmoid))
+        grad = grad * z * sigmoid
     gy, *inputs = _arrays(grad, u, delta, A, B, C, D, delta_bias)
     batch, dim, length = u.shape
     groups, states = B.shape[1:3]
-    blocks = scan_kernels.number_of_blocks(dim, groups)
+    blocks = kernels.number_of_blocks(dim, groups)
 
     def empty(*shape: int) -> np.ndarray:
         return np.empty(shape, gy.dtype)
@@ -102,43 +72,13 @@ def _backward(
     gA, gD, gbias = empty(batch, dim, states), empty(batch, dim), empty(batch, dim)
     gB, gC = (empty(batch, blocks, states, length) for _ in range(2))
     outputs = (gu, gdelta, gA, gB, gC, gD, gbias)
-    _run(scan_kernels.backward, batch * blocks, *inputs, delta_softplus, gy, *outputs)
+    _run(kernels.backward, batch * blocks, *inputs, delta_softplus, gy, *outputs)
 
     # numpy adds in an order that does not depend on threads
     gB, gC = (x.reshape(batch, groups, -1, states, length).sum(axis=2) for x in (gB, gC))
     gA, gD, gbias = (x.sum(axis=0) for x in (gA, gD, gbias))
-    gradients = (gu, gdelta, gA, gB, gC, gD, gbias)
-    return tuple(torch.from_numpy(x) for x in gradients)  # type: ignore[return-value]
-
-
-@torch.library.register_fake("iumad::selective_scan_backward")
-def _backward_fake(grad, u, delta, A, B, C, D, delta_bias, delta_softplus):  # noqa: ARG001
-    like = (u, delta, A, B, C, D, delta_bias)
-    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in like)
-
-
-def _setup_context(ctx, inputs, output):  # noqa: ARG001
-    *tensors, ctx.delta_softplus = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _differentiate(ctx, grad):
-    inputs = (*ctx.saved_tensors, ctx.delta_softplus)
-    return *torch.ops.iumad.selective_scan_backward(grad, *inputs), None
-
-
-torch.library.register_autograd(
-    "iumad::selective_scan", _differentiate, setup_context=_setup_context
-)
-
-
-def _refuse(ctx, *grads):
-    raise NotImplementedError(
-        "scan backend 'cpu' has no second derivatives; use backend='reference' for them"
-    )
-
-
-torch.library.register_autograd("iumad::selective_scan_backward", _refuse)
+    first = (gu, gdelta, gA, gB, gC, gD)
+    return *(torch.from_numpy(x) for x in first), gz, torch.from_numpy(gbias)  # type: ignore[return-value]
 
 
 def _arrays(*tensors: Tensor) -> list[np.ndarray]:
