@@ -16,6 +16,7 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 ABSENT = "-"  # in the place of a number that does not exist
+LONG = 40  # letters of a text that may be broken
 
 
 @dataclass(frozen=True, repr=False)
@@ -73,7 +74,7 @@ def fold(title: str, *parts: Html | Markup | str) -> Html:
     inner = Markup("").join(
         part.source if isinstance(part, Html) else fill("<p>{}</p>", part) for part in parts
     )
-    return Html(fill("<details><summary>{}</summary>{}</details>", title, inner))
+    return Html(fill('<details class="fold"><summary>{}</summary>{}</details>', title, inner))
 
 
 def table(frame: pd.DataFrame, precision: int = 1, csv: str | None = None) -> Html:
@@ -156,6 +157,8 @@ def _cell(value: Any, precision: int) -> Markup:
 
 
 def _side(value: Any) -> Markup:
-    """Numbers stand at the right."""
-    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    return Markup(' class="number"') if number else Markup("")
+    """Numbers stand at the right, and long texts in several lines."""
+    if isinstance(value, int | float | np.number) and not isinstance(value, bool):
+        return Markup(' class="number"')
+    long = isinstance(value, str) and len(Markup(value).striptags()) > LONG
+    return Markup(' class="text"') if long else Markup("")

@@ -261,8 +261,14 @@ def one_defect_each(samples: pd.DataFrame) -> list[str]:
     return picked
 
 
-def defect_strength(dataset: MiniCandies) -> pd.DataFrame:
+def defect_strength(dataset: MiniCandies, n: int = 12) -> pd.DataFrame:
     """How much each kind of defect changes colour and depth inside its mask, against the undamaged object.
+
+    Parameters
+    ----------
+    dataset : MiniCandies
+    n : int
+        Images of each kind, from all categories in turn; each has to be drawn twice.
 
     Returns
     -------
@@ -271,7 +277,10 @@ def defect_strength(dataset: MiniCandies) -> pd.DataFrame:
         absolute change of z in millimetres).
     """
     records = []
-    for row in dataset.index[dataset.index["label"] == 1].itertuples():
+    defects = dataset.index[dataset.index["label"] == 1]
+    turn = defects.groupby(["defect", "category"]).cumcount()
+    chosen = defects.assign(turn=turn).sort_values("turn", kind="stable").groupby("defect").head(n)
+    for row in chosen.sort_index().itertuples():
         damaged = dataset.load(row.sample_id)
         whole = dataset.load_without_defect(row.sample_id)
         inside = damaged.mask

@@ -64,19 +64,21 @@ def verdict(compared: pd.DataFrame, ours: str = OURS) -> list[Markup]:
     for row in compared[compared["method"] == ours].itertuples():
         if row.verdict == NOT_RUN:
             continue
-        interval = "" if np.isnan(row.low) else f" [{row.low:+.1f}, {row.high:+.1f}]"
-        paper = "" if np.isnan(row.paper) else f", the paper {row.paper:+.1f}"
-        less = ", less forgotten is better" if row.metric.startswith("fm_") else ""
+        interval = "one seed" if np.isnan(row.low) else f"{row.low:+.1f} to {row.high:+.1f}"
+        paper = "" if np.isnan(row.paper) else f"; the paper: {row.paper:+.1f}"
+        words = {True: ("forgets", "less", "more"), False: ("has", "more", "less")}
+        verb, better, worse = words[row.metric.startswith("fm_")]
         said.append(
             fill(
-                "{} against {} in {}: {} points better{}{}{}: {}.",
-                *(code(ours), code(row.reference), LABELS[row.metric], f"{row.estimate:+.1f}"),
+                "{} {} {} points {} {} than {} ({}{}): {}.",
                 *(
-                    interval,
-                    less,
-                    paper,
-                    verdict_word(BETTER_OR_WORSE.get(row.verdict, row.verdict)),
+                    code(ours),
+                    verb,
+                    f"{abs(row.estimate):.1f}",
+                    better if row.estimate >= 0 else worse,
                 ),
+                *(LABELS[row.metric].removeprefix("FM "), code(row.reference), interval, paper),
+                verdict_word(BETTER_OR_WORSE.get(row.verdict, row.verdict)),
             )
         )
     return said
