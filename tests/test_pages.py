@@ -111,16 +111,25 @@ def test_sentences_by_hand(page):
     assert "setting 6-1 (2 categories in 2 steps), 2 seeds" in asked
     assert "<code>ib-iumad</code> 85.0 % image AUROC" in asked
     # differences 10 and 9: mean 9.5, half width t(1) * sd / sqrt(2) = 12.706 * 0.5 = 6.35
-    assert "+9.5 points better [+3.1, +15.9], the paper +3.5" in plain(accuracy)
+    said = "has 9.5 points more image AUROC than iuf (+3.1 to +15.9; the paper: +3.5): better."
+    assert said in plain(accuracy)
     # forgets 10 instead of 30 in both seeds; the paper 9.3 instead of 15.1 (Table 1)
-    assert "+20.0 points better [+20.0, +20.0]" in plain(forgetting)
-    assert "the paper +5.8" in plain(forgetting)
+    said = (
+        "forgets 20.0 points less image AUROC than iuf (+20.0 to +20.0; the paper: +5.8): better."
+    )
+    assert said in plain(forgetting)
     table = tables.comparison(compared).set_index("metric")
     assert table.loc["image AUROC", "difference"] == pytest.approx(9.5)
-    assert (
-        plain(table.loc["FM AUPRO", "verdict"] if "FM AUPRO" in table.index else "better")
-        == "better"
-    )
+
+
+def test_every_line_of_a_comparison_is_of_its_method_and_cell(study, tmp_path):
+    parts = [rows_of(TWO_SEEDS, setting=name) for name in ("6-1", "9-1")]
+    more = rows_of({("joint", *key[1:]): 0.5 for key in TWO_SEEDS if key[0] == "iuf"})
+    compared = Page(study, tmp_path, tmp_path, pd.concat([*parts, more])).compared("iuf")
+    assert len(compared) > 4
+    for row in compared.itertuples():
+        assert row.compared == f"{row.method} - iuf"
+        assert row.test.endswith(f"{row.modality}, {row.setting}")
 
 
 def test_one_seed_claims_nothing_and_what_is_missing_is_said(study, tmp_path):

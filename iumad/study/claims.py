@@ -196,21 +196,24 @@ def compare(
     name = study.rsplit("/", 1)[-1]
     asked = {claim.name: claim for claim in (*PAPER_CLAIMS, *QUESTIONS) if claim.study == name}
     judged = evaluate_claims(tuple(asked.values()), {name: evidence})
-    claimed: dict[tuple, dict] = {}
+    found: dict[tuple, dict] = {}
     for row in judged[judged["role"] == "main"].to_dict("records"):
         main = asked[row["claim"]].main
         assert main is not None
-        claimed[main.key] = row
-        claimed[main.turned.key] = turned_row(row)
+        found[main.key] = row
+        found[main.turned.key] = turned_row(row)
     contrasts = against(evidence, reference, metrics, PERTURBED)
     rest: dict[str, list[Contrast]] = {}
     for family, _, contrast in contrasts:
-        if contrast.key not in claimed:
+        if contrast.key not in found:
             rest.setdefault(family, []).append(contrast)
-    others = iter(judge_contrasts(rest, evidence).to_dict("records"))
+    judged_rest = judge_contrasts(rest, evidence).to_dict("records")
+    for contrast, row in zip(
+        [c for family in rest.values() for c in family], judged_rest, strict=True
+    ):
+        found[contrast.key] = row
     records = [
-        {"method": method, "reference": reference}
-        | (claimed[contrast.key] if contrast.key in claimed else next(others))
+        {"method": method, "reference": reference} | found[contrast.key]
         for _, method, contrast in contrasts
     ]
     return pd.DataFrame(records, columns=["method", "reference", *COLUMNS])
