@@ -65,7 +65,7 @@ class RandomImages:
 
 def both_modalities(data: dict, grid: int) -> RunConfig:
     content = {"data": data, "features": {"grid": grid}, "modalities": ["rgb+depth"]}
-    settings = {"settings": ["1-0"], "methods": {"memory-bank": {}}}
+    settings = {"settings": ["1-0"], "methods": {"bank": {}}}
     (run,) = StudyConfig.model_validate(content | settings).runs()
     return run
 

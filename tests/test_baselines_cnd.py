@@ -32,7 +32,7 @@ from iumad.models.baselines.cnd import (
     importance_loss,
     promoted,
 )
-from iumad.models.registry import make_detector
+from iumad.models.build import make_detector
 from iumad.study.efficiency import model_card
 from iumad.study.runner import run_study
 from iumad.training.increments import Guard, remember

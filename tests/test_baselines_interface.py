@@ -16,8 +16,8 @@ from iumad.models.base import Detector, InputSpec
 from iumad.models.baselines.cdad_feat import CdadFeat
 from iumad.models.baselines.mambaad import MambaAD
 from iumad.models.baselines.simplenet import SimpleNet
+from iumad.models.build import make_detector
 from iumad.models.detector import ReconstructionDetector
-from iumad.models.registry import make_detector
 from iumad.study import efficiency
 from iumad.study.efficiency import gradient_reach, model_card
 from iumad.study.runner import run_study
@@ -26,13 +26,13 @@ from iumad.training.loop import fit_step
 
 MODELS = {
     "uniad": {},
-    "mambaad": {"dim": 8, "depths": [1, 1], "d_state": 4, "directions": 4},
+    "mambaad-lite": {"dim": 8, "depths": [1, 1], "d_state": 4, "directions": 4},
     "simplenet": {"hidden": 16},
     "cdad-feat": {"dim": 16, "blocks": 1, "layers": 1, "heads": 2, "sampling_steps": 2},
 }
 CLASSES = {
     "uniad": ReconstructionDetector,
-    "mambaad": MambaAD,
+    "mambaad-lite": MambaAD,
     "simplenet": SimpleNet,
     "cdad-feat": CdadFeat,
 }
@@ -165,7 +165,7 @@ def test_every_strategy_without_protected_layers_works(method, strategy, tmp_pat
 
 
 def test_projection_needs_layers_to_protect():
-    for method in ("mambaad", "simplenet", "cdad-feat"):
+    for method in ("mambaad-lite", "simplenet", "cdad-feat"):
         with pytest.raises(ConfigError, match=rf"method '{method}'.*projection.*{method} has none"):
             methods = {method: {"increment": {"strategy": "projection"}}}
             build(StudyConfig, tiny.params(methods=methods), "file.yaml")
@@ -184,7 +184,7 @@ def test_no_modality_and_one_twice_are_refused(wrong):
 
 @pytest.mark.parametrize("grid", [3, 5, 7, 8])
 def test_mambaad_takes_odd_grids(grid):
-    config = run("mambaad", "rgb").model
+    config = run("mambaad-lite", "rgb").model
     detector = make_detector(config, tiny.spec("rgb", grid=grid), 3).eval()
     features = {"rgb": torch.randn(2, tiny.CHANNELS, grid, grid)}
     images = {"rgb": torch.zeros(2, 3, tiny.SIZE, tiny.SIZE)}
@@ -193,7 +193,7 @@ def test_mambaad_takes_odd_grids(grid):
 
 
 def test_a_grid_too_small_for_the_stages_is_refused():
-    config = run("mambaad", "rgb").model
+    config = run("mambaad-lite", "rgb").model
     with pytest.raises(ConfigError, match=r"2 stages.*at least 3, got 2"):
         make_detector(config, tiny.spec("rgb", grid=2), 3)
 
@@ -205,7 +205,7 @@ def test_heads_that_do_not_divide_the_width_are_refused():
 
 
 def test_an_unknown_kind_names_the_nearest():
-    with pytest.raises(ConfigError, match=r"'mambad', did you mean 'mambaad'\?"):
+    with pytest.raises(ConfigError, match=r"'mambad', did you mean 'mambaad-lite'\?"):
         methods = {"mine": {"preset": "iuf", "model": {"kind": "mambad"}}}
         build(StudyConfig, tiny.params(methods=methods), "file.yaml")
 
@@ -229,25 +229,20 @@ def test_a_size_that_a_method_refuses_has_no_costs(monkeypatch):
 
     monkeypatch.setattr(efficiency, "_time", build_only)
     monkeypatch.setattr(efficiency, "_counted", lambda _run, _categories: [])
-    rows = efficiency.measure(run("mambaad", "rgb", settings=["3-0"]), 0, "cpu")
+    rows = efficiency.measure(run("mambaad-lite", "rgb", settings=["3-0"]), 0, "cpu")
     assert {row["image_size"] for row in rows} == {tiny.SIZE, 2 * tiny.SIZE}  # half the grid is 2
 
 
-def test_replay_shares_the_base_step(repository):
-    study = load_params(repository / "params/baselines.yaml")
-    lite, replay = (
-        study.select(methods=[name], settings=["6-1"]).runs()[0]
-        for name in ("unimmad-lite", "unimmad-lite-replay")
-    )
-    assert lite.step_key([("a",)]) == replay.step_key([("a",)])
-    assert lite.step_key([("a",), ("b",)]) != replay.step_key([("a",), ("b",)])
-
-
-@pytest.mark.parametrize("name", ["baselines", "baselines_full"])
+@pytest.mark.parametrize("name", ["baselines", "mvtec3d/baselines"])
 def test_params_files_build_every_method(repository, name):
     study = load_params(repository / f"params/{name}.yaml")
     names = {run.method for run in study.runs()}
-    assert names >= {"uniad", "mambaad", "simplenet", "cdad-feat", "ib-iumad"}
+    assert names >= {
+        "uniad",
+        "mambaad-lite",
+        "simplenet",
+        "unimmad-lite" if name == "baselines" else "unimmad",
+    }
     for config in study.select(settings=study.settings[:1], seeds=study.seeds[:1]).runs():
         if config.method not in MODELS:
             continue

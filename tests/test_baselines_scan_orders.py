@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from iumad.config.methods import MambaADConfig
+from iumad.config.methods import MambaADLiteConfig
 from iumad.models.baselines.mambaad import (
     CURVES,
     CurveStateSpace,
@@ -53,12 +53,12 @@ def test_directions_by_hand():
 
 @pytest.mark.parametrize("curve", CURVES)
 def test_splitting_and_merging_returns_every_token_once_a_direction(curve):
-    layer = CurveStateSpace(4, 4, MambaADConfig(scan=curve, d_state=2))
+    layer = CurveStateSpace(4, 4, MambaADLiteConfig(scan=curve, d_state=2))
     x = torch.randn(2, 8, 4, 4, dtype=torch.float64)
     torch.testing.assert_close(layer.merge(layer.split(x), 4, 4), 8 * x)
 
 
 def test_reversed_directions_scan_backwards():
-    layer = CurveStateSpace(4, 4, MambaADConfig(d_state=2))
+    layer = CurveStateSpace(4, 4, MambaADLiteConfig(d_state=2))
     sequences = layer.split(torch.randn(1, 8, 4, 4))
     assert torch.equal(sequences[:, 0], sequences[:, 1].flip(-1))

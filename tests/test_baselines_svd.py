@@ -7,7 +7,7 @@ from test_baselines_interface import make, run
 from torch import nn
 
 from iumad.config.sections import IncrementConfig
-from iumad.models.registry import make_detector
+from iumad.models.build import make_detector
 from iumad.training.increments import (
     Guard,
     grow_basis,
@@ -155,7 +155,7 @@ def test_moments_are_repeatable_and_leave_the_detector_alone(store):
 
 
 def test_depthwise_layers_have_no_basis_and_stay():
-    detector = make("mambaad")
+    detector = make("mambaad-lite")
     names = linear_layers(detector)
     assert any(name.endswith("project_in.weight") for name in names)
     assert not any("state_space.convolution" in name for name in names)

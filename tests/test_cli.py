@@ -108,7 +108,7 @@ def test_all_commands_are_there():
 def test_run_loads_what_is_finished(iumad, finished):
     code, out, _ = iumad("run", finished.params, "--results", finished.results)
     assert code == 0
-    for text in ("ib-iumad", "iuf", "memory-bank", "rgb+depth", "2-1", "i_auroc", "aupro"):
+    for text in ("ib-iumad", "iuf", "bank", "rgb+depth", "2-1", "i_auroc", "aupro"):
         assert text in out
 
 
@@ -230,7 +230,7 @@ def test_every_command_refuses_a_missing_params_file(iumad, command):
         (["{image}", "nowhere.tiff"], ["nowhere.tiff"]),
         (["{image}", "{small}"], ["small.tiff", "8", "32"]),
         (["{image}", "{cloud}", "--category", "cooky"], ["unknown category 'cooky'", "chocolate"]),
-        (["{image}", "{cloud}", "--method", "memory-bank"], ["needs --category"]),
+        (["{image}", "{cloud}", "--method", "bank"], ["needs --category"]),
         (["{image}", "{cloud}", "--method", "uniad"], ["'uniad'", "not in profile 'tiny'"]),
         (["{image}", "{cloud}", "--seed", "3"], ["seeds [3] not in profile 'tiny'"]),
         (["{image}", "{cloud}", "--results", "nowhere"], ["nowhere: ib-iumad", "is not trained"]),

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 import iumad
 from iumad.config import sections as config_sections
 from iumad.config.files import load_params
-from iumad.config.methods import MemoryBankConfig, MethodConfig, ReconstructionConfig
+from iumad.config.methods import BankConfig, MethodConfig, ReconstructionConfig
 from iumad.config.schema import RunConfig, StudyConfig, stable_hash
 from iumad.config.sections import (
     EvaluationConfig,
@@ -153,7 +153,7 @@ DATA = {
     "folder": FolderConfig(name="mvtec3d", root=Path("a")),
     "eyecandies": EyecandiesConfig(name="eyecandies", root=Path("a")),
 }
-MODELS = {"reconstruction": ReconstructionConfig(), "memory-bank": MemoryBankConfig()}
+MODELS = {"reconstruction": ReconstructionConfig(), "bank": BankConfig()}
 
 
 def default_run(data: str = "minicandies", model: str = "reconstruction") -> RunConfig:
@@ -185,7 +185,7 @@ def cases() -> list[tuple[str, str, tuple[str, ...]]]:
     found = [("minicandies", "reconstruction", path) for path in leaves(default_run())]
     for data in ("folder", "eyecandies"):
         found += [(data, "reconstruction", ("data", key)) for key in type(DATA[data]).model_fields]
-    found += [("minicandies", "memory-bank", ("model", k)) for k in MemoryBankConfig.model_fields]
+    found += [("minicandies", "bank", ("model", k)) for k in BankConfig.model_fields]
     tags = {("eyecandies", ("data", "name")), ("minicandies", ("data", "name"))}
     return [
         (data, model, path)
@@ -460,4 +460,4 @@ def test_modalities_are_the_streams():
 
 
 def test_changes_for_reconstruction_methods_do_not_reach_the_memory_bank():
-    assert tiny.run("memory-bank").model == MemoryBankConfig()
+    assert tiny.run("bank").model == BankConfig()

@@ -17,7 +17,7 @@ KEYS = ["categories", "image_size", "batch"]
 def table() -> pd.DataFrame:
     """All rows of the first process, and the last one's, of a network and a bank (measured in this process)."""
     rows = []
-    for method in ("ib-iumad", "memory-bank"):
+    for method in ("ib-iumad", "bank"):
         for process in (0, 2):
             rows += measure(tiny.run(method, settings=["3-0"]), process, "cpu")
     return pd.DataFrame(rows)[costs.COLUMNS]
@@ -40,7 +40,7 @@ def test_every_size_is_measured(table):
 def test_only_the_bank_grows_with_categories(table):
     grown = costs.growth(table, "categories", "rgb+depth").query("metric == 'model (MB)'")
     sizes = {name: part.set_index("categories")["value"] for name, part in grown.groupby("method")}
-    bank, one = sizes["memory-bank"], sizes["ib-iumad"]
+    bank, one = sizes["bank"], sizes["ib-iumad"]
     assert bank.index.tolist() == [1, 2, 3]
     # 3 training images of 4 x 4 patches of float32 for each of two modalities; C: levels 1 and 2
     channels = 24 + 40

@@ -306,7 +306,7 @@ def test_a_new_category_is_learnt_and_what_is_lost_is_said(folder, tmp_path, cha
     for name in ("chocolate", "pretzel"):
         shutil.copytree(folder / name, old / name)
     shutil.copytree(folder / "madeleine", new / "madeleine")
-    method = "memory-bank" if changes is SMALL else "ib-iumad"
+    method = "bank" if changes is SMALL else "ib-iumad"
     model = fit_folder(old, own_run(old, method, assignments=changes), 0.05, silent).model
     grown, lost = learn_folder(model, new, 0.05, silent)
     assert grown.model.card.categories == ("chocolate", "pretzel", "madeleine")
@@ -314,7 +314,7 @@ def test_a_new_category_is_learnt_and_what_is_lost_is_said(folder, tmp_path, cha
     assert set(grown.table["category"]) == {"madeleine"}
     predictor = Predictor(grown.model)
     assert predictor(*pair(folder, "madeleine"), "madeleine").score > 0
-    if method == "memory-bank":  # a bank of its own for each category forgets nothing
+    if method == "bank":  # a bank of its own for each category forgets nothing
         assert (lost["score before"] == lost["score after"]).all()
         before = Predictor(model)(*pair(folder, "pretzel"), "pretzel")
         np.testing.assert_array_equal(

@@ -56,13 +56,13 @@ def test_scan_is_counted():
 
 
 def test_a_method_without_a_network():
-    with pytest.raises(ConfigError, match="memory-bank has no parts"):
-        model_card(tiny.run("memory-bank"), 3)
+    with pytest.raises(ConfigError, match="bank has no parts"):
+        model_card(tiny.run("bank"), 3)
 
 
 def test_the_command_prints_the_table(tmp_path):
     params = tmp_path / "p.yaml"
-    params.write_text("features: {weights: random}\nmethods: {uniad: {}, memory-bank: {}}\n")
+    params.write_text("features: {weights: random}\nmethods: {uniad: {}, bank: {}}\n")
     result = CliRunner().invoke(app, ["model", str(params), "--categories", "3"])
     assert result.exit_code == 0, result.output
     assert "networks.depth" in result.output

@@ -1,5 +1,7 @@
 """Params files: what lies on what, which value wins, variants, changes from outside, and what is refused."""
 
+import re
+
 import pytest
 import tiny
 import yaml
@@ -75,7 +77,7 @@ def test_assignments_win_over_methods_which_win_over_presets_which_win_over_file
         plain = build_study({"methods": {method: {}}}, "file").runs()[0]
         if key not in getattr(plain, section).model_dump():
             continue
-        preset = PRESETS[method].get(section, {})
+        preset = getattr(PRESETS[method], section)
         in_file = {"methods": {method: {}}, section: {key: value}}
         if section != "model" or plain.model.kind == "reconstruction":
             expected = preset.get(key, value)
@@ -89,6 +91,41 @@ def test_assignments_win_over_methods_which_win_over_presets_which_win_over_file
         both = {"methods": {method: {section: {key: default}}}}
         assigned = build_study(both, "file", [f"{section}.{key}={value}"]).runs()[0]
         assert getattr(assigned, section).model_dump()[key] == value
+
+
+def test_a_strategy_behind_a_plus_sign_changes_how_increments_are_trained_and_nothing_else():
+    names = [
+        "iuf",
+        "iuf+replay",
+        "iuf+joint",
+        "iuf+finetune",
+        "mambaad-lite+ewc",
+        "bank-unified+joint",
+    ]
+    study = build_study({"methods": {name: {} for name in names}}, "file")
+    runs = {run.method: run for run in study.runs()}
+    strategies = [run.increment.strategy for run in runs.values()]
+    assert strategies == ["projection", "replay", "joint", "none", "ewc", "joint"]
+    plain, replay = runs["iuf"], runs["iuf+replay"]
+    assert replay.model == plain.model
+    assert replay.step_key([("a",)]) == plain.step_key([("a",)])
+    assert study.notes["iuf+replay"].startswith(study.notes["iuf"])
+    own = {"preset": "iuf+replay", "increment": {"replay_images": 9}}
+    (mine,) = build_study({"methods": {"mine": own}}, "file").runs()
+    assert (mine.increment.strategy, mine.increment.replay_images) == ("replay", 9)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("iuff", "'iuff', did you mean 'iuf'?"),
+        ("iuf+replays", "'iuf+replays', did you mean 'iuf+replay'?"),
+        ("bank+replay", "bank is not trained, only +joint can stand behind it"),
+    ],
+)
+def test_a_method_that_there_is_not_is_refused(name, said):
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        build_study({"methods": {name: {}}}, "file")
 
 
 def test_an_assignment_that_would_change_nothing_is_refused():

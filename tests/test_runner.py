@@ -66,7 +66,7 @@ def test_rows_are_valid_and_complete(finished):
     rows = results.validate_rows(finished.rows)
     assert rows["method"].unique().tolist() == list(finished.study.methods)
     for method, run in rows.groupby("method"):
-        told = ["accuracy"] if method != "memory-bank" else []
+        told = ["accuracy"] if method != "bank" else []
         for step, seen in enumerate(STEPS):
             found = run[run["step"] == step]
             assert found["category"].unique().tolist() == list(seen)
@@ -80,7 +80,7 @@ def test_rows_are_valid_and_complete(finished):
 
 
 def test_banks_forget_nothing(finished):
-    bank = finished.rows[finished.rows["method"] == "memory-bank"]
+    bank = finished.rows[finished.rows["method"] == "bank"]
     values = bank.pivot_table(index=["category", "metric"], columns="step", values="value")
     earlier = values.loc[list(STEPS[0])]
     assert (earlier[0] == earlier[1]).all()
@@ -323,9 +323,7 @@ def other_process(finished, tmp_path_factory) -> Path:
     """A folder where another process and this one did a study at once, and the other then died in a second one."""
     folder = tmp_path_factory.mktemp("processes")
     params = folder / "params.yaml"
-    params.write_text(
-        finished.params.read_text().replace("iuf: {}", "").replace("memory-bank: {}", "")
-    )
+    params.write_text(finished.params.read_text().replace("iuf: {}", "").replace("bank: {}", ""))
     only = load_params(params)
     assert list(only.methods) == ["ib-iumad"]
     command = [sys.executable, "-c", OTHER_PROCESS, str(params), str(folder)]
@@ -393,7 +391,7 @@ def test_a_killed_process_is_resumed_to_the_same_bits(finished, other_process, m
 
 def test_a_run_in_work_elsewhere_is_left_for_later(finished, copied, monkeypatch):
     """The base of both is locked at first: the bank, which does not need it, comes first."""
-    both = finished.study.select(methods=["ib-iumad", "memory-bank"])
+    both = finished.study.select(methods=["ib-iumad", "bank"])
     first, _ = both.runs()
     shutil.rmtree(copied)
     base = steps_of(first, copied)[0]
@@ -405,13 +403,13 @@ def test_a_run_in_work_elsewhere_is_left_for_later(finished, copied, monkeypatch
 
     def seen(work, step, detector):
         order.append((work.run.method, step.number))
-        if work.run.method == "memory-bank" and step.number == 1:
+        if work.run.method == "bank" and step.number == 1:
             lock.release()
         return evaluate(work, step, detector)
 
     monkeypatch.setattr(study, "evaluate_step", seen)
     rows = study.run_study(both, copied)
-    assert order == [("memory-bank", 0), ("memory-bank", 1), ("ib-iumad", 0), ("ib-iumad", 1)]
+    assert order == [("bank", 0), ("bank", 1), ("ib-iumad", 0), ("ib-iumad", 1)]
     expected = finished.rows[finished.rows["method"] != "iuf"].reset_index(drop=True)
     pd.testing.assert_frame_equal(rows, expected, check_exact=True)
 
@@ -463,7 +461,7 @@ def test_load_rows_are_those_of_the_runs_and_need_all_steps(finished, copied):
     assert progress(finished.study, copied)["finished"].all()
     (run,) = finished.study.select(methods=["iuf"]).runs()
     steps_of(run, copied)[0].rows.unlink()
-    assert set(load_rows(finished.study, copied)["method"]) == {"ib-iumad", "memory-bank"}
+    assert set(load_rows(finished.study, copied)["method"]) == {"ib-iumad", "bank"}
     table = progress(finished.study, copied)
     assert table[~table["finished"]]["method"].tolist() == ["iuf"]
 

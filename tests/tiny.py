@@ -17,7 +17,7 @@ from iumad.models.detector import ReconstructionDetector
 CATEGORIES = ("chocolate", "pretzel", "madeleine")
 CHANNELS, GRID, SIZE = 6, 4, 32  # of the batches and detectors below, which need no backbone
 MODEL = {"dim": 16, "heads": 2, "layers": 2, "d_state": 4}
-FINISHED = {"methods": {"iuf": {}, "ib-iumad": {}, "memory-bank": {}}}
+FINISHED = {"methods": {"iuf": {}, "ib-iumad": {}, "bank": {}}}
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ def params(
         columns=["run_id", "method", "modality", "setting", "seed"],
     )
     print_table(table.assign(steps=steps))
+    print_table(pd.DataFrame(study.notes.items(), columns=["method", "what it is"]))
     chain = " <- ".join(str(path) for path in base_chain(file))
     console.print(f"{chain}: valid, {len(runs)} runs", markup=False, highlight=False)
 

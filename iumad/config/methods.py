@@ -4,6 +4,7 @@ Symbols: C channels of the aligned features, d width, g grid (tokens = g x g).
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -89,26 +90,72 @@ class ReconstructionConfig(Section):
         return self
 
 
-class MemoryBankConfig(Section):
-    """One nearest-neighbour bank per category on the same features: the N-objects-N-models reference."""
+class _AnyBank(Section):
+    neighbours: PositiveInt = Field(1, description="nearest patches whose distances are averaged")
+    standardise: bool = Field(
+        False, description="features per channel to mean 0, variance 1 of the base step"
+    )
 
-    kind: Literal["memory-bank"] = "memory-bank"
+
+class BankConfig(_AnyBank):
+    """One nearest-neighbour bank for each category on the same features: the N-objects-N-models reference."""
+
+    kind: Literal["bank"] = "bank"
     coreset: float = Field(
         1.0, gt=0, le=1, description="share of patches kept by greedy selection (PatchCore)"
     )
-    neighbours: PositiveInt = 1
     depth_features: Literal["backbone", "fpfh"] = Field(
         "backbone", description="fpfh: of the point cloud's surface, as BTF; needs the extra fpfh"
     )
+
+    @model_validator(mode="after")
+    def _surface_is_not_standardised(self) -> "BankConfig":
+        if self.standardise and self.depth_features == "fpfh":
+            raise ValueError("standardise goes with depth_features backbone only")
+        return self
+
+
+class UnifiedBankConfig(_AnyBank):
+    """One memory of fixed size for all categories, which it is not told; it grows by steps."""
+
+    kind: Literal["bank-unified"] = "bank-unified"
+    patches: PositiveInt = Field(
+        4096, description="that the memory holds of each modality, however many categories"
+    )
+
+
+class FloorConfig(Section):
+    """A statistic of the image without any training: what a method must beat to be worth anything."""
+
+    kind: Literal["floor"] = "floor"
+    statistic: Literal["laplacian", "mean", "spread", "histogram", "image"] = Field(
+        "laplacian",
+        description="spread of the Laplacian; mean or spread of brightness; histogram; the image, made small",
+    )
+    distance: Literal["none", "mean", "nearest"] = Field(
+        "none",
+        description="none: the statistic itself; else how far it is from the mean or the nearest training image "
+        "of its category",
+    )
+    modality: str | None = Field(
+        None, description="whose image is looked at; default: the last of the run's"
+    )
+    bins: PositiveInt = Field(16, description="of a histogram, for each colour")
+
+    @model_validator(mode="after")
+    def _one_number(self) -> "FloorConfig":
+        if self.distance == "none" and self.statistic in ("histogram", "image"):
+            raise ValueError(f"distance none needs a statistic of one number, not {self.statistic}")
+        return self
 
 
 ScanOrder = Literal["hilbert", "sweep", "scan", "zorder", "zigzag"]
 
 
-class MambaADConfig(Section):
-    """MambaAD's decoder on one grid of frozen features (He et al., NeurIPS 2024)."""
+class MambaADLiteConfig(Section):
+    """MambaAD's decoder on one grid of frozen features: an adaptation, not MambaAD (He et al., NeurIPS 2024)."""
 
-    kind: Literal["mambaad"] = "mambaad"
+    kind: Literal["mambaad-lite"] = "mambaad-lite"
     dim: PositiveInt = Field(64, description="d at the full grid; twice that at each coarser stage")
     depths: tuple[PositiveInt, ...] = Field(
         (2, 2), min_length=1, description="blocks of each stage, coarsest first; theirs: 3, 4, 6, 3"
@@ -198,9 +245,6 @@ class UniMMADConfig(_CrossMixture):
         "pretrained", description="random is for tests only"
     )
     slots: int = Field(4, ge=2, description="modalities that the input has room for")
-    prior_refinement: bool = Field(
-        False, description="mean prior added to the encoder's levels; in the paper, not in its code"
-    )
 
 
 class UniMMADLiteConfig(_CrossMixture):
@@ -261,8 +305,10 @@ class CndConfig(Section):
 
 ModelConfig = Annotated[
     ReconstructionConfig
-    | MemoryBankConfig
-    | MambaADConfig
+    | BankConfig
+    | UnifiedBankConfig
+    | FloorConfig
+    | MambaADLiteConfig
     | SimpleNetConfig
     | CdadFeatConfig
     | UniMMADConfig
@@ -274,53 +320,167 @@ ModelConfig = Annotated[
 
 Modality = Literal["rgb", "depth", "rgb+depth"]
 
+UNTRAINED = ("bank", "bank-unified", "floor")  # kinds that no gradient reaches
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A method's name made concrete: what it changes in the defaults, which are IB-IUMAD's.
+
+    Attributes
+    ----------
+    note : what the method is, and what of its original is reduced; shown beside tables
+    model, training, increment : changes of the sections
+    """
+
+    note: str
+    model: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    increment: Mapping[str, Any] = field(default_factory=dict)
+
+
 _PLAIN = {"condition": "none", "fusion": "addition", "bottleneck": False}
 _PLAIN |= {"channel_reduction": "mean"}
-PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "ib-iumad": {},
-    "ib-iumad-plus": {"model": {"targets": "all", "bottleneck_residual": True}},
-    "plain": {"model": _PLAIN},
-    "uniad": {"model": _PLAIN | {"neighbour_mask": "half", "dropout": 0.1}},
-    "iuf": {"model": _PLAIN | {"condition": "vit"}},
-    "joint": {"increment": {"strategy": "joint"}},
-    "finetune": {"increment": {"strategy": "none"}},
-    "memory-bank": {"model": {"kind": "memory-bank"}},
-    "btf": {"model": {"kind": "memory-bank", "depth_features": "fpfh", "coreset": 0.1}},
-    "mambaad": {"model": {"kind": "mambaad"}, "increment": {"strategy": "none"}},
-    "simplenet": {"model": {"kind": "simplenet"}, "increment": {"strategy": "none"}},
-    "cdad-feat": {"model": {"kind": "cdad-feat"}, "increment": {"strategy": "svd"}},
-    "cnd": {
-        "model": {"kind": "cnd"},
-        "training": {"lr": 1.0e-3, "weight_decay": 0.0, "schedule": "constant"},
-        "increment": {"strategy": "none", "lr": 1.0e-3},
-    },
-    "unimmad": {
-        "model": {"kind": "unimmad"},
-        "training": {"lr": 1.0e-3, "weight_decay": 0.0},
-        "increment": {"strategy": "none"},
-    },
-    "unimmad-replay": {
-        "model": {"kind": "unimmad"},
-        "training": {"lr": 1.0e-3, "weight_decay": 0.0},
-        "increment": {"strategy": "replay", "replay_images": 3},
-    },
-    "unimmad-lite": {"model": {"kind": "unimmad-lite"}, "increment": {"strategy": "none"}},
-    "unimmad-lite-replay": {
-        "model": {"kind": "unimmad-lite"},
-        "increment": {"strategy": "replay", "replay_images": 1},
-    },
+_FINETUNED = {"strategy": "none"}  # methods that know no increments
+_UNIMMAD = {"lr": 1.0e-3, "weight_decay": 0.0}
+PRESETS: dict[str, Preset] = {
+    "ib-iumad": Preset("the paper's method, in its words where paper and release differ"),
+    "ib-iumad-plus": Preset(
+        "ib-iumad that reconstructs all modalities, past a bottleneck with a way around it",
+        {"targets": "all", "bottleneck_residual": True},
+    ),
+    "plain": Preset("the bare reconstruction network: no gate, mask or dropout", _PLAIN),
+    "uniad": Preset(
+        "UniAD's network on the study's features, neighbour mask of half the grid",
+        _PLAIN | {"neighbour_mask": "half", "dropout": 0.1},
+    ),
+    "iuf": Preset("IUF's network and projection, gate bounded", _PLAIN | {"condition": "vit"}),
+    "joint": Preset(
+        "ib-iumad on all categories at once: the upper bound", increment={"strategy": "joint"}
+    ),
+    "finetune": Preset("ib-iumad without any protection: the lower bound", increment=_FINETUNED),
+    "bank": Preset(
+        "PatchCore on the study's features: a bank for each category, which it is told",
+        {"kind": "bank"},
+    ),
+    "bank-unified": Preset(
+        "one bank of fixed size for all categories, which it is not told", {"kind": "bank-unified"}
+    ),
+    "btf": Preset(
+        "BTF: a bank for each category, told, of FPFH for depth and the study's features for colour",
+        {"kind": "bank", "depth_features": "fpfh", "coreset": 0.1},
+    ),
+    "floor-laplacian": Preset(
+        "floor: standard deviation of the depth's Laplacian, of grey where there is no depth",
+        {"kind": "floor"},
+    ),
+    "floor-depth-histogram": Preset(
+        "floor: distance to the nearest 16-bin depth histogram of the category's training images",
+        {"kind": "floor", "statistic": "histogram", "distance": "nearest", "modality": "depth"},
+    ),
+    "floor-rgb-histogram": Preset(
+        "floor: distance to the nearest 16-bin colour histogram of the category's training images",
+        {"kind": "floor", "statistic": "histogram", "distance": "nearest", "modality": "rgb"},
+    ),
+    "floor-mean": Preset(
+        "floor: how far the mean brightness is from the category's mean",
+        {"kind": "floor", "statistic": "mean", "distance": "mean"},
+    ),
+    "floor-spread": Preset(
+        "floor: how far the spread of brightness is from the category's mean",
+        {"kind": "floor", "statistic": "spread", "distance": "mean"},
+    ),
+    "floor-nearest": Preset(
+        "floor: distance to the category's nearest training image at 32 x 32 pixels",
+        {"kind": "floor", "statistic": "image", "distance": "nearest"},
+    ),
+    "floor-mean-image": Preset(
+        "floor: distance to the category's mean training image at 32 x 32 pixels",
+        {"kind": "floor", "statistic": "image", "distance": "mean"},
+    ),
+    "mambaad-lite": Preset(
+        "MambaAD's decoder; reduced: one grid of frozen features, 2 stages of 2 blocks instead of 16 in 4",
+        {"kind": "mambaad-lite"},
+        increment=_FINETUNED,
+    ),
+    "simplenet": Preset(
+        "SimpleNet's adaptor and discriminator on the study's features, 256 wide instead of 1024",
+        {"kind": "simplenet"},
+        increment=_FINETUNED,
+    ),
+    "cdad-feat": Preset(
+        "a small denoiser of features with CDAD's SVD protection; learns too little to be ranked",
+        {"kind": "cdad-feat"},
+        increment={"strategy": "svd"},
+    ),
+    "cnd": Preset(
+        "CND with its own CLIP, which reads the images",
+        {"kind": "cnd"},
+        {"lr": 1.0e-3, "weight_decay": 0.0, "schedule": "constant"},
+        _FINETUNED | {"lr": 1.0e-3},
+    ),
+    "unimmad": Preset(
+        "UniMMAD at full size with its own backbones, which read the images",
+        {"kind": "unimmad"},
+        _UNIMMAD,
+        _FINETUNED,
+    ),
+    "unimmad-lite": Preset(
+        "UniMMAD's experts; reduced: one grid of frozen features, 8 leaders 64 wide instead of 32 of 256",
+        {"kind": "unimmad-lite"},
+        increment=_FINETUNED,
+    ),
 }
-"""What each method changes in the defaults, which are IB-IUMAD's. `joint` (all categories at once) and `finetune`
-(nothing protects the earlier ones) are its upper and lower bound. `plain` is the bare reconstruction network;
-`iuf` adds a gate, `uniad` a neighbour mask and dropout. Methods of other kinds that know no increments are
-fine-tuned."""
+"""Every method by its name."""
+
+STRATEGIES = {
+    "joint": "trained on all categories at once",
+    "finetune": "nothing protects earlier categories",
+    "replay": "a few images of earlier categories are trained on again",
+    "projection": "protected by IUF's projection",
+    "svd": "protected by CDAD's projection",
+    "ewc": "protected by an elastic penalty",
+}
+"""What may stand behind a method's name and a plus sign: how its increments are trained."""
+
+
+def find_preset(name: str) -> Preset:
+    """The preset of a method's name, such as `iuf`, or of one with a strategy, such as `iuf+replay`.
+
+    Raises
+    ------
+    ConfigError
+        No method has this name, or it is not trained and has no use for the strategy.
+    """
+    method, plus, word = name.partition("+")
+    if method not in PRESETS or (plus and word not in STRATEGIES):
+        names = (
+            [*PRESETS, *(f"{method}+{each}" for each in STRATEGIES)]
+            if method in PRESETS
+            else PRESETS
+        )
+        raise ConfigError(
+            f"no method is called {name!r}{nearest(name, names)}; known: {', '.join(PRESETS)}; "
+            f"behind a plus sign: {', '.join(STRATEGIES)}"
+        )
+    preset = PRESETS[method]
+    if not plus:
+        return preset
+    if preset.model.get("kind") in UNTRAINED and word != "joint":
+        raise ConfigError(f"{name!r}: {method} is not trained, only +joint can stand behind it")
+    strategy = "none" if word == "finetune" else word
+    return replace(
+        preset,
+        note=f"{preset.note}; {STRATEGIES[word]}",
+        increment={**preset.increment, "strategy": strategy},
+    )
 
 
 class MethodConfig(Section):
     """One row of a comparison: a preset and what is changed in it."""
 
     preset: str | None = Field(
-        None, description="a name of PRESETS; default: the method's own name"
+        None, description="a method's name, or NAME+STRATEGY; default: the entry's own name"
     )
     model: dict[str, Any] = Field({})
     increment: dict[str, Any] = Field({})

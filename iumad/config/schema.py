@@ -13,7 +13,14 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from iumad.config.methods import PRESETS, MethodConfig, Modality, ModelConfig, model_section
+from iumad.config.methods import (
+    UNTRAINED,
+    MethodConfig,
+    Modality,
+    ModelConfig,
+    find_preset,
+    model_section,
+)
 from iumad.config.sections import (
     DataConfig,
     EvaluationConfig,
@@ -61,7 +68,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _strategy_fits(self) -> "RunConfig":
-        has_layers = self.model.kind in ("reconstruction", "memory-bank")  # a bank trains nothing
+        has_layers = self.model.kind in ("reconstruction", *UNTRAINED)
         if self.increment.strategy == "projection" and not has_layers:
             raise ConfigError(
                 f"method {self.method!r}: increment.strategy projection protects layers of reconstruction "
@@ -142,11 +149,10 @@ class StudyConfig(Section):
                     f"methods: {twins[name.casefold()]!r} and {name!r} differ in case only"
                 )
             preset = method.preset or name
-            if preset not in PRESETS:
-                raise ValueError(
-                    f"methods.{name}: no method is called {preset!r}{nearest(preset, PRESETS)}; "
-                    f"known: {', '.join(PRESETS)}"
-                )
+            try:
+                find_preset(preset)
+            except ConfigError as error:
+                raise ValueError(f"methods.{name}: {error}") from error
             for key in ("modalities", "settings"):
                 limit = getattr(method, key)
                 if limit is not None and not set(limit) & set(getattr(self, key)):
@@ -185,6 +191,11 @@ class StudyConfig(Section):
                             "which no method of this study has"
                         )
 
+    @property
+    def notes(self) -> dict[str, str]:
+        """What each method is, and what of its original is reduced, in one line."""
+        return {name: find_preset(each.preset or name).note for name, each in self.methods.items()}
+
     def runs(self) -> list[RunConfig]:
         """All runs of the grid, seeds innermost."""
         return [
@@ -198,15 +209,15 @@ class StudyConfig(Section):
 
     def _run(self, name: str, modality: Modality, setting: str, seed: int) -> RunConfig:
         method = self.methods[name]
-        preset = PRESETS[method.preset or name]
-        own = preset.get("model", {}) | method.model
+        preset = find_preset(method.preset or name)
+        own = {**preset.model, **method.model}
         section = model_section(own)
         if own.get("kind", "reconstruction") == "reconstruction":
             own = self.model | own
         assigned = self.assigned.get("model", {})
         model = own | {key: value for key, value in assigned.items() if key in section.model_fields}
-        training = self.training.model_dump(exclude_unset=True) | preset.get("training", {})
-        increment = self.increment | preset.get("increment", {})
+        training = self.training.model_dump(exclude_unset=True) | dict(preset.training)
+        increment = self.increment | dict(preset.increment)
         where = f"methods.{name}"
         return RunConfig(
             profile=self.profile,

@@ -71,9 +71,10 @@ def evaluate(
     Returns
     -------
     DataFrame
-        category, metric, value, n_good, n_defect. A metric that is undefined, such as AUROC without good images,
-        is a missing value, never a number. AUROC below 0.5 stays below 0.5. `accuracy` is that of the category on
-        good images, where the method classifies; `validation_error` that on validation images, of trained methods.
+        category, metric, value, n_good, n_defect. A metric that is undefined, such as AUROC without good images
+        or pixel metrics of a method without maps, is a missing value, never a number. AUROC below 0.5 stays below
+        0.5. `accuracy` is that of the category on good images, where the method classifies; `validation_error`
+        that on validation images, of trained methods.
     """
     index = store.dataset.index
     rows = []
@@ -81,11 +82,16 @@ def evaluate(
         test = index[(index["category"] == category) & (index["split"] == "test")]
         ids, labels = test["sample_id"].tolist(), test["label"].to_numpy(dtype=int)
         maps, masks, told = _score(detector, store, ids, config.batch_size, advance)
-        scores = image_scores(maps, config.image_score, config.pool)
+        if detector.has_map:
+            scores = image_scores(maps, config.image_score, config.pool)
+            pixels = or_missing(pixel_auroc, maps, masks)
+            regions = or_missing(aupro, maps, masks, config.fpr_limit)
+        else:
+            scores, pixels, regions = maps[:, 0, 0], np.nan, np.nan
         values = {
             "i_auroc": or_missing(image_auroc, scores, labels),
-            "p_auroc": or_missing(pixel_auroc, maps, masks),
-            "aupro": or_missing(aupro, maps, masks, config.fpr_limit),
+            "p_auroc": pixels,
+            "aupro": regions,
         }
         if told is not None and (labels == 0).any():
             number = store.dataset.categories.index(category)

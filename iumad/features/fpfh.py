@@ -1,4 +1,4 @@
-"""Features of the surface itself for BTF's bank (Horwitz and Hoshen, CVPR workshops 2023): FPFH for depth.
+"""FPFH: features of the surface itself, for BTF's bank (Horwitz and Hoshen, CVPR workshops 2023).
 
 FPFH (Rusu et al., ICRA 2009) are histograms of angles between the normals of a point and its neighbours: 33
 numbers a point that do not change when the object is turned. Open3D computes them; it is an optional extra.
@@ -13,11 +13,8 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32
 
-from iumad.config.methods import MemoryBankConfig
-from iumad.config.schema import RunConfig
 from iumad.data.depth import valid_mask
 from iumad.data.prepare import Prepared
-from iumad.data.sample import Dataset
 from iumad.errors import ConfigError, DataError
 from iumad.features.cache import Batch, FeatureStore
 
@@ -26,14 +23,7 @@ FEATURE_RADIUS, FEATURE_POINTS = 0.25, 100
 VERSION = "1"  # part of the key of cached maps: raise when they change
 
 
-def open_store(dataset: Dataset, run: RunConfig, device: torch.device) -> FeatureStore:
-    """The inputs that a run's model needs: those of the backbone, or with FPFH for depth."""
-    model = run.model
-    geometric = isinstance(model, MemoryBankConfig) and model.depth_features == "fpfh"
-    return (GeometricStore if geometric else FeatureStore)(dataset, run, device=device)
-
-
-class GeometricStore(FeatureStore):
+class SurfaceStore(FeatureStore):
     """A store whose depth features are FPFH of the point cloud, on the backbone's grid."""
 
     def batch(self, sample_ids: Sequence[str]) -> Batch:

@@ -31,7 +31,7 @@ from iumad.features.cache import Batch, FeatureStore
 from iumad.inspection.model_file import Card, Model
 from iumad.inspection.threshold import Threshold, threshold_from_good
 from iumad.models.base import Detector, InputSpec
-from iumad.models.registry import make_detector
+from iumad.models.build import make_detector
 from iumad.study.provenance import read_provenance
 from iumad.study.runner import RunWork, ShowBar, load_detector, remembered_after
 from iumad.study.steps import run_name, steps_of
@@ -39,7 +39,9 @@ from iumad.training.checkpoint import load_grown
 from iumad.training.increments import remember
 from iumad.training.loop import StepPlan, fit_step
 
-METHOD = "memory-bank"  # seconds, and as good as the trained ones on one's own images (page "Your own images")
+METHOD = (
+    "bank"  # seconds, and as good as the trained ones on one's own images (page "Your own images")
+)
 FOLDS = 5  # of cross-fitting
 ENOUGH = 20  # validation images of a category, beside which its training images are not scored too
 HELD_OUT = 0.2  # share of the training images that a trained method keeps for the threshold

@@ -29,7 +29,7 @@ from iumad.features.backbone import Backbone
 from iumad.inspection.threshold import Threshold
 from iumad.machine import replacing
 from iumad.models.base import Detector, InputSpec
-from iumad.models.registry import make_detector
+from iumad.models.build import make_detector
 
 VERSION = 1
 CARD = "card.json"

@@ -1,10 +1,10 @@
 """What all methods have in common: inputs of a few samples in, anomaly maps out.
 
 Training, increments, evaluation and costs work with any `Detector`; a method is one module that fills in what it
-has, and a section of the configuration (`iumad.models.registry` joins the two).
+has, and a section of the configuration (`iumad.models.build` joins the two).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -77,11 +77,14 @@ class Detector(nn.Module):
         Of the class: whether the method reads the study's features; else it encodes the images itself.
     needs_category : bool
         Of the class: whether the category of a test image must be told.
+    has_map : bool
+        Of the class: whether maps tell places apart; else they are the image's score at every pixel.
     """
 
     trained: ClassVar[bool] = True
     reads_features: ClassVar[bool] = True
     needs_category: ClassVar[bool] = False
+    has_map: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -131,7 +134,7 @@ class Detector(nn.Module):
         if not self.standardise or self.fitted:
             return
         sums = {m: torch.zeros(2, self.channels, dtype=torch.float64) for m in self.modalities}
-        for batch in _in_chunks(store, sample_ids):
+        for batch in in_chunks(store, sample_ids):
             for modality, total in sums.items():
                 features = batch.features[modality].double()
                 total += torch.stack(
@@ -152,11 +155,20 @@ class Detector(nn.Module):
         if len(self.targets) == 1:
             return
         sums = dict.fromkeys(self.targets, 0.0)
-        for batch in _in_chunks(store, sample_ids):
+        for batch in in_chunks(store, sample_ids):
             for target, residual in self.residual_maps(batch.to(self.device)).items():
                 sums[target] += float(residual.mean()) * len(batch) / len(sample_ids)
         for target, value in sums.items():
             getattr(self, f"residual_{target}").fill_(value)
+
+    def size_bytes(self) -> int:
+        """Bytes of all that the model keeps: parameters, statistics, stored patches."""
+        kept = [
+            *self.parameters(),
+            *self.buffers(),
+            *_tensors(self.state_dict().get("_extra_state")),
+        ]
+        return sum(tensor.numel() * tensor.element_size() for tensor in kept)
 
     def pretend_fitted(self, images: int) -> None:
         """Put random values of the right size where `fit` would put data, so that costs can be measured.
@@ -249,9 +261,18 @@ class Detector(nn.Module):
         return self.anomaly_maps(batch), self.category_logits(batch)
 
 
-def _in_chunks(store: FeatureStore, sample_ids: Sequence[str]) -> Iterator[Batch]:
+def in_chunks(store: FeatureStore, sample_ids: Sequence[str]) -> Iterator[Batch]:
+    """Batches of a few samples, in order."""
     for start in range(0, len(sample_ids), CHUNK):
         yield store.batch(sample_ids[start : start + CHUNK])
+
+
+def _tensors(content: object) -> Iterator[Tensor]:
+    if isinstance(content, Tensor):
+        yield content
+    elif isinstance(content, Mapping):
+        for value in content.values():
+            yield from _tensors(value)
 
 
 def noise_like(

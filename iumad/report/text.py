@@ -16,7 +16,7 @@ from iumad.study.results import LABELS, final_table
 from iumad.study.statistics import summarise
 from iumad.study.verdicts import NOT_RUN
 
-OURS, BASELINE, MARK = "ib-iumad", "iuf", "memory-bank"
+OURS, BASELINE, MARK = "ib-iumad", "iuf", "bank"
 MAIN = ("i_auroc", "aupro")
 UNMEASURED = (
     Markup("Not measured on these runs; <code>iumad measure</code> does it where they were made."),

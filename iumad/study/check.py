@@ -7,8 +7,8 @@ from iumad.data import open_dataset
 from iumad.errors import ConfigError
 from iumad.features.backbone import Backbone
 from iumad.models.base import InputSpec
+from iumad.models.build import make_detector, with_random_weights
 from iumad.models.device import pick_device
-from iumad.models.registry import make_detector, with_random_weights
 from iumad.study.steps import step_categories
 
 

@@ -515,7 +515,7 @@ UNIFIED = tuple(
     )
     for label, name, method in (
         ("UniAD", "UniAD", "uniad"),
-        ("MambaAD", "MambaAD", "mambaad"),
+        ("MambaAD", "MambaAD", "mambaad-lite"),
         ("SimpleNet", "SimpleNet", "simplenet"),
     )
 )
@@ -607,7 +607,7 @@ EFFICIENCY = tuple(
         "control",
         COSTS,
         "09_efficiency",
-        _difference("ib-iumad", "memory-bank", BOTH, "10-0", metric),
+        _difference("ib-iumad", "bank", BOTH, "10-0", metric),
         family="costs",
     )
     for name, text, metric in (

@@ -18,8 +18,8 @@ from iumad.config.schema import RunConfig
 from iumad.config.sections import PerturbConfig
 from iumad.data.perturb import PerturbedDataset
 from iumad.errors import ConfigError
+from iumad.features import open_store
 from iumad.features.cache import Batch
-from iumad.features.fpfh import open_store
 from iumad.models.base import CHUNK
 from iumad.models.detector import Output, ReconstructionDetector
 from iumad.models.fusion import kl_categorical

@@ -28,18 +28,17 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from iumad.config.methods import MemoryBankConfig, ReconstructionConfig
 from iumad.config.schema import RunConfig, StudyConfig
 from iumad.errors import ConfigError
 from iumad.features.backbone import Backbone
 from iumad.features.cache import Batch
 from iumad.models.base import Detector, InputSpec
-from iumad.models.device import device_name, pick_device
-from iumad.models.registry import (
+from iumad.models.build import (
     make_detector,
     method_class,
     with_random_weights,
 )
+from iumad.models.device import device_name, pick_device
 from iumad.study import results
 from iumad.study.costs import COLUMNS, REPEATS, costs_file, runs_to_measure
 
@@ -123,7 +122,7 @@ def gradient_reach(run: RunConfig, n_categories: int) -> pd.DataFrame:
         parameter tensors that the term's gradient reaches, in [0, 1].
     """
     grid, channels, model = run.features.grid, 8, with_random_weights(run.model)
-    if isinstance(model, ReconstructionConfig):
+    if "neighbour_mask" in type(model).model_fields:
         model = model.model_copy(update={"neighbour_mask": None})
     spec = InputSpec(run.modalities, channels, grid, run.data.image_size)
     detector = make_detector(model, spec, n_categories).train()
@@ -322,25 +321,22 @@ def _time(
         batch_of = Batch(features, dict.fromkeys(run.modalities, images), labels)
         detector.anomaly_maps(batch_of).cpu()  # waits for the device
         seconds.append(time.perf_counter() - start)
-    return seconds[1:], sum(_bytes(part) for part in (backbone, detector) if part is not None) / 1e6
+    weights = [*backbone.parameters(), *backbone.buffers()] if backbone else []
+    total = detector.size_bytes() + sum(x.numel() * x.element_size() for x in weights)
+    return seconds[1:], total / 1e6
 
 
 def _detector(
     run: RunConfig, channels: int, categories: int, size: int, grid: int, where: torch.device
 ) -> Detector:
     model = with_random_weights(run.model)
-    if isinstance(model, MemoryBankConfig) and model.depth_features == "fpfh":
+    if getattr(model, "depth_features", "backbone") == "fpfh":
         raise ConfigError(f"method {run.method!r}: the time of FPFH is not measured")
-    if isinstance(model, ReconstructionConfig) and model.neighbour_mask is not None:
+    if getattr(model, "neighbour_mask", None) is not None:
         model = model.model_copy(update={"neighbour_mask": 1})  # fits every grid and costs the same
     detector = make_detector(model, InputSpec(run.modalities, channels, grid, size), categories)
     detector.pretend_fitted(getattr(run.data, "n_train", N_TRAIN))
     return detector.to(where).eval()
-
-
-def _bytes(module: torch.nn.Module) -> int:
-    tensors = [*module.parameters(), *module.buffers(), *getattr(module, "banks", {}).values()]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _peak_bytes(where: torch.device) -> int:

@@ -20,7 +20,7 @@ from iumad.evaluation.evaluate import anomaly_maps, evaluate
 from iumad.evaluation.metrics import image_auroc, image_scores, or_missing
 from iumad.features.cache import FeatureStore
 from iumad.models.base import Detector
-from iumad.models.registry import method_class
+from iumad.models.build import method_class
 from iumad.study.diagnosis import diagnose
 from iumad.study.efficiency import gradient_reach, model_card
 from iumad.study.measured import (

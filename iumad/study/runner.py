@@ -27,12 +27,12 @@ from iumad.errors import ConfigError, Interrupted
 from iumad.evaluation.details import Scored
 from iumad.evaluation.evaluate import anomaly_maps, evaluate
 from iumad.evaluation.metrics import image_scores
+from iumad.features import open_store
 from iumad.features.cache import FeatureStore
-from iumad.features.fpfh import open_store
 from iumad.machine import forget_peak_memory, peak_memory_mb, remove_stale
 from iumad.models.base import Detector, InputSpec
+from iumad.models.build import make_detector
 from iumad.models.device import device_name, pick_device
-from iumad.models.registry import make_detector
 from iumad.study.load import with_run_columns
 from iumad.study.provenance import (
     Effort,

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from iumad.config.methods import MambaADConfig
+from iumad.config.methods import MambaADLiteConfig
 from iumad.errors import ConfigError
 from iumad.features.cache import Batch
 from iumad.models.base import Detector, InputSpec
@@ -116,10 +116,10 @@ class CurveStateSpace(EfficientStateSpace):
     ----------
     dim, side : int
         Width and grid.
-    config : MambaADConfig
+    config : MambaADLiteConfig
     """
 
-    def __init__(self, dim: int, side: int, config: MambaADConfig) -> None:
+    def __init__(self, dim: int, side: int, config: MambaADLiteConfig) -> None:
         super().__init__(dim, config.d_state, groups=config.directions)
         orders = scan_orders(config.scan, side, config.directions)
         self.orders: Int[Tensor, "k n"]
@@ -142,7 +142,7 @@ class CurveStateSpace(EfficientStateSpace):
 class HybridStateSpace(nn.Module):
     """HSS block: x + DropPath(SS2D(LN x)) on a channels-last map; no MLP."""
 
-    def __init__(self, dim: int, side: int, config: MambaADConfig, drop: float) -> None:
+    def __init__(self, dim: int, side: int, config: MambaADLiteConfig, drop: float) -> None:
         super().__init__()
         self.norm, self.drop = nn.LayerNorm(dim), drop
         self.state_space = CurveStateSpace(dim, side, config)
@@ -159,7 +159,9 @@ class HybridStateSpace(nn.Module):
 class LocalityStateSpace(nn.Module):
     """LSS module: HSS blocks in series beside a 5 x 5 and a 7 x 7 convolution of the same input."""
 
-    def __init__(self, dim: int, side: int, config: MambaADConfig, drops: Sequence[float]) -> None:
+    def __init__(
+        self, dim: int, side: int, config: MambaADLiteConfig, drops: Sequence[float]
+    ) -> None:
         super().__init__()
         self.blocks = nn.Sequential(*(HybridStateSpace(dim, side, config, drop) for drop in drops))
         self.local = nn.ModuleList(self._branch(dim, kernel) for kernel in KERNELS)
@@ -199,7 +201,7 @@ class PatchExpanding(nn.Module):
 class PyramidDecoder(nn.Module):
     """Features of one modality through the bottleneck and back: C x g x g -> C x g x g."""
 
-    def __init__(self, channels: int, grid: int, config: MambaADConfig) -> None:
+    def __init__(self, channels: int, grid: int, config: MambaADLiteConfig) -> None:
         super().__init__()
         stages, dim = len(config.depths), config.dim
         widths = [dim * 2**i for i in range(stages)]
@@ -232,7 +234,7 @@ class MambaAD(Detector):
 
     Parameters
     ----------
-    config : MambaADConfig
+    config : MambaADLiteConfig
     spec : InputSpec
     n_categories : int
         Not used: MambaAD does not classify.
@@ -245,7 +247,7 @@ class MambaAD(Detector):
 
     def __init__(
         self,
-        config: MambaADConfig,
+        config: MambaADLiteConfig,
         spec: InputSpec,
         n_categories: int,
     ) -> None:

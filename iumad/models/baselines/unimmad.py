@@ -294,8 +294,7 @@ class UniMMAD(MixtureDetector):
             )
         prior = Pyramid(config.backbone, config.weights)
         super().__init__(config, spec, n_categories, prior.channels)
-        refined = config.prior_refinement
-        self.encoder = GeneralEncoder(prior, config.slots, spec.image_size, refined)
+        self.encoder = GeneralEncoder(prior, config.slots, spec.image_size)
         self.compression = PyramidCompression(prior.channels, config.kernels)
         self.prior = prior.requires_grad_(False)
 
@@ -307,10 +306,10 @@ class UniMMAD(MixtureDetector):
         images = {m: batch.images[m] for m in self.present(batch)}
         stacked = torch.cat([self.prior.normalised(x) for x in images.values()])
         with torch.no_grad():
-            raw = [x.unflatten(0, (len(images), -1)) for x in self.prior(stacked)]
+            levels = [x.unflatten(0, (len(images), -1)) for x in self.prior(stacked)]
         slots = {self.modalities.index(modality): x for modality, x in images.items()}
-        general = self.compression(self.encoder(slots, raw))
-        return general, [functional.normalize(x, dim=2) for x in raw]
+        general = self.compression(self.encoder(slots))
+        return general, [functional.normalize(x, dim=2) for x in levels]
 
 
 class UniMMADLite(MixtureDetector):

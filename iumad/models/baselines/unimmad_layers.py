@@ -464,23 +464,16 @@ class GeneralEncoder(nn.Module):
     ----------
     prior : whose architecture and weights the encoder begins with
     slots, image_size : see `InputEmbedding`
-    refined : whether the mean of the priors is added to every level; in the paper, not in its code
     """
 
-    def __init__(self, prior: Pyramid, slots: int, image_size: int, refined: bool) -> None:
+    def __init__(self, prior: Pyramid, slots: int, image_size: int) -> None:
         super().__init__()
-        self.refined = refined
         self.embedding = InputEmbedding(slots, image_size)
         self.backbone = copy.deepcopy(prior)
 
     def forward(
-        self,
-        images: dict[int, Float[Tensor, "b 3 h w"]],
-        priors: list[Float[Tensor, "modalities b _ _ _"]],
+        self, images: dict[int, Float[Tensor, "b 3 h w"]]
     ) -> list[Float[Tensor, "b _ _ _"]]:
         """Multi-modal levels, finest first, of images in [0, 1] by slot."""
         normalised = {slot: self.backbone.normalised(x) for slot, x in images.items()}
-        levels = self.backbone(self.embedding(normalised))
-        if self.refined:
-            levels = [x + prior.mean(dim=0) for x, prior in zip(levels, priors, strict=True)]
-        return levels
+        return self.backbone(self.embedding(normalised))

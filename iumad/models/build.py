@@ -1,41 +1,33 @@
-"""Which class is built from which section of the configuration."""
+"""Which class is built from which kind of `model` section."""
 
-from iumad.config.methods import (
-    CdadFeatConfig,
-    CndConfig,
-    MambaADConfig,
-    MemoryBankConfig,
-    ModelConfig,
-    ReconstructionConfig,
-    SimpleNetConfig,
-    UniMMADConfig,
-    UniMMADLiteConfig,
-)
+from iumad.config.methods import ModelConfig
+from iumad.models.bank import Bank, UnifiedBank
 from iumad.models.base import Detector, InputSpec
 from iumad.models.baselines.cdad_feat import CdadFeat
 from iumad.models.baselines.cnd import Cnd
+from iumad.models.baselines.floor import Floor
 from iumad.models.baselines.mambaad import MambaAD
 from iumad.models.baselines.simplenet import SimpleNet
 from iumad.models.baselines.unimmad import UniMMAD, UniMMADLite
 from iumad.models.detector import ReconstructionDetector
-from iumad.models.memory_bank import MemoryBank
 
-METHODS: dict[type, type[Detector]] = {
-    ReconstructionConfig: ReconstructionDetector,
-    MambaADConfig: MambaAD,
-    SimpleNetConfig: SimpleNet,
-    CdadFeatConfig: CdadFeat,
-    UniMMADConfig: UniMMAD,
-    UniMMADLiteConfig: UniMMADLite,
-    CndConfig: Cnd,
-    MemoryBankConfig: MemoryBank,
+CLASSES: dict[str, type[Detector]] = {
+    "reconstruction": ReconstructionDetector,
+    "bank": Bank,
+    "bank-unified": UnifiedBank,
+    "floor": Floor,
+    "mambaad-lite": MambaAD,
+    "simplenet": SimpleNet,
+    "cdad-feat": CdadFeat,
+    "unimmad": UniMMAD,
+    "unimmad-lite": UniMMADLite,
+    "cnd": Cnd,
 }
-"""Section of the configuration -> class."""
 
 
 def method_class(config: ModelConfig) -> type[Detector]:
     """The class of a method; what it is and needs is known before it is made."""
-    return METHODS[type(config)]
+    return CLASSES[config.kind]
 
 
 def with_random_weights(config: ModelConfig) -> ModelConfig:

@@ -8,12 +8,11 @@ import pytest
 import tiny
 import torch
 
-from iumad.config.methods import MemoryBankConfig
 from iumad.data import open_dataset
 from iumad.errors import ConfigError
-from iumad.features import fpfh as geometry
+from iumad.features import fpfh, open_store
 from iumad.features.cache import FeatureStore
-from iumad.features.fpfh import GeometricStore, cell_means, fpfh_map, open_store
+from iumad.features.fpfh import SurfaceStore, cell_means, fpfh_map
 from iumad.study.runner import run_study
 
 CPU = torch.device("cpu")
@@ -37,10 +36,9 @@ def test_means_over_cells_by_hand():
 
 
 def test_btf_is_a_bank_with_a_store_of_its_own():
-    btf, bank = (tiny.run(method) for method in ("btf", "memory-bank"))
-    assert isinstance(btf.model, MemoryBankConfig)
+    btf, bank = (tiny.run(method) for method in ("btf", "bank"))
     dataset = open_dataset(btf.data)
-    assert isinstance(open_store(dataset, btf, CPU), GeometricStore)
+    assert isinstance(open_store(dataset, btf, CPU), SurfaceStore)
     assert type(open_store(dataset, bank, CPU)) is FeatureStore
 
 
@@ -51,7 +49,7 @@ def test_depth_features_are_those_of_the_surface(monkeypatch, tmp_path):
         calls.append(xyz.shape)
         return np.full((33, grid, grid), xyz[..., 2].max(), dtype=np.float32)
 
-    monkeypatch.setattr(geometry, "fpfh_map", counted)
+    monkeypatch.setattr(fpfh, "fpfh_map", counted)
     monkeypatch.setenv("IUMAD_CACHE", str(tmp_path))
     run = tiny.run("btf")
     dataset = open_dataset(run.data)
