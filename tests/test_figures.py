@@ -9,20 +9,20 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
+from scipy import stats
 
 from iumad.config.files import load_params
 from iumad.errors import DataError
 from iumad.report.figures import (
     category_heatmap,
     metric_per_step,
-    rank_plot,
+    profile_plot,
     setting_dots,
     training_curves,
 )
 from iumad.report.pictures import anomaly_grid
 from iumad.report.style import COLOURS, PALETTE, colours_of
 from iumad.study.results import LOG_SCHEMA, ROW_SCHEMA, validate
-from iumad.study.statistics import mean_ranks
 
 PARAMS = Path(__file__).resolve().parents[1] / "params"
 PROFILE, INPUT = ("smoke", "minicandies"), ("rgb", "2-1")
@@ -141,11 +141,19 @@ def test_category_heatmap_leaves_unseen_categories_empty(rows):
     assert [axis.get_title() for axis in figure.axes[:2]] == ["iuf", "ib-iumad"]
 
 
-def test_rank_plot_lists_the_best_first(rows):
-    figure = rank_plot(mean_ranks(rows[rows["step"] == 1]))
+def test_profile_plot_shows_the_second_view(rows):
+    figure = profile_plot(rows)
     labels = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
-    assert labels == ["ib-iumad", "iuf"]
-    assert [text.get_text() for text in figure.axes[0].texts] == ["1.00", "2.00"]
+    kept = pd.read_csv(io.StringIO(bundle(figure)["text/csv"])).set_index("method")["value"]
+    assert labels[-1] == kept.idxmax() == "ib-iumad"  # the best is on top
+    # Both seeds of iuf after the last step: a, b, c; the middle half of six values.
+    last = rows[(rows["step"] == 1) & (rows["method"] == "iuf") & (rows["metric"] == "i_auroc")]
+    assert kept["iuf"] == pytest.approx(100 * stats.trim_mean(last["value"], 0.25))
+    without = rows[~((rows["method"] == "iuf") & (rows["category"] == "b") & (rows["seed"] == 0))]
+    fewer = pd.read_csv(io.StringIO(bundle(profile_plot(without))["text/csv"])).set_index("method")
+    last = last[last["category"] != "b"]
+    assert fewer.loc["iuf", "value"] == pytest.approx(100 * stats.trim_mean(last["value"], 0.25))
+    assert not profile_plot(rows[:0]).axes[0].lines
 
 
 @pytest.mark.parametrize("draw", [metric_per_step, setting_dots, category_heatmap])

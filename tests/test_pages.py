@@ -80,7 +80,6 @@ def test_a_study_without_rows_still_has_its_tables(study):
     assert len(table) == 4
     assert all("not run" in cell for cell in table["image AUROC", "6-1"])
     assert tables.category_table(study, no_rows(), "i_auroc").empty
-    assert tables.ranks(no_rows()).empty
 
 
 def test_a_category_without_defects_is_undefined_and_hides_nothing(study):

@@ -37,6 +37,8 @@ from iumad.study.statistics import (
     SUPPORTED,
     UNDECIDED,
     UNTRAINED,
+    bootstrap,
+    performance_profile,
     summarise,
 )
 
@@ -209,31 +211,51 @@ def method_heatmap(rows: pd.DataFrame, metric: str = "i_auroc") -> Figure:
 
 
 @in_style
-def rank_plot(ranks: pd.DataFrame) -> Figure:
-    """Draw mean ranks with the critical difference from the best level.
+def profile_plot(rows: pd.DataFrame, metric: str = "i_auroc") -> Figure:
+    """Draw the second view: interquartile means over seeds and categories, and performance profiles.
+
+    Intervals and bands are stratified bootstrap ones (`iumad.study.statistics.bootstrap`); they decide nothing.
 
     Parameters
     ----------
-    ranks : pandas.DataFrame
-        What `iumad.study.statistics.mean_ranks` returns; its first column names the levels.
+    rows : pandas.DataFrame
+        Result rows of one data set, modality and setting. A category that a run has no value of is left out.
+    metric : str
+        Which metric, after the last step.
     """
-    factor = ranks.columns[0]
-    levels, best = list(ranks[factor]), ranks["rank"].min()
-    reach = best + ranks["critical_difference"].iloc[0]
-    figure, axis = plt.subplots(figsize=(5.2, 1.3 + 0.28 * len(levels)))
-    axis.axvspan(
-        best, reach, color="#E8E8E8", zorder=0, label="not told apart from the best at 5 %"
-    )
-    axis.scatter(ranks["rank"], range(len(levels)), 40, list(colours_of(levels).values()))
-    for place, rank in enumerate(ranks["rank"]):
-        axis.annotate(f"{rank:.2f}", (rank, place), (6, 0), textcoords="offset points", va="center")
-    axis.set_yticks(range(len(levels)), levels)
-    axis.set(xlim=(0.8, max(len(levels), reach) + 0.4), ylim=(len(levels) - 0.5, -0.5))
-    axis.set(xlabel=f"mean rank over {ranks['n'].iloc[0]} blocks (1 = best)", ylabel="")
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.grid(visible=True, axis="x")
-    figure.legend(loc="outside upper center")
-    return keep_table(figure, ranks)
+    table = _complete(last_step(rows[rows["metric"] == metric])) if len(rows) else rows
+    if table.empty:
+        return nothing_to_draw()
+    table = table.assign(value=scale_of(metric) * table["value"])
+    means = bootstrap(table, ["method"]).sort_values("value", ignore_index=True)
+    levels = means["method"].tolist()[::-1]
+    thresholds = np.linspace(table["value"].min() - 1, table["value"].max(), 101)
+    profiles = performance_profile(table, ["method"], thresholds)
+    colours, markers = colours_of(levels), markers_of(levels)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, max(2.6, 1 + 0.26 * len(levels))))
+    for place, row in enumerate(means.itertuples()):
+        look = ERRORBAR | {"color": colours[row.method], "marker": markers[row.method]}
+        reach = [[row.value - row.low], [row.high - row.value]]
+        left.errorbar(row.value, place, xerr=reach, **look)
+    left.set_yticks(range(len(means)), means["method"])
+    left.set(xlabel=f"interquartile mean, {label_of(metric)}", ylim=(-0.6, len(means) - 0.4))
+    left.grid(visible=True, axis="x")
+    for level in levels:
+        part = profiles[profiles["method"] == level]
+        right.plot(part["threshold"], part["share"], color=colours[level])
+        right.fill_between(
+            part["threshold"], part["low"], part["high"], color=colours[level], alpha=0.15, lw=0
+        )
+    right.set(xlabel=label_of(metric), ylabel="share of seeds and categories above", ylim=(0, 1.02))
+    return keep_table(figure, means)
+
+
+def _complete(table: pd.DataFrame) -> pd.DataFrame:
+    """Method, seed, category and value, without the categories that a run of a method has no value of."""
+    keys = ["method", "seed"]
+    # Unlike pivot_table, pivot averages nothing.
+    wide = table.pivot(index=keys, columns="category", values="value").dropna(axis=1)  # noqa: PD010
+    return wide.reset_index().melt(keys, var_name="category", value_name="value")
 
 
 @in_style

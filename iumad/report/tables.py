@@ -25,7 +25,7 @@ from iumad.study.results import (
     last_step,
     paper_results,
 )
-from iumad.study.statistics import CONTRADICTED, SUPPORTED, mean_ranks, summarise
+from iumad.study.statistics import CONTRADICTED, SUPPORTED, summarise
 
 NOT_RUN = "not run"
 CELL = ["modality", "setting", "method"]
@@ -150,15 +150,6 @@ def contrast_table(judged: pd.DataFrame) -> pd.DataFrame:
     columns = ["claim", "role", "test", "compared", "n", "estimate", "low", "high", "paper"]
     table = judged[[*columns, "detectable", "unit", "verdict", "gates"]]
     return table.rename(columns={"n": "seeds", "estimate": "difference"})
-
-
-def ranks(rows: pd.DataFrame, metric: str = "i_auroc") -> pd.DataFrame:
-    """Mean ranks of the methods after the last step over seeds and categories; empty if there are not two."""
-    part = last_step(rows[rows["metric"] == metric]) if len(rows) else rows
-    part = part.dropna(subset=["value"])
-    methods = set(part["method"])
-    complete = part.groupby(list(PAIR))["method"].nunique() == len(methods)
-    return mean_ranks(part) if len(methods) > 1 and complete.any() else part[:0]
 
 
 def incremental(rows: pd.DataFrame) -> pd.DataFrame:

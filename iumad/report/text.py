@@ -10,8 +10,9 @@ import pandas as pd
 from markupsafe import Markup
 
 from iumad.data.sample import Dataset
-from iumad.report.html import code, fill, listed, verdict_word
-from iumad.report.tables import BETTER_OR_WORSE, ranks
+from iumad.report.html import code, fill, verdict_word
+from iumad.report.tables import BETTER_OR_WORSE
+from iumad.study.gates import FLOOR
 from iumad.study.results import LABELS, final_table
 from iumad.study.statistics import summarise
 from iumad.study.verdicts import NOT_RUN
@@ -125,21 +126,16 @@ def against_the_mark(rows: pd.DataFrame, mark: str = MARK) -> list[Markup]:
 
 
 def place_among(rows: pd.DataFrame, ours: str = OURS) -> list[Markup]:
-    """Where one method stands among the others of one setting and modality, by mean rank of image AUROC."""
-    order = ranks(rows)
-    if order.empty or ours not in set(order["method"]):
+    """Where one method stands among the others of one setting and modality, by mean image AUROC over seeds."""
+    table = final_table(rows) if len(rows) else rows
+    means = table[table["metric"] == "i_auroc"].groupby("method")["value"].mean()
+    if ours not in means:
         return [Markup("Not answered yet: runs are missing.")]
-    names = order["method"].tolist()
-    near = order[(order["rank"] - order["rank"].min()) <= order["critical_difference"]]["method"]
+    order = means[[not name.startswith(FLOOR) for name in means.index]].sort_values(ascending=False)
+    place, best = order.index.get_loc(ours) + 1, order.index[0]
     return [
-        fill("On {}:", circumstances(rows))
-        + fill(
-            " {} is number {} of {} by mean rank of image AUROC over seeds and categories; {} is first.",
-            *(code(ours), names.index(ours) + 1, len(names), code(names[0])),
-        ),
-        fill("Not told apart from the first at 5 %: {}.", listed(near.tolist()))
-        if len(near) > 1
-        else fill("Every other method is told apart from the first at 5 %."),
+        fill("On {}: {}.", circumstances(rows), standing(rows, list(dict.fromkeys([ours, best])))),
+        fill("{} is number {} of {} by mean image AUROC.", code(ours), place, len(order)),
     ]
 
 
