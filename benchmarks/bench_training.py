@@ -37,9 +37,7 @@ class Case:
         side = run.data.image_size
         spec = InputSpec(run.modalities, channels, grid, side)
         self.detector = ReconstructionDetector(run.model, spec, 10).to(device)
-        self.optimizer = make_optimizer(
-            self.detector, StepPlan.of(run, 0), run.training.weight_decay
-        )
+        self.optimizer = make_optimizer(self.detector, StepPlan.of(run, 0))
         self.batch = Batch(
             {m: torch.randn(batch_size, channels, grid, grid) for m in run.modalities},
             {m: torch.rand(batch_size, 3, side, side) for m in run.modalities},

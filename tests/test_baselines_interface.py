@@ -22,7 +22,7 @@ from iumad.study import efficiency
 from iumad.study.efficiency import gradient_reach, model_card
 from iumad.study.runner import run_study
 from iumad.training.increments import remember
-from iumad.training.loop import fit_step
+from iumad.training.loop import StepPlan, fit_step
 
 MODELS = {
     "uniad": {},
@@ -111,7 +111,7 @@ def test_the_state_dict_is_the_whole_model(method):
 
 
 @pytest.mark.parametrize("method", MODELS)
-def test_a_short_fit_lowers_the_loss(method, tmp_path):
+def test_a_short_fit_lowers_the_loss(method):
     config = run(
         method,
         data={"n_train": 8},
@@ -122,7 +122,7 @@ def test_a_short_fit_lowers_the_loss(method, tmp_path):
     torch.manual_seed(0)
     spec = tiny.spec(config.modality, channels=store.backbone.channels)
     detector = make_detector(config.model, spec, 3)
-    log = pd.DataFrame(fit_step(detector, store, ids, config, 0, {}, tmp_path / "partial.pt"))
+    log = pd.DataFrame(fit_step(detector, store, ids, StepPlan.of(config, 0), {}))
     losses = log.groupby("epoch")["value"].sum()
     assert losses.iloc[-3:].mean() < losses.iloc[:2].mean()
 
@@ -149,7 +149,7 @@ def test_base_step_and_increment_end_to_end(studied, method):
 
 @pytest.mark.parametrize("strategy", ["none", "ewc", "replay", "svd"])
 @pytest.mark.parametrize("method", MODELS)
-def test_every_strategy_without_protected_layers_works(method, strategy, tmp_path):
+def test_every_strategy_without_protected_layers_works(method, strategy):
     config = run(method, "rgb", increment={"epochs": 1})
     increment = config.increment.model_copy(update={"strategy": strategy})
     config = config.model_copy(update={"increment": increment})
@@ -160,7 +160,7 @@ def test_every_strategy_without_protected_layers_works(method, strategy, tmp_pat
     memory = remember(detector, store, first, increment, {}, 0)
     again = remember(detector, store, first, increment, {}, 0)
     assert memory.keys() == again.keys()
-    log = fit_step(detector, store, second, config, 1, memory, tmp_path / "partial.pt")
+    log = fit_step(detector, store, second, StepPlan.of(config, 1), memory)
     assert all(math.isfinite(row["value"]) for row in log)
 
 

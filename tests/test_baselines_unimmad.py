@@ -34,7 +34,7 @@ from iumad.study.runner import RunWork, remembered_after, run_study, trained_det
 from iumad.study.steps import steps_of
 from iumad.training import increments
 from iumad.training.increments import remember
-from iumad.training.loop import fit_step
+from iumad.training.loop import StepPlan, fit_step
 
 BOTH = ("rgb", "depth")
 GRID, SIZE = 8, 64  # the smallest
@@ -421,7 +421,7 @@ def test_base_step_and_increment_end_to_end(studied, method):
 
 
 @pytest.mark.parametrize("strategy", ["none", "ewc", "replay", "svd"])
-def test_every_strategy_trains_an_increment(strategy, tmp_path):
+def test_every_strategy_trains_an_increment(strategy):
     config = tiny.run("unimmad-lite", increment={"epochs": 1}, **DATA)
     increment = config.increment.model_copy(update={"strategy": strategy})
     config = config.model_copy(update={"increment": increment})
@@ -431,7 +431,7 @@ def test_every_strategy_trains_an_increment(strategy, tmp_path):
     first, second = (tiny.train_ids(store, name) for name in tiny.CATEGORIES[:2])
     memory = remember(detector, store, first, increment, {}, 0)
     before = copy.deepcopy(detector.compression.state_dict())
-    log = fit_step(detector, store, second, config, 1, memory, tmp_path / "partial.pt")
+    log = fit_step(detector, store, second, StepPlan.of(config, 1), memory)
     assert all(math.isfinite(row["value"]) for row in log)
     assert tiny.same_tensors(before, detector.compression.state_dict())
 

@@ -11,7 +11,7 @@ import torch
 from iumad.data import open_dataset
 from iumad.features.cache import FeatureStore
 from iumad.training import loop as optimisation
-from iumad.training.loop import fit_step
+from iumad.training.loop import StepPlan, fit_step
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def fitted(tmp_path):
         ids = index.loc[index["split"] == "train", "sample_id"].tolist()[:6]
         torch.manual_seed(0)
         detector = tiny.trainable(store, run)
-        log = fit_step(detector, store, ids, run, 0, {}, tmp_path / "partial.pt")
+        log = fit_step(detector, store, ids, StepPlan.of(run, 0), {})
         return detector, log
 
     return fit

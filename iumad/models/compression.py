@@ -7,6 +7,8 @@ Symbols: M  n x d, rows of the latest images; sigma_i, v_i  its singular values 
 d  width; level  one decoder layer of one modality.
 """
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -62,9 +64,11 @@ def small_singular_values(matrix: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
     The vectors v_i are taken as constants and sigma_i = |M v_i|: its value and its derivative u_i v_i^T are those
     of the singular value, at the cost of one symmetric d x d eigenproblem (float64, since small singular values
     lie below the resolution of M^T M in float32). Values that are zero up to rounding, and those beyond the n-th,
-    count as zero and get no gradient.
+    count as zero and get no gradient. NaN where a number is not finite.
     """
     with torch.no_grad():
+        if not torch.isfinite(matrix).all():
+            return matrix.sum() * math.nan
         exact = matrix.double()
         squares, vectors = torch.linalg.eigh(exact.T @ exact)
         rounding = torch.finfo(matrix.dtype).eps * max(matrix.shape)

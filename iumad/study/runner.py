@@ -5,7 +5,6 @@ A run goes through its steps one after the other (`run_one`): what is finished i
 last saved epoch. A lock on each step's folder keeps two processes from doing the same work twice.
 """
 
-import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -45,7 +44,7 @@ from iumad.study.steps import Step, is_evaluated, run_name, steps_of
 from iumad.training import increments
 from iumad.training import loop as train
 from iumad.training.checkpoint import load_checkpoint, load_grown, save_checkpoint
-from iumad.training.loop import StepPlan
+from iumad.training.loop import StepPlan, Watch
 
 RESULTS = Path("results")
 
@@ -222,17 +221,8 @@ def train_step(work: RunWork, step: Step, earlier: Detector | None) -> None:
             total = len(ids) + len(remembered.get("replay", []))
             total *= StepPlan.of(run, step.number).epochs
             with work.show(work.title(step, "training"), total) as advance:
-                log = train.fit_step(
-                    detector,
-                    store,
-                    ids,
-                    run,
-                    step.number,
-                    remembered,
-                    step.partial,
-                    counted(advance, effort),
-                )
-    require_finite(detector, work.title(step, "training"))
+                plan, watch = StepPlan.of(run, step.number), Watch(counted(advance, effort))
+                log = train.fit_step(detector, store, ids, plan, remembered, step.partial, watch)
     write_step_table(pd.DataFrame(log, columns=["epoch", "term", "value"]), step.log)
     params = run.model_dump(mode="json")
     device = device_name(work.device)
@@ -279,7 +269,7 @@ def watch_training(
     ----------
     work, step : RunWork, Step
     after_epoch : callable
-        See `iumad.training.loop.fit_step`.
+        See `iumad.training.loop.Watch`.
     """
     detector = work.new_detector(step)
     if not detector.trained:
@@ -289,19 +279,9 @@ def watch_training(
         load_grown(detector, trained_detector(work, step.previous).state_dict())
         remembered = remembered_after(work, step.previous)
     store, ids = work.training_store(step), work.ids(step.categories, "train")
-    nowhere = step.folder / "watched.pt"  # never written: the interval is infinite
+    plan = StepPlan.of(work.run, step.number)
     with computing_threads(work.threads):
-        train.fit_step(
-            detector,
-            store,
-            ids,
-            work.run,
-            step.number,
-            remembered,
-            nowhere,
-            save_seconds=math.inf,
-            after_epoch=after_epoch,
-        )
+        train.fit_step(detector, store, ids, plan, remembered, watch=Watch(epoch=after_epoch))
 
 
 @contextmanager
@@ -321,15 +301,6 @@ def exclusive(work: RunWork, step: Step) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def require_finite(detector: Detector, what: str) -> None:
-    """`TrainingError` if a tensor of a model is not finite; no loss follows the last update that would tell."""
-    for name, tensor in detector.state_dict().items():
-        if isinstance(tensor, torch.Tensor) and not torch.isfinite(tensor).all():
-            raise train.TrainingError(
-                f"{what}: {name} is not finite after the last update; lower the learning rate"
-            )
 
 
 @contextmanager

@@ -72,7 +72,7 @@ def second_moments(
         for name, layer in linear_layers(detector).items()
     ]
     detector.eval()
-    device = next(detector.parameters()).device
+    device = detector.device
     generator = torch.Generator(device).manual_seed(seed)
     chosen = sample_ids[:: -(-len(sample_ids) // IMAGES)]
     try:
@@ -199,11 +199,11 @@ class Guard:
     config, memory : strategy and what is remembered; an empty memory protects nothing
     """
 
-    def __init__(self, detector: nn.Module, config: IncrementConfig, memory: Memory) -> None:
+    def __init__(self, detector: Detector, config: IncrementConfig, memory: Memory) -> None:
         self.config, self.memory = config, memory
         self._parameters = _trained(detector)
         self._old = {name: p.detach().clone() for name, p in self._parameters.items()}
-        device = next(detector.parameters()).device
+        device = detector.device
         projected = projections(memory) if config.strategy == "projection" else {}
         self._projections = {
             f"{layer}.{part}": p.to(device)
@@ -219,10 +219,10 @@ class Guard:
         """Samples of earlier categories that join the step's training data."""
         return self.memory.get("replay", [])
 
-    def penalty(self) -> Float[Tensor, ""] | None:
-        """Elastic penalty: weight / 2 * sum of F_i (p_i - p_i old)^2; None for other strategies."""
+    def penalty(self) -> dict[str, Float[Tensor, ""]]:
+        """Elastic penalty `ewc`: weight / 2 * sum of F_i (p_i - p_i old)^2; nothing for other strategies."""
         if self.config.strategy != "ewc" or not self.memory:
-            return None
+            return {}
         terms = [
             (
                 with_rows(self.memory[name], len(p)).to(p.device) * (p - self._old[name]).square()
@@ -230,7 +230,7 @@ class Guard:
             for name, p in self._parameters.items()
             if name in self.memory
         ]
-        return 0.5 * self.config.ewc_weight * torch.stack(terms).sum()
+        return {"ewc": 0.5 * self.config.ewc_weight * torch.stack(terms).sum()}
 
     @torch.no_grad()
     def pull(self) -> None:
@@ -279,7 +279,7 @@ def _gram_matrices(
     ]
     detector.eval()
     for start in range(0, len(sample_ids), 16):
-        detector(store.batch(sample_ids[start : start + 16]).to(_device(detector)))
+        detector(store.batch(sample_ids[start : start + 16]).to(detector.device))
     for handle in handles:
         handle.remove()
     return {name: torch.cat(parts).T @ torch.cat(parts) for name, parts in rows.items()}
@@ -290,7 +290,7 @@ def _squared_gradients(
 ) -> dict[str, Tensor]:
     """Mean squared gradient of the loss per parameter, one image at a time (empirical Fisher information)."""
     detector.eval()
-    device = _device(detector)
+    device = detector.device
     generator = torch.Generator(device).manual_seed(seed)
     parameters = _trained(detector)
     total = {name: torch.zeros_like(p, device="cpu") for name, p in parameters.items()}
@@ -318,7 +318,3 @@ def _choose(
 def _trained(detector: nn.Module) -> dict[str, nn.Parameter]:
     """Parameters by name, without the frozen ones, which need no protection."""
     return {name: p for name, p in detector.named_parameters() if p.requires_grad}
-
-
-def _device(detector: nn.Module) -> torch.device:
-    return next(detector.parameters()).device

@@ -1,10 +1,7 @@
 """Training of one step: one explicit loop, resumable within the step to the same bits.
 
-All randomness of an epoch (order, jitter, dropout) comes from a seed derived from run seed, step and epoch, so a
-checkpoint written after an epoch needs no generator state: training resumed from it is the training that was
-interrupted.
-
-What moves the weights: optimizer, schedule, precision and compilation, each by its key of the configuration.
+All randomness of an epoch (order, jitter, dropout) comes from a seed derived from run seed, step and epoch, so an
+unfinished step is saved without any generator's state: training resumed from it is the training that was cut off.
 """
 
 import hashlib
@@ -13,12 +10,14 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from iumad.config.schema import RunConfig
+from iumad.config.sections import IncrementConfig, TrainingConfig
 from iumad.errors import IumadError
 from iumad.features.cache import FeatureStore
 from iumad.models.base import Detector
@@ -26,44 +25,283 @@ from iumad.models.device import require_compiler
 from iumad.training.checkpoint import load_checkpoint, save_checkpoint
 from iumad.training.increments import Guard, Memory
 
+LogRow = dict[str, Any]  # epoch, term, value
+
+
+class TrainingError(IumadError):
+    """A loss or a weight became NaN or infinite."""
+
 
 @dataclass(frozen=True)
 class StepPlan:
-    """How one step is trained: the base step by `training`, later ones by `increment` where it differs."""
+    """How one step is trained: the base step by `training`, later ones by `increment` where it differs.
+
+    Attributes
+    ----------
+    step, epochs, lr, optimizer
+        Number of the step (0 is the base), and what it has of its own.
+    seed : int
+        The run's.
+    key : str
+        What decides the model after the step; runs that share it may finish each other's training.
+    training, increment : sections of the configuration
+    """
 
     step: int
     epochs: int
     lr: float
     optimizer: str
+    seed: int
+    key: str
+    training: TrainingConfig
+    increment: IncrementConfig
 
     @classmethod
     def of(cls, run: RunConfig, step: int) -> "StepPlan":
-        """The plan of step `step` (0 is the base) of a run."""
-        if step == 0:
-            return cls(step, run.training.epochs, run.training.lr, "adamw")
-        return cls(step, run.increment.epochs, run.increment.lr, run.increment.optimizer)
+        """The plan of one step of a run."""
+        base, increment = run.training, run.increment
+        own = (
+            (increment.epochs, increment.lr, increment.optimizer)
+            if step
+            else (base.epochs, base.lr, "adamw")
+        )
+        key = run.step_key([()] * (step + 1))
+        return cls(step, *own, run.seed, key, base, increment)
 
 
-def make_optimizer(
-    detector: nn.Module, plan: StepPlan, weight_decay: float
-) -> torch.optim.Optimizer:
+@dataclass(frozen=True)
+class Watch:
+    """Who looks on while a step is trained.
+
+    Attributes
+    ----------
+    samples : callable, optional
+        Called with the number of samples just trained on, or found trained in an unfinished step (a progress bar).
+    epoch : callable, optional
+        Called with the detector, which it must not change, and the number of the epoch just finished.
+    """
+
+    samples: Callable[[int], object] = lambda _count: None
+    epoch: Callable[[Detector, int], object] = lambda _detector, _epoch: None
+
+
+def fit_step(
+    detector: Detector,
+    store: FeatureStore,
+    sample_ids: Sequence[str],
+    plan: StepPlan,
+    memory: Memory,
+    unfinished: Path | None = None,
+    watch: Watch = Watch(),
+) -> list[LogRow]:
+    """Train `detector` in place on one step's samples.
+
+    Parameters
+    ----------
+    detector : on its device; for a later step the model of the step before
+    store, sample_ids : the step's training data, nothing else is read
+    plan : StepPlan
+    memory : what is remembered of earlier steps (`iumad.training.increments.remember`)
+    unfinished : file; training goes on from it where it exists, it is deleted at the end. None: nothing is saved
+    watch : Watch
+
+    Returns
+    -------
+    list of dict
+        epoch, term, value: the mean of every loss term over each epoch.
+
+    Raises
+    ------
+    TrainingError
+        A loss or a weight is not finite; the text names step and epoch.
+    CheckpointError
+        `unfinished` cannot be read or belongs to another run.
+    """
+    if plan.step:
+        detector.begin_increment()
+    guard = Guard(detector, plan.increment, memory)
+    samples = [*sample_ids, *guard.replayed]
+    store.load(samples)
+    detector.fit(store, sample_ids, torch.Generator().manual_seed(plan.seed))
+    updates, log = Updates(detector, plan, len(samples)), LossLog(plan.step)
+    saved = Unfinished(unfinished, plan, samples, updates, log)
+    first_epoch = saved.resume()
+    watch.samples(first_epoch * len(samples))
+    for epoch in range(first_epoch, plan.epochs):
+        detector.train().begin_epoch(epoch, plan.epochs)
+        order, generator = shuffled(samples, plan, epoch, detector.device)
+        for batch_ids in parts(order, plan.training.batch_size):
+            guard.pull()
+            batch = store.batch(batch_ids).to(detector.device)
+            with updates.autocast():
+                terms = detector.losses(batch, generator, plan.step == 0) | guard.penalty()
+            loss = log.add(terms, epoch, batch_ids, len(samples))
+            with guard.projected():
+                updates.descend(loss)
+            watch.samples(len(batch_ids))
+        log.end(epoch, detector)
+        saved.save_when_due(epoch + 1)
+        watch.epoch(detector, epoch)
+    detector.eval().calibrate(store, sample_ids)
+    saved.remove()
+    return log.rows
+
+
+class Updates:
+    """What moves the weights: optimizer, schedule, clipping, precision and compilation, as a plan says.
+
+    Parameters
+    ----------
+    detector : Detector
+    plan : StepPlan
+    samples : int
+        Of the step: they decide how many updates the schedule has.
+
+    Raises
+    ------
+    ConfigError
+        The plan asks for compilation, and torch cannot compile on this machine.
+    """
+
+    def __init__(self, detector: Detector, plan: StepPlan, samples: int) -> None:
+        self.detector, self.training = detector, plan.training
+        self.optimizer = make_optimizer(detector, plan)
+        per_epoch = -(-samples // plan.training.batch_size)
+        self.scheduler = make_scheduler(self.optimizer, plan, per_epoch)
+        if plan.training.compile:
+            compile_networks(detector)
+
+    def autocast(self) -> AbstractContextManager:
+        """Around the losses: matrix products in the plan's precision, weights and losses in float32."""
+        return autocast(self.detector.device, self.training.precision)
+
+    def descend(self, loss: Float[Tensor, ""]) -> None:
+        """One update from one loss."""
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.detector.parameters(), self.training.clip)
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad()
+
+
+class LossLog:
+    """The mean of every loss term over each epoch, and the guard against numbers that are not finite."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self.rows: list[LogRow] = []
+        self._sums: dict[str, Float[Tensor, ""]] = {}
+
+    def add(
+        self,
+        terms: dict[str, Float[Tensor, ""]],
+        epoch: int,
+        batch_ids: Sequence[str],
+        samples: int,
+    ) -> Float[Tensor, ""]:
+        """Note the terms of one batch out of so many samples; returns the loss, their sum."""
+        loss = torch.stack(list(terms.values())).sum()
+        if not torch.isfinite(loss):
+            values = ", ".join(f"{name} {value.item():.3g}" for name, value in terms.items())
+            raise TrainingError(
+                f"step {self.step}, epoch {epoch}: loss is {loss.item()} ({values}) for samples {list(batch_ids)}"
+            )
+        for name, value in terms.items():  # summed on the device, so that nothing waits for it
+            part = value.detach().double() * (len(batch_ids) / samples)
+            self._sums[name] = self._sums[name] + part if name in self._sums else part
+        return loss
+
+    def end(self, epoch: int, detector: Detector) -> None:
+        """Write the epoch's rows; a detector whose weights are no numbers any more is refused."""
+        for name, value in detector.state_dict().items():
+            if isinstance(value, Tensor) and not torch.isfinite(value).all():
+                raise TrainingError(
+                    f"step {self.step}, epoch {epoch}: {name} is not finite after the last update; "
+                    "lower the learning rate"
+                )
+        self.rows += [
+            {"epoch": epoch, "term": name, "value": float(value)}
+            for name, value in self._sums.items()
+        ]
+        self._sums = {}
+
+
+class Unfinished:
+    """The file of a step that is not finished, from which its training goes on.
+
+    Parameters
+    ----------
+    path : Path, optional
+        None: nothing is read or written.
+    plan, samples : which training it is; another one's file is refused
+    updates, log : what is saved
+    """
+
+    SECONDS: ClassVar[float] = 60.0  # between two saves
+
+    def __init__(
+        self,
+        path: Path | None,
+        plan: StepPlan,
+        samples: Sequence[str],
+        updates: Updates,
+        log: LossLog,
+    ) -> None:
+        self.path, self.epochs, self.log = path, plan.epochs, log
+        self.key = {
+            "run": plan.key,
+            "step": plan.step,
+            "samples": hashlib.sha256("\n".join(samples).encode()).hexdigest(),
+        }
+        self._parts: dict[str, Any] = {
+            "detector": updates.detector,
+            "optimizer": updates.optimizer,
+            "scheduler": updates.scheduler,
+        }
+        self._last_save = time.monotonic()
+
+    def resume(self) -> int:
+        """Load what there is; returns the number of epochs that are done."""
+        if self.path is None or not self.path.exists():
+            return 0
+        saved = load_checkpoint(self.path, self.key)
+        for name, part in self._parts.items():
+            part.load_state_dict(saved[name])
+        self.log.rows = saved["log"]
+        return saved["epoch"]
+
+    def save_when_due(self, epoch: int) -> None:
+        """Save after `epoch` epochs, if the last save was long ago and there is more to come."""
+        due = time.monotonic() - self._last_save >= self.SECONDS
+        if self.path is None or not due or epoch == self.epochs:
+            return
+        state = {name: part.state_dict() for name, part in self._parts.items()}
+        save_checkpoint(self.path, {"key": self.key, "epoch": epoch, "log": self.log.rows} | state)
+        self._last_save = time.monotonic()
+
+    def remove(self) -> None:
+        """The step is finished."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+def make_optimizer(detector: nn.Module, plan: StepPlan) -> torch.optim.Optimizer:
     """AdamW, or IUF's plain SGD without momentum and weight decay.
 
     Updates of all parameters are one fused call; hundreds of small ones take a tenth of a step.
     """
     if plan.optimizer == "sgd":
         return torch.optim.SGD(detector.parameters(), lr=plan.lr, fused=True)
-    return torch.optim.AdamW(
-        detector.parameters(), lr=plan.lr, weight_decay=weight_decay, fused=True
-    )
+    decay = plan.training.weight_decay
+    return torch.optim.AdamW(detector.parameters(), lr=plan.lr, weight_decay=decay, fused=True)
 
 
 def make_scheduler(
-    optimizer: torch.optim.Optimizer, schedule: str, plan: StepPlan, updates: int
+    optimizer: torch.optim.Optimizer, plan: StepPlan, updates: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
     """Learning rate per update; `updates` are those of one epoch."""
     total = plan.epochs * updates
-    match schedule:
+    match plan.training.schedule:
         case "one-cycle":
             return torch.optim.lr_scheduler.OneCycleLR(
                 optimizer,
@@ -92,133 +330,19 @@ def compile_networks(detector: Detector) -> None:
     ConfigError
         torch cannot compile on this machine.
     """
-    require_compiler(next(detector.parameters()).device)
+    require_compiler(detector.device)
     for part in detector.compiled_parts():
         part.compile()
 
 
-LogRow = dict[str, Any]  # epoch, term, value
-
-
-class TrainingError(IumadError):
-    """The loss became NaN or infinite."""
-
-
-def fit_step(
-    detector: Detector,
-    store: FeatureStore,
-    sample_ids: Sequence[str],
-    run: RunConfig,
-    step: int,
-    memory: Memory,
-    partial: Path,
-    advance: Callable[[int], object] | None = None,
-    save_seconds: float = 60.0,
-    after_epoch: Callable[[Detector, int], object] | None = None,
-) -> list[LogRow]:
-    """Train `detector` in place on one step's samples.
-
-    Parameters
-    ----------
-    detector : on its device; for step > 0 the model of the step before
-    store, sample_ids : the step's training data, nothing else is read
-    run, step : configuration and number of the step
-    memory : what is remembered of earlier steps (`iumad.training.increments.remember`)
-    partial : file of the unfinished step; training goes on from it where it exists, it is deleted at the end
-    advance : called with the number of samples just trained on (a progress bar)
-    save_seconds : an unfinished step is saved after the first epoch that ends this long after the last save
-    after_epoch : called with the detector, which it must not change, and the number of the epoch just finished
-
-    Returns
-    -------
-    list of dict
-        epoch, term, value: the mean of every loss term over each epoch.
-
-    Raises
-    ------
-    TrainingError
-        A loss is not finite; the text names step, epoch and samples.
-    CheckpointError
-        `partial` cannot be read or belongs to another run.
-    """
-    plan, training = StepPlan.of(run, step), run.training
-    device = detector.device
-    detector.fit(store, sample_ids, torch.Generator().manual_seed(run.seed))
-    if step:
-        detector.begin_increment()
-    guard = Guard(detector, run.increment, memory)
-    samples = [*sample_ids, *guard.replayed]
-    optimizer = make_optimizer(detector, plan, training.weight_decay)
-    scheduler = make_scheduler(
-        optimizer, training.schedule, plan, -(-len(samples) // training.batch_size)
-    )
-    key = {
-        "run": run.step_key([()] * (step + 1)),  # runs that share the step may finish each other's
-        "step": step,
-        "samples": hashlib.sha256("\n".join(samples).encode()).hexdigest(),
-    }
-    log: list[LogRow] = []
-    first_epoch = 0
-    if partial.exists():
-        saved = load_checkpoint(partial, key)
-        detector.load_state_dict(saved["detector"])
-        optimizer.load_state_dict(saved["optimizer"])
-        scheduler.load_state_dict(saved["scheduler"])
-        first_epoch, log = saved["epoch"], saved["log"]
-        if advance:
-            advance(first_epoch * len(samples))
-    if training.compile:
-        compile_networks(detector)
-    last_save = time.monotonic()
-    detector.train()
-    for epoch in range(first_epoch, plan.epochs):
-        detector.begin_epoch(epoch, plan.epochs)
-        seed = epoch_seed(run.seed, step, epoch)
-        torch.manual_seed(seed)
-        generator = torch.Generator(device).manual_seed(seed)
-        order = [samples[i] for i in torch.randperm(len(samples))]
-        sums: dict[str, float] = {}
-        for batch_ids in _parts(order, training.batch_size):
-            guard.pull()
-            batch = store.batch(batch_ids).to(device)
-            with autocast(device, training.precision):
-                terms = detector.losses(batch, generator, step == 0)
-            penalty = guard.penalty()
-            if penalty is not None:
-                terms["ewc"] = penalty
-            loss = torch.stack(list(terms.values())).sum()
-            if not torch.isfinite(loss):
-                raise TrainingError(_not_finite(step, epoch, loss, terms, batch_ids))
-            loss.backward()
-            for name, value in terms.items():
-                share = len(batch_ids) / len(order)
-                sums[name] = sums.get(name, 0.0) + float(value.detach()) * share
-            if advance:
-                advance(len(batch_ids))
-            nn.utils.clip_grad_norm_(detector.parameters(), training.clip)
-            with guard.projected():
-                optimizer.step()
-            scheduler.step()
-            optimizer.zero_grad()
-        log += [{"epoch": epoch, "term": name, "value": value} for name, value in sums.items()]
-        late = time.monotonic() - last_save >= save_seconds and epoch + 1 < plan.epochs
-        if late:
-            state = {
-                "key": key,
-                "detector": detector.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "scheduler": scheduler.state_dict(),
-                "epoch": epoch + 1,
-                "log": log,
-            }
-            save_checkpoint(partial, state)
-            last_save = time.monotonic()
-        if after_epoch:
-            after_epoch(detector, epoch)
-    detector.eval()
-    detector.calibrate(store, sample_ids)
-    partial.unlink(missing_ok=True)
-    return log
+def shuffled(
+    samples: Sequence[str], plan: StepPlan, epoch: int, device: torch.device
+) -> tuple[list[str], torch.Generator]:
+    """The order of an epoch, and its source of noise; torch's global generator, which dropout uses, is seeded."""
+    seed = epoch_seed(plan.seed, plan.step, epoch)
+    torch.manual_seed(seed)
+    order = [samples[i] for i in torch.randperm(len(samples))]
+    return order, torch.Generator(device).manual_seed(seed)
 
 
 def epoch_seed(seed: int, step: int, epoch: int) -> int:
@@ -227,12 +351,6 @@ def epoch_seed(seed: int, step: int, epoch: int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def _parts(ids: Sequence[str], size: int) -> list[Sequence[str]]:
+def parts(ids: Sequence[str], size: int) -> list[Sequence[str]]:
+    """Consecutive parts of at most this size."""
     return [ids[start : start + size] for start in range(0, len(ids), size)]
-
-
-def _not_finite(
-    step: int, epoch: int, loss: torch.Tensor, terms: dict[str, torch.Tensor], ids: Sequence[str]
-) -> str:
-    values = ", ".join(f"{name} {value.item():.3g}" for name, value in terms.items())
-    return f"step {step}, epoch {epoch}: loss is {loss.item()} ({values}) for samples {list(ids)}"
