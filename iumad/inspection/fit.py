@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -37,7 +36,7 @@ from iumad.study.runner import RunWork, ShowBar, load_detector, remembered_after
 from iumad.study.steps import run_name, steps_of
 from iumad.training.checkpoint import load_grown
 from iumad.training.increments import remember
-from iumad.training.loop import StepPlan, fit_step
+from iumad.training.loop import StepPlan, Watch, fit_step
 
 METHOD = (
     "bank"  # seconds, and as good as the trained ones on one's own images (page "Your own images")
@@ -348,9 +347,9 @@ def _fit_step(
             detector.fit(store, ids, torch.Generator().manual_seed(run.seed))
             advance(len(ids))
         return
-    epochs = StepPlan.of(run, step).epochs
-    with TemporaryDirectory() as folder, progress("training", epochs * len(ids)) as advance:
-        fit_step(detector, store, ids, run, step, memory, Path(folder) / "partial.pt", advance)
+    plan = StepPlan.of(run, step)
+    with progress("training", plan.epochs * len(ids)) as advance:
+        fit_step(detector, store, ids, plan, memory, watch=Watch(samples=advance))
 
 
 def _remember(
