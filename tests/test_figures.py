@@ -13,8 +13,10 @@ from scipy import stats
 
 from iumad.config.files import load_params
 from iumad.errors import DataError
+from iumad.report import text
 from iumad.report.figures import (
     category_heatmap,
+    information_plot,
     metric_per_step,
     profile_plot,
     setting_dots,
@@ -139,6 +141,33 @@ def test_category_heatmap_leaves_unseen_categories_empty(rows):
     # Means over the seeds: a 85, 75; b 75, 65; c only in step 1: 65.
     assert texts == ["85", "75", "75", "65", "65"]
     assert [axis.get_title() for axis in figure.axes[:2]] == ["iuf", "ib-iumad"]
+
+
+def test_information_around_the_bottleneck_is_drawn_and_told():
+    bits = {"category": (3.0, 2.8), "redundant": (1.0, 0.25)}
+    records = [
+        (
+            "ib-iumad",
+            seed,
+            name,
+            target,
+            value + 0.1 * seed,
+            3.3 if target == "category" else np.nan,
+        )
+        for target, values in bits.items()
+        for name, value in zip(("before", "after"), values, strict=True)
+        for seed in (0, 1)
+    ]
+    columns = ["method", "seed", "representation", "target", "bits", "possible"]
+    table = pd.DataFrame(records, columns=columns)
+    figure = information_plot(table)
+    assert [axis.get_title() for axis in figure.axes] == ["category", "redundant"]
+    drawn = figure.axes[1].lines[0].get_ydata()
+    assert drawn.tolist() == pytest.approx([1.05, 0.3])
+    first, second = text.kept_by_the_bottleneck(table)
+    assert "reads 3.05 bits before the bottleneck and 2.85 after it: -0.20 [-0.20, -0.20]" in first
+    assert "-0.75" in second
+    assert text.kept_by_the_bottleneck(table[:0]) == ["No trained model was probed."]
 
 
 def test_profile_plot_shows_the_second_view(rows):

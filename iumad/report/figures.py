@@ -259,6 +259,39 @@ def _complete(table: pd.DataFrame) -> pd.DataFrame:
 
 
 @in_style
+def information_plot(table: pd.DataFrame) -> Figure:
+    """Draw the bits that a linear probe reads before and after the bottleneck, a panel for each target.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Measurements of the kind "information". The dotted line is all there is to know of the category.
+    """
+    if table.empty:
+        return nothing_to_draw()
+    keys = ["method", "target", "representation"]
+    summary = summarise(table.assign(value=table["bits"]), keys)
+    levels, targets = list(table["method"].unique()), list(table["target"].unique())
+    colours, markers = colours_of(levels), markers_of(levels)
+    figure, axes = panels(len(targets))
+    for axis, target in zip(axes, targets, strict=True):
+        for level in levels:
+            part = summary[(summary["method"] == level) & (summary["target"] == target)]
+            part = part.set_index("representation").loc[["before", "after"]]
+            look = ERRORBAR | {"color": colours[level], "marker": markers[level], "label": level}
+            half = (part["high"] - part["mean"]).to_numpy()
+            axis.errorbar([0, 1], part["mean"], yerr=half, **look)
+        axis.axhline(
+            table.loc[table["target"] == target, "possible"].max(), color="#222222", linestyle=":"
+        )
+        axis.set(title=target, ylabel="bits that a linear probe reads", xlim=(-0.4, 1.4))
+        axis.set_ylim(bottom=0)
+        axis.set_xticks([0, 1], ["before", "after"])
+    legend(figure, table, "method")
+    return keep_table(figure, summary)
+
+
+@in_style
 def growth_lines(table: pd.DataFrame, factor: str, metrics: Sequence[str]) -> Figure:
     """Draw how cost grows with a factor, one panel per metric and one line per method.
 

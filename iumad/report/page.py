@@ -74,7 +74,7 @@ class Page:
 
     def measured(self, kind: str) -> pd.DataFrame:
         """What was measured on the runs that the page looks at closely (`iumad.study.measured`)."""
-        return load_measured(shown_part(self.study), kind, self.results)
+        return load_measured(shown_part(self.study, kind), kind, self.results)
 
     def beside(self, name: str) -> "Page":
         """Another study of the page: the params file of that name beside its own, else the repository's."""

@@ -139,6 +139,32 @@ def place_among(rows: pd.DataFrame, ours: str = OURS) -> list[Markup]:
     ]
 
 
+def kept_by_the_bottleneck(table: pd.DataFrame) -> list[Markup]:
+    """What the bottleneck keeps of the bits that a linear probe reads before it, per target.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Measurements of the kind "information" of one method.
+    """
+    if table.empty:
+        return [Markup("No trained model was probed.")]
+    wide = table.pivot(index=["target", "seed"], columns="representation", values="bits")  # noqa: PD010
+    said = []
+    for target, part in wide.groupby("target", sort=False):
+        change = (part["after"] - part["before"]).rename("value").reset_index()
+        (row,) = summarise(change.assign(all="all"), ["all"]).to_dict("records")
+        interval = f" [{row['low']:+.2f}, {row['high']:+.2f}]" if row["n"] > 1 else ""
+        said.append(
+            fill(
+                "Of <b>{}</b>, a linear probe reads {} bits before the bottleneck and {} after it: {}{}.",
+                *(target, f"{part['before'].mean():.2f}", f"{part['after'].mean():.2f}"),
+                *(f"{row['mean']:+.2f}", interval),
+            )
+        )
+    return said
+
+
 def verdict_counts(answers: pd.DataFrame) -> list[Markup]:
     """How many claims got which verdict, and each claim behind its verdict if there are few.
 

@@ -23,7 +23,6 @@ from iumad.features.cache import Batch
 from iumad.models.base import CHUNK
 from iumad.models.detector import Output, ReconstructionDetector
 from iumad.models.fusion import kl_categorical
-from iumad.study.probes import probe
 from iumad.study.runner import RunWork, remembered_after, trained_detector
 from iumad.study.steps import steps_of
 from iumad.training.increments import projections
@@ -187,9 +186,3 @@ def bottleneck_features(
         handle.remove()
     features = {name: torch.cat(parts).numpy() for name, parts in seen.items()}
     return features, pd.concat(labels, ignore_index=True)
-
-
-def bottleneck_information(run: RunConfig, folder: str | Path) -> pd.DataFrame:
-    """What linear probes read of category and doses before and after the bottleneck (`iumad.study.probes`)."""
-    features, images = bottleneck_features(run, folder)
-    return probe(features, images[["category", "redundant", "spurious"]], images["sample_id"])

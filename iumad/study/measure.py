@@ -12,7 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from iumad.config.schema import RunConfig, StudyConfig
-from iumad.data import categories_of
+from iumad.data import categories_of, open_dataset
 from iumad.data.sample import GOOD
 from iumad.errors import DataError
 from iumad.evaluation.details import Scored, compare, overwritten
@@ -21,7 +21,7 @@ from iumad.evaluation.metrics import image_auroc, image_scores, or_missing
 from iumad.features.cache import FeatureStore
 from iumad.models.base import Detector
 from iumad.models.build import method_class
-from iumad.study.diagnosis import diagnose
+from iumad.study.diagnosis import bottleneck_features, diagnose
 from iumad.study.efficiency import gradient_reach, model_card
 from iumad.study.measured import (
     KINDS,
@@ -31,6 +31,7 @@ from iumad.study.measured import (
     shown_part,
     write_measured,
 )
+from iumad.study.probes import FOLDS, probe
 from iumad.study.runner import (
     RunWork,
     load_detector,
@@ -64,9 +65,10 @@ def measure(study: StudyConfig, results: str | Path, kinds: Sequence[str] = tupl
         Tables that were written.
     """
     written = 0
-    for run in tqdm(shown_part(study).runs(), desc="measurements", unit="run"):
+    wanted = {kind: shown_part(study, kind).seeds for kind in kinds}
+    for run in tqdm(_runs_of(study, kinds), desc="measurements", unit="run"):
         finished, scored = is_trained(run, results), list[Scored]()
-        for kind in kinds:
+        for kind in [kind for kind, seeds in wanted.items() if run.seed in seeds]:
             path = measured_file(run, kind, Path(results))
             if path.exists() or not (finished or kind in UNTRAINED):
                 continue
@@ -82,6 +84,12 @@ def measure(study: StudyConfig, results: str | Path, kinds: Sequence[str] = tupl
                 write_measured(table[list(KINDS[kind])], path)
                 written += 1
     return written
+
+
+def _runs_of(study: StudyConfig, kinds: Sequence[str]) -> list[RunConfig]:
+    """The runs that one of the kinds is measured of."""
+    runs = [run for kind in kinds for run in shown_part(study, kind).runs()]
+    return list({run.run_id: run for run in runs}.values())
 
 
 def run_and_measure(study: StudyConfig, results: str | Path) -> None:
@@ -204,6 +212,20 @@ def gradients(run: RunConfig, _results: str | Path) -> pd.DataFrame:
     return wide.melt("part", var_name="term", value_name="share")
 
 
+def information(run: RunConfig, results: str | Path) -> pd.DataFrame:
+    """What probes read around the bottleneck (`iumad.study.probes`).
+
+    Nothing where there is no bottleneck, or fewer good test images of a category than folds.
+    """
+    index = open_dataset(run.data).index
+    good = index[(index["split"] == "test") & (index["label"] == 0)]
+    few = good["category"].value_counts().min() < FOLDS
+    if few or not getattr(run.model, "bottleneck", False):
+        return pd.DataFrame()
+    features, images = bottleneck_features(run, results)
+    return probe(features, images[["category", "redundant", "spurious"]], images["sample_id"])
+
+
 OF_MAPS: dict[str, Callable[[RunConfig, Sequence[Scored]], pd.DataFrame]] = {
     "samples": samples,
     "details": details,
@@ -213,6 +235,7 @@ OF_MODELS: dict[str, Callable[[RunConfig, str | Path], pd.DataFrame]] = {
     "perturbed": perturbation,
     "epochs": epochs,
     "inside": inside,
+    "information": information,
     "parts": parts,
     "gradients": gradients,
 }

@@ -54,22 +54,32 @@ KINDS: dict[str, dict[str, type]] = {
     "epochs": {"epoch": int, "category": str, "metric": str, "value": float},
     # what the parts of a model know (`iumad.study.diagnosis`)
     "inside": {"step": int, "categories": str, "quantity": str, "value": float},
+    # what probes read of category and doses before and after the bottleneck (`iumad.study.probes`), of all seeds
+    "information": {
+        "representation": str,
+        "target": str,
+        "score": float,
+        "chance": float,
+        "bits": float,
+        "possible": float,
+        "n": int,
+    },
     # parts of a model: parameters, those that are trained, 10^9 operations for one image
     "parts": {"part": str, "parameters": int, "trained": int, "gflops": float},
     # share of a part's tensors that the gradient of a term of the loss reaches
     "gradients": {"part": str, "term": str, "share": float},
 }
 """Kind -> its columns; each kind's table also has the run's labels."""
+OF_EVERY_SEED = ("information",)  # the others are measured for the first seed
 STRENGTHS = {"redundant noise": (0.0, 0.1, 0.2, 0.4), "spurious background": (0.0, 0.25, 0.5, 1.0)}
 FIELDS = {"redundant noise": "redundant", "spurious background": "spurious"}
 """Perturbation -> its strengths in the kind "perturbed", and its key in a params file."""
 
 
-def shown_part(study: StudyConfig) -> StudyConfig:
-    """The part of a study that is measured: all methods in the last setting and modality, first seed."""
-    return study.select(
-        settings=study.settings[-1:], modalities=study.modalities[-1:], seeds=study.seeds[:1]
-    )
+def shown_part(study: StudyConfig, kind: str = "") -> StudyConfig:
+    """The part of a study that is measured: all methods in the last setting and modality, as a rule first seed."""
+    seeds = study.seeds if kind in OF_EVERY_SEED else study.seeds[:1]
+    return study.select(settings=study.settings[-1:], modalities=study.modalities[-1:], seeds=seeds)
 
 
 def perturbed(dataset: Dataset, perturbation: str, strength: float) -> Dataset:
