@@ -22,7 +22,6 @@ from iumad.models.baselines.unimmad import (
     balance_of_the_code,
     balance_of_the_paper,
     coefficient_of_variation,
-    leader_frequency,
     score_of_the_code,
     score_of_the_paper,
 )
@@ -172,14 +171,6 @@ def test_the_paper_balances_every_modality_and_the_code_all_items_together():
     assert balance_of_the_code(apart, 0.0).item() == pytest.approx(logsumexp, abs=1e-6)
 
 
-def test_leader_frequency_counts_the_chosen():
-    logits = [torch.tensor([[[3.0, 2.0, 0.0], [3.0, 0.0, 2.0]]])]
-    assert leader_frequency(logits, 2).tolist() == [[[1.0, 0.5, 0.5]]]
-    frequency = lite().leader_frequency(batch_of())
-    assert frequency.shape == (1, 2, 8)
-    torch.testing.assert_close(frequency.sum(dim=-1), torch.full((1, 2), 2.0))
-
-
 @SIZES
 def test_balance_is_annealed_over_the_epochs_of_a_step(make):
     detector, batch = make().eval(), batch_of()
@@ -236,24 +227,12 @@ def test_shapes_for_every_combination(make, modalities):
     assert all(x.shape == (3, GRID, GRID) and (x >= -1e-6).all() for x in maps.values())
 
 
-@SIZES
-def test_a_modality_may_be_missing_from_a_batch(make):
-    detector = make().eval()
-    both, only = batch_of(), batch_of("rgb")
-    only = replace(only, features={"rgb": both.features["rgb"]}, images={"rgb": both.images["rgb"]})
-    assert list(detector.residual_maps(only)) == ["rgb"]
-    assert not torch.equal(detector.anomaly_maps(only), detector.anomaly_maps(both))
-
-
-@SIZES
-def test_a_batch_without_the_modalities_is_refused(make):
-    with pytest.raises(ConfigError, match="needs one of the modalities depth, it has rgb"):
-        make(("depth",)).residual_maps(batch_of("rgb"))
-
-
 def test_wrong_sizes_are_refused():
     with pytest.raises(ConfigError, match="32 divides, at least 64, got 32"):
         UniMMAD(UniMMADConfig(), spec(grid=4, image_size=32), 3)
+    five = InputSpec(tuple("abcde"), tiny.CHANNELS, 4, 64)
+    with pytest.raises(ConfigError, match="room for 4 modalities, the run has 5"):
+        UniMMAD(UniMMADConfig(), five, 3)
     with pytest.raises(ConfigError, match="4 divides, at least 8, got 4"):
         UniMMADLite(UniMMADLiteConfig(), spec(grid=4, image_size=48), 3)
     with pytest.raises(ConfigError, match="no model"):
@@ -346,7 +325,6 @@ def test_switches_change_the_result():
     batch = batch_of()
     gentle = lite(gamma=0.0).eval().losses(batch)["decompression"]
     assert not torch.equal(gentle, lite().eval().losses(batch)["decompression"])
-    assert full(slots=2).encoder.embedding.place.shape == (6, SIZE, SIZE)
 
 
 def test_the_full_size_has_the_parameters_that_the_public_code_has():
@@ -392,7 +370,6 @@ STUDIED = {
         "width": 8,
         "leaders": 4,
         "bases": 2,
-        "slots": 2,
     },
     "unimmad-lite": {"width": 16},
     "unimmad-lite+replay": {"width": 16},

@@ -244,7 +244,6 @@ class UniMMADConfig(_CrossMixture):
     weights: Literal["pretrained", "random"] = Field(
         "pretrained", description="random is for tests only"
     )
-    slots: int = Field(4, ge=2, description="modalities that the input has room for")
 
 
 class UniMMADLiteConfig(_CrossMixture):
@@ -266,15 +265,8 @@ class CndConfig(Section):
     """CND: distillation of CLIP features, held to a learnt text of normality (CNC, Wang et al., AAAI 2025)."""
 
     kind: Literal["cnd"] = "cnd"
-    encoder: Literal["open-clip", "tiny"] = Field(
-        "open-clip", description="tiny: a small random network, for tests only"
-    )
-    architecture: str = Field(
-        "ViT-L-14-336-quickgelu", description="open_clip's name; for encoder open-clip"
-    )
-    weights: Literal["openai", "random"] = Field(
-        "openai", description="random is for tests only; for encoder open-clip"
-    )
+    architecture: str = Field("ViT-L-14-336-quickgelu", description="open_clip's name of a CLIP")
+    weights: Literal["openai", "random"] = Field("openai", description="random is for tests only")
     layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         (5, 11, 17), min_length=3, max_length=3, description="encoder blocks, the first is 0"
     )

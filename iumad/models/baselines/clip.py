@@ -1,59 +1,23 @@
-"""The frozen image and text encoders of CND: CLIP's, or a small random pair of the same shape for tests.
+"""The frozen image and text encoders of CND: CLIP's.
 
 Symbols: c  width of image tokens; w  width of text tokens; t  width of the joint space; n = side * side  patches.
 """
 
-import hashlib
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional
 
 from iumad.config.methods import CndConfig
 from iumad.errors import ConfigError
-from iumad.models.reconstruction import Attention
 
 CONTEXT = 77  # tokens of CLIP's text encoder; the limit of model.prompt_length follows from it
 CLIP_MEAN, CLIP_STD = (0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)
 
 
 class ClipEncoder(nn.Module):
-    """What CND needs of a vision-language model.
-
-    Attributes
-    ----------
-    width, text_width, joint_width : c, w, t
-    side : patches along one side of an image
-    """
-
-    width: int
-    text_width: int
-    joint_width: int
-    side: int
-
-    def image_levels(self, images: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b tokens c"]]:
-        """Class token and patches after three blocks, of images in [0, 1]."""
-        raise NotImplementedError
-
-    def project(self, tokens: Float[Tensor, "*any c"]) -> Float[Tensor, "*any t"]:
-        """Image tokens in the joint space, not normalised."""
-        raise NotImplementedError
-
-    def text(self, context: Float[Tensor, "p length w"], suffix: str) -> Float[Tensor, "p t"]:
-        """Prompts of learnt tokens and a fixed suffix in the joint space, not normalised (Eq. 2, 3)."""
-        raise NotImplementedError
-
-
-def clip_normalised(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-    """Images in [0, 1] with the mean and deviation that CLIP was trained with."""
-    mean, std = images.new_tensor(CLIP_MEAN), images.new_tensor(CLIP_STD)
-    return (images - mean[:, None, None]) / std[:, None, None]
-
-
-class OpenClipEncoder(ClipEncoder):
-    """A CLIP of the package open_clip_torch.
+    """A CLIP of the package open_clip_torch: what CND needs of it.
 
     Parameters
     ----------
@@ -61,6 +25,11 @@ class OpenClipEncoder(ClipEncoder):
     weights : "openai", fetched by the package, or "random"
     layers : three blocks of the image encoder, from 0
     image_size : pixels; positions are interpolated to it
+
+    Attributes
+    ----------
+    width, text_width, joint_width : c, w, t
+    side : patches along one side of an image
 
     Raises
     ------
@@ -76,7 +45,7 @@ class OpenClipEncoder(ClipEncoder):
             import open_clip
         except ModuleNotFoundError as error:
             raise ConfigError(
-                "model.encoder open-clip needs the package open_clip_torch: pip install 'iumad[clip]'"
+                "cnd needs the package open_clip_torch: pip install 'iumad[clip]'"
             ) from error
         pretrained = None if weights == "random" else weights
         try:
@@ -93,7 +62,7 @@ class OpenClipEncoder(ClipEncoder):
         self.side = model.visual.grid_size[0]
 
     def image_levels(self, images: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b tokens c"]]:
-        """Class token and patches after three blocks, of images in [0, 1]."""
+        """Class token and patches after the three blocks, of images in [0, 1]."""
         found = self.model.visual.forward_intermediates(
             clip_normalised(images),
             indices=self.layers,
@@ -104,11 +73,11 @@ class OpenClipEncoder(ClipEncoder):
         return [torch.cat([first, maps.flatten(2).mT], dim=1) for first, maps in pairs]
 
     def project(self, tokens: Float[Tensor, "*any c"]) -> Float[Tensor, "*any t"]:
-        """The last norm and CLIP's projection, on tokens of any block."""
+        """Image tokens of any block in the joint space, not normalised: the last norm and CLIP's projection."""
         return self.model.visual.ln_post(tokens) @ self.model.visual.proj
 
     def text(self, context: Float[Tensor, "p length w"], suffix: str) -> Float[Tensor, "p t"]:
-        """CLIP's text encoder, in whose input learnt tokens take the places of placeholders."""
+        """Prompts of learnt tokens and a fixed suffix in the joint space, not normalised (Eq. 2, 3)."""
         model, length = self.model, context.shape[1]
         tokens = self.tokenizer(["x " * length + suffix]).to(context.device)
         embedded = model.token_embedding(tokens).expand(len(context), -1, -1)
@@ -116,6 +85,12 @@ class OpenClipEncoder(ClipEncoder):
         x = model.transformer(x + model.positional_embedding, attn_mask=model.attn_mask)
         end = tokens[0].argmax()  # the end-of-text token has the highest number
         return model.ln_final(x)[:, end] @ model.text_projection
+
+
+def clip_normalised(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    """Images in [0, 1] with the mean and deviation that CLIP was trained with."""
+    mean, std = images.new_tensor(CLIP_MEAN), images.new_tensor(CLIP_STD)
+    return (images - mean[:, None, None]) / std[:, None, None]
 
 
 def _require_vision_transformer(
@@ -145,78 +120,6 @@ def _require_vision_transformer(
         )
 
 
-class TinyEncoder(ClipEncoder):
-    """Random transformers with CLIP's interface; a word's token is its hash. For tests only.
-
-    Parameters
-    ----------
-    layers : three blocks of the image encoder, from 0
-    image_size : pixels, a multiple of 8
-    """
-
-    VOCABULARY, PATCH = 64, 8
-
-    def __init__(self, layers: tuple[int, ...], image_size: int) -> None:
-        super().__init__()
-        if image_size % self.PATCH:
-            raise ConfigError(f"encoder tiny needs an image_size that 8 divides, got {image_size}")
-        self.layers, self.side = layers, image_size // self.PATCH
-        self.width, self.text_width, self.joint_width = 32, 16, 24
-        self.patches = nn.Conv2d(3, self.width, self.PATCH, self.PATCH)
-        self.first = nn.Parameter(torch.randn(1, 1, self.width))
-        self.place = nn.Parameter(0.1 * torch.randn(1 + self.side**2, self.width))
-        self.blocks = nn.ModuleList(AttentionBlock(self.width) for _ in range(layers[-1] + 1))
-        self.to_joint = nn.Linear(self.width, self.joint_width, bias=False)
-        self.words = nn.Embedding(self.VOCABULARY, self.text_width)
-        self.text_block = AttentionBlock(self.text_width)
-        self.text_to_joint = nn.Linear(self.text_width, self.joint_width, bias=False)
-
-    def image_levels(self, images: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b tokens c"]]:
-        """Class token and patches after three blocks, of images in [0, 1]."""
-        patches = self.patches(clip_normalised(images)).flatten(2).mT
-        x = torch.cat([self.first.expand(len(images), -1, -1), patches], dim=1) + self.place
-        levels = []
-        for i, block in enumerate(self.blocks):
-            x = block(x)
-            if i in self.layers:
-                levels.append(x)
-        return levels
-
-    def project(self, tokens: Float[Tensor, "*any c"]) -> Float[Tensor, "*any t"]:
-        """A linear map."""
-        return self.to_joint(functional.layer_norm(tokens, (self.width,)))
-
-    def text(self, context: Float[Tensor, "p length w"], suffix: str) -> Float[Tensor, "p t"]:
-        """One block; the last of its tokens stands for the prompt."""
-        digests = [hashlib.sha256(word.encode()).digest() for word in suffix.split()]
-        numbers = torch.tensor([digest[0] % self.VOCABULARY for digest in digests])
-        words = self.words(numbers.to(context.device)).expand(len(context), -1, -1)
-        return self.text_to_joint(self.text_block(torch.cat([context, words], dim=1))[:, -1])
-
-
-class AttentionBlock(nn.Module):
-    """A residual attention block as in a vision transformer: norms first, GELU, heads of 64 channels.
-
-    Parameters
-    ----------
-    width : c, a multiple of 64 or less than 128
-    """
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
-        self.attention = Attention(width, max(1, width // 64), dropout=0.0)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
-        )
-
-    def forward(self, x: Float[Tensor, "b tokens c"]) -> Float[Tensor, "b tokens c"]:
-        """Self-attention and MLP, each added to its input."""
-        query = self.norms[0](x)
-        x = x + self.attention(query, query, query)
-        return x + self.mlp(self.norms[1](x))
-
-
 def make_encoder(config: CndConfig, image_size: int) -> ClipEncoder:
     """The configuration's encoder, frozen; random weights are the same every time.
 
@@ -227,9 +130,5 @@ def make_encoder(config: CndConfig, image_size: int) -> ClipEncoder:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        encoder: ClipEncoder = (
-            TinyEncoder(config.layers, image_size)
-            if config.encoder == "tiny"
-            else OpenClipEncoder(config.architecture, config.weights, config.layers, image_size)
-        )
+        encoder = ClipEncoder(config.architecture, config.weights, config.layers, image_size)
     return encoder.requires_grad_(False).eval()

@@ -5,15 +5,9 @@ which passes a mixture of experts; learnt prompts hold what it gives to a text o
 paper and a sheet of facts, not from the authors' code. Two modalities are two such streams over one encoder, whose
 maps are added: the paper has RGB only.
 
-Symbols: f_i, f^_i  encoded and decoded patches of level i; f*  the same after normality promotion; theta  warm-up;
+Symbols: f, f^  encoded and decoded patches of a level; f*  the same after normality promotion; e, e^  their class
+tokens; g_n, g_a  text features of the normal and the abnormal prompt, unit norm; tau  temperature; theta  warm-up;
 c, w, t  widths of image tokens, text tokens and the joint space; n = side * side  patches.
-
-CNC's losses: what ties image features to a learnt text of normality (Eq. 4-11).
-
-Symbols: f, f^  encoded and decoded features of a level; e, e^  their class tokens; g_n, g_a  text features of the
-normal and the abnormal prompt, unit norm; tau  temperature.
-
-CND's gated mixture of experts over patches (CNC, Eq. 13-15).
 """
 
 from dataclasses import dataclass
@@ -27,7 +21,11 @@ from torch.nn import functional
 from iumad.config.methods import CndConfig
 from iumad.features.cache import Batch
 from iumad.models.base import Detector, InputSpec, noise_like
-from iumad.models.baselines.clip import AttentionBlock, ClipEncoder, make_encoder
+from iumad.models.baselines.clip import make_encoder
+from iumad.models.reconstruction import Attention
+
+SUFFIXES = ("object", "damaged object")  # of the normal and the abnormal prompt (Eq. 2, 3)
+ENCODER = "encoder."  # begins the names of its weights, which are fixed by the configuration
 
 
 def constraint(
@@ -120,8 +118,27 @@ def importance_loss(scores: Float[Tensor, "r experts"]) -> Float[Tensor, ""]:
     return importance.var(correction=0) / (importance.mean().square() + 1e-10)
 
 
-SUFFIXES = ("object", "damaged object")  # of the normal and the abnormal prompt (Eq. 2, 3)
-ENCODER = "encoder."  # begins the names of its weights, which are fixed by the configuration
+class AttentionBlock(nn.Module):
+    """A residual attention block as in a vision transformer: norms first, GELU, heads of 64 channels.
+
+    Parameters
+    ----------
+    width : c, a multiple of 64 or less than 128
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+        self.attention = Attention(width, max(1, width // 64), dropout=0.0)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
+
+    def forward(self, x: Float[Tensor, "b tokens c"]) -> Float[Tensor, "b tokens c"]:
+        """Self-attention and MLP, each added to its input."""
+        query = self.norms[0](x)
+        x = x + self.attention(query, query, query)
+        return x + self.mlp(self.norms[1](x))
 
 
 class Stream(nn.Module):
@@ -186,7 +203,6 @@ class Cnd(Detector):
     ----------
     config, spec : see `Detector`; of the study's features only the grid is used, for residual maps
     n_categories : not used, the prompts are the same for all categories
-    encoder : default: the configuration's
 
     Raises
     ------
@@ -201,11 +217,10 @@ class Cnd(Detector):
         config: CndConfig,
         spec: InputSpec,
         n_categories: int,
-        encoder: ClipEncoder | None = None,
     ) -> None:
         super().__init__(config, spec, n_categories, standardise=False)
         self.constrained = config.warm_up == 0
-        self.encoder = encoder or make_encoder(config, spec.image_size)
+        self.encoder = make_encoder(config, spec.image_size)
         widths = (self.encoder.width, self.encoder.text_width)
         self.streams = nn.ModuleDict({m: Stream(config, *widths) for m in spec.modalities})
         self.register_state_dict_post_hook(_leave_out_encoder)

@@ -2,14 +2,12 @@
 
 Reimplemented from a sheet of facts; the book's page of baselines has the departures. The cached features lie
 on one grid, so the pyramid is made here: halved grids to the bottleneck, and a decoder that doubles them again.
+A scan reads a grid along one of five curves, each in up to eight directions: a curve is a permutation of the cells
+in row-major numbers; a direction turns or transposes the grid before the curve is laid over it, and may run along
+it backwards.
 
 Symbols: C channels of the features; g grid; d width at the full grid; S number of stages; K scan directions;
 HSS  a gated selective scan along K orders of the grid; LSS  a few HSS beside two convolutions.
-
-Orders in which a square grid is read as a sequence: five curves, each in up to eight directions (MambaAD).
-
-A curve is a permutation of the cells in row-major numbers. A direction turns or transposes the grid before the
-curve is laid over it, and may run along it backwards.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,6 +23,8 @@ from iumad.errors import ConfigError
 from iumad.features.cache import Batch
 from iumad.models.base import Detector, InputSpec
 from iumad.models.mamba import EfficientStateSpace
+
+KERNELS = (5, 7)  # of the convolutions beside the scans
 
 Cell = tuple[int, int]
 
@@ -104,9 +104,6 @@ def scan_orders(curve: str, side: int, directions: int = 8) -> Int[Tensor, "dire
     arranged = [each.flatten()[steps] for each in (grid, grid.T, turned, turned.T)]
     both = [order for forward in arranged for order in (forward, forward.flip(0))]
     return torch.stack(both[:directions])
-
-
-KERNELS = (5, 7)  # of the convolutions beside the scans
 
 
 class CurveStateSpace(EfficientStateSpace):

@@ -1,23 +1,16 @@
-"""UniMMAD's experts on frozen features of one grid: an adaptation that a CPU can train, not UniMMAD.
-
-How UniMMAD spreads its items over the MoE-leaders: balance losses and a measure of use (its Eq. 1, Fig. 7a).
-
-Distances of UniMMAD to one anomaly map per image (its Eq. 4).
-
-What both sizes of UniMMAD share: experts, losses, scores, and what an increment trains (Zhao et al.).
+"""UniMMAD: one compression of all modalities, experts that decompress it to each (Zhao et al.).
 
 All modalities together are compressed to general features f^gen. A cross mixture of experts C-MoE per level
 decompresses them to each modality's own features p, guided by a pooled prior u of that modality; normal images
-decompress well. Where paper and public code differ, the paper is the default and the code a switch.
+decompress well. `UniMMAD` reads the images with a trained and a frozen backbone of its own (section 3.2);
+`UniMMADLite` is an adaptation that a CPU can train: frozen features of one grid take the place of both.
+Written from the paper and a sheet of facts, not from the authors' code. Where paper and public code differ, the
+paper is the default and the code a switch.
 
 Symbols: M  modalities; L  levels; u, p  prior and decompressed features; A = 1 - cos(u, p); e/E  progress.
-
-UniMMAD at full size: one trained and one frozen backbone read the images (section 3.2).
-
-Written from the paper and a sheet of facts, not from the authors' code.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -29,6 +22,7 @@ from iumad.errors import ConfigError
 from iumad.features.cache import Batch
 from iumad.models.base import Detector, InputSpec
 from iumad.models.baselines.unimmad_layers import (
+    SLOTS,
     Compression,
     CrossMixture,
     GeneralEncoder,
@@ -80,15 +74,6 @@ def balance_of_the_code(logits: Logits, progress: float) -> Float[Tensor, ""]:
         size = level.float().logsumexp(dim=-1).square().mean(dim=1)
         values.append((coefficient_of_variation(share).square() + 1e-4 * size).sum())
     return max(1 - progress, 0.001) * torch.stack(values).mean()
-
-
-def leader_frequency(logits: Logits, active: int) -> Float[Tensor, "levels branches j"]:
-    """Share of items that choose each leader among their `active` ones (Fig. 7a); every row sums to `active`."""
-    rows = []
-    for level in logits:
-        chosen = level.topk(active, dim=-1).indices
-        rows.append(torch.zeros_like(level).scatter(-1, chosen, 1.0).mean(dim=1))
-    return torch.stack(rows)
 
 
 Distances = Sequence[Float[Tensor, "modalities b _ _"]]  # A of Eq. 3, one entry per level
@@ -148,8 +133,9 @@ class MixtureDetector(Detector):
 
     Parameters
     ----------
-    config, spec : see `Detector`
+    config, spec, n_categories : see `Detector`
     level_channels : C of every level
+    on_features : whether priors are standardised features, which have a sign, and not levels of a backbone
     """
 
     def __init__(
@@ -158,34 +144,17 @@ class MixtureDetector(Detector):
         spec: InputSpec,
         n_categories: int,
         level_channels: tuple[int, ...],
+        on_features: bool,
     ) -> None:
-        lite = isinstance(config, UniMMADLiteConfig)
-        super().__init__(config, spec, n_categories, standardise=lite)
+        super().__init__(config, spec, n_categories, standardise=on_features)
         self.progress = 0.0
         numbers = (config.width, config.leaders, config.bases, config.active, config.kernels)
-        self.mixtures = nn.ModuleList(CrossMixture(c, *numbers, lite) for c in level_channels)
+        self.mixtures = nn.ModuleList(
+            CrossMixture(c, *numbers, signed=on_features) for c in level_channels
+        )
 
     def general_and_priors(self, batch: Batch) -> tuple[Levels, Priors]:
-        """General features f^gen and, for the modalities that the batch has, the priors u; per level."""
-        raise NotImplementedError
-
-    def present(self, batch: Batch) -> tuple[str, ...]:
-        """The detector's modalities that a batch has.
-
-        Raises
-        ------
-        ConfigError
-            It has none of them.
-        """
-        given = tuple(m for m in self.modalities if m in self._inputs(batch))
-        if not given:
-            raise ConfigError(
-                f"a batch needs one of the modalities {', '.join(self.modalities)}, "
-                f"it has {', '.join(self._inputs(batch)) or 'none'}"
-            )
-        return given
-
-    def _inputs(self, batch: Batch) -> Mapping[str, Tensor]:
+        """General features f^gen, and the priors u of every modality; per level."""
         raise NotImplementedError
 
     def decompress(
@@ -217,7 +186,7 @@ class MixtureDetector(Detector):
         distances, logits = self.decompress(batch)
         focal = [(a.detach().clamp_min(0) ** config.gamma * a).mean() for a in distances]
         balance = (
-            balance_of_the_paper(logits, len(self.present(batch)), self.progress)
+            balance_of_the_paper(logits, len(self.modalities), self.progress)
             if config.balance == "paper"
             else balance_of_the_code(logits, self.progress)
         )
@@ -225,11 +194,11 @@ class MixtureDetector(Detector):
 
     @torch.no_grad()
     def residual_maps(self, batch: Batch) -> dict[str, Float[Tensor, "b g g"]]:
-        """Mean over levels of A on the grid, per modality that the batch has."""
+        """Mean over levels of A on the grid, per modality."""
         distances, _ = self.decompress(batch)
         return {
             modality: torch.stack([enlarged(level[i], self.grid) for level in distances]).mean(0)
-            for i, modality in enumerate(self.present(batch))
+            for i, modality in enumerate(self.modalities)
         }
 
     @torch.no_grad()
@@ -237,11 +206,6 @@ class MixtureDetector(Detector):
         """Eq. 4 or, by `score`, the public code's."""
         score = score_of_the_paper if self.config.score == "paper" else score_of_the_code
         return score(self.decompress(batch)[0], self.image_size, self.config.sigma)
-
-    @torch.no_grad()
-    def leader_frequency(self, batch: Batch) -> Float[Tensor, "levels branches j"]:
-        """How often each leader is among the chosen: above 0.01 it counts as used (Fig. 7a)."""
-        return leader_frequency(self.decompress(batch)[1], self.config.active)
 
     def begin_increment(self) -> None:
         """Freeze all but leaders, routers with their gates, and aggregation (section 4.5)."""
@@ -277,7 +241,7 @@ class UniMMAD(MixtureDetector):
     Raises
     ------
     ConfigError
-        The image size is not a multiple of 32 or less than 64.
+        The image size is not a multiple of 32 or less than 64, or there are more than four modalities.
     """
 
     reads_features = False
@@ -292,23 +256,23 @@ class UniMMAD(MixtureDetector):
             raise ConfigError(
                 f"unimmad needs an image_size that 32 divides, at least 64, got {spec.image_size}"
             )
+        if len(spec.modalities) > SLOTS:
+            raise ConfigError(
+                f"unimmad has room for {SLOTS} modalities, the run has {len(spec.modalities)}"
+            )
         prior = Pyramid(config.backbone, config.weights)
-        super().__init__(config, spec, n_categories, prior.channels)
-        self.encoder = GeneralEncoder(prior, config.slots, spec.image_size)
+        super().__init__(config, spec, n_categories, prior.channels, on_features=False)
+        self.encoder = GeneralEncoder(prior, spec.image_size)
         self.compression = PyramidCompression(prior.channels, config.kernels)
         self.prior = prior.requires_grad_(False)
 
-    def _inputs(self, batch: Batch) -> Mapping[str, Tensor]:
-        return batch.images
-
     def general_and_priors(self, batch: Batch) -> tuple[Levels, Priors]:
         """Encoder and compression of the images together; the prior generator of each alone."""
-        images = {m: batch.images[m] for m in self.present(batch)}
-        stacked = torch.cat([self.prior.normalised(x) for x in images.values()])
+        images = [batch.images[modality] for modality in self.modalities]
+        stacked = torch.cat([self.prior.normalised(x) for x in images])
         with torch.no_grad():
             levels = [x.unflatten(0, (len(images), -1)) for x in self.prior(stacked)]
-        slots = {self.modalities.index(modality): x for modality, x in images.items()}
-        general = self.compression(self.encoder(slots))
+        general = self.compression(self.encoder(images))
         return general, [functional.normalize(x, dim=2) for x in levels]
 
 
@@ -336,24 +300,19 @@ class UniMMADLite(MixtureDetector):
             raise ConfigError(
                 f"unimmad-lite needs a features.grid that 4 divides, at least 8, got {spec.grid}"
             )
-        super().__init__(config, spec, n_categories, (spec.channels,))
+        super().__init__(config, spec, n_categories, (spec.channels,), on_features=True)
         width = config.width
         self.embedding = nn.Conv2d(len(spec.modalities) * spec.channels, width, 1)
         outputs = (2 * width, width)
         self.compression = Compression(width, 1, config.kernels, 4 * width, outputs, blocks=(1, 1))
         self.project = nn.Conv2d(width, spec.channels, 1, bias=False)
 
-    def _inputs(self, batch: Batch) -> Mapping[str, Tensor]:
-        return batch.features
-
     def general_and_priors(self, batch: Batch) -> tuple[Levels, Priors]:
         """One level: standardised features are the priors, and compressed together the general features."""
-        maps = {
-            modality: self.standardised(batch, modality).mT.unflatten(2, (self.grid, self.grid))
-            for modality in self.present(batch)
-        }
-        zeros = torch.zeros_like(next(iter(maps.values())))
-        together = torch.cat([maps.get(modality, zeros) for modality in self.modalities], dim=1)
-        *_, restored = self.compression([self.embedding(together)])
+        maps = [
+            self.standardised(batch, modality).mT.unflatten(2, (self.grid, self.grid))
+            for modality in self.modalities
+        ]
+        *_, restored = self.compression([self.embedding(torch.cat(maps, dim=1))])
         general = functional.normalize(self.project(restored), dim=1)
-        return [general], [functional.normalize(torch.stack([*maps.values()]), dim=2)]
+        return [general], [functional.normalize(torch.stack(maps), dim=2)]

@@ -1,15 +1,11 @@
-"""The two image networks of UniMMAD: the frozen prior generator and the general encoder's input (section 3.2).
+"""UniMMAD's networks (Zhao et al., sections 3.2 and 3.3): experts, compression, and what reads the images.
 
-Experts of UniMMAD: leaders over shared base kernels, run as one grouped dynamic convolution (its section 3.3).
+Experts are leaders over shared base kernels, run as one grouped dynamic convolution. What is compressed cannot
+carry every detail of the input, so anomalies are lost on the way: the inner bottleneck sees three scales in
+parallel, the outer one what they have in common, and each halves the grid; a decoder restores the levels.
 
 Symbols: e  width; k  kernel size; N  base experts W; J  MoE-leaders, each a mixture S of the bases; K  leaders
 active per item; g  condition of an item, from its general features and the prior of one modality.
-
-UniMMAD's feature compression module: two bottlenecks, then a decoder that restores the levels (section 3.2).
-
-What is compressed cannot carry every detail of the input, so anomalies are lost on the way. The inner bottleneck
-sees three scales in parallel, the outer one what they have in common. All grids here are halved twice: once by
-each bottleneck.
 """
 
 import copy
@@ -23,6 +19,9 @@ from torch.nn import functional
 
 from iumad.errors import ConfigError
 from iumad.features.backbone import imagenet_classifier
+
+LEVELS = (1, 2, 3)  # of timm: strides 4, 8 and 16
+SLOTS = 4  # modalities that the input has room for, three channels each
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -369,9 +368,6 @@ class PyramidCompression(nn.Module):
         ]
 
 
-LEVELS = (1, 2, 3)  # of timm: strides 4, 8 and 16
-
-
 class Pyramid(nn.Module):
     """Three levels of a timm backbone with strides 4, 8 and 16, rectified.
 
@@ -425,35 +421,27 @@ class Pyramid(nn.Module):
 
 
 class InputEmbedding(nn.Module):
-    """Any combination of modalities as three channels: absent ones are zero ("pads all inputs", section 3.2).
+    """The modalities as three channels: slots beyond them are zero ("pads all inputs", section 3.2).
 
     Parameters
     ----------
-    slots : modalities there is room for, three channels each (the paper: 4)
     image_size : side of the images, pixels; a learned tensor of this size is added to the input
     """
 
-    def __init__(self, slots: int, image_size: int) -> None:
+    def __init__(self, image_size: int) -> None:
         super().__init__()
-        channels = 3 * slots
-        self.slots = slots
+        channels = 3 * SLOTS
         self.place = nn.Parameter(0.02 * torch.randn(channels, image_size, image_size))
-        widths = ((channels, 2 * channels), (2 * channels, 4 * channels))
         layers: list[nn.Module] = []
-        for before, after in widths:
-            layers += [
-                nn.Conv2d(before, after, 3, padding=1),
-                nn.BatchNorm2d(after),
-                nn.ReLU(),
-            ]
+        for before, after in ((channels, 2 * channels), (2 * channels, 4 * channels)):
+            layers += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU()]
         self.main = nn.Sequential(*layers, nn.Conv2d(4 * channels, 3, 3, padding=1))
         self.shortcut = nn.Conv2d(channels, 3, 1)
 
-    def forward(self, images: dict[int, Float[Tensor, "b 3 h w"]]) -> Float[Tensor, "b 3 h w"]:
-        """Three channels from normalised images by slot."""
-        like = next(iter(images.values()))
-        rows = [images.get(slot, torch.zeros_like(like)) for slot in range(self.slots)]
-        x = torch.cat(rows, dim=1) + self.place
+    def forward(self, images: list[Float[Tensor, "b 3 h w"]]) -> Float[Tensor, "b 3 h w"]:
+        """Three channels from the normalised images of the modalities in their order."""
+        empty = [torch.zeros_like(images[0])] * (SLOTS - len(images))
+        x = torch.cat([*images, *empty], dim=1) + self.place
         return self.main(x) + self.shortcut(x)
 
 
@@ -463,17 +451,14 @@ class GeneralEncoder(nn.Module):
     Parameters
     ----------
     prior : whose architecture and weights the encoder begins with
-    slots, image_size : see `InputEmbedding`
+    image_size : see `InputEmbedding`
     """
 
-    def __init__(self, prior: Pyramid, slots: int, image_size: int) -> None:
+    def __init__(self, prior: Pyramid, image_size: int) -> None:
         super().__init__()
-        self.embedding = InputEmbedding(slots, image_size)
+        self.embedding = InputEmbedding(image_size)
         self.backbone = copy.deepcopy(prior)
 
-    def forward(
-        self, images: dict[int, Float[Tensor, "b 3 h w"]]
-    ) -> list[Float[Tensor, "b _ _ _"]]:
-        """Multi-modal levels, finest first, of images in [0, 1] by slot."""
-        normalised = {slot: self.backbone.normalised(x) for slot, x in images.items()}
-        return self.backbone(self.embedding(normalised))
+    def forward(self, images: list[Float[Tensor, "b 3 h w"]]) -> list[Float[Tensor, "b _ _ _"]]:
+        """Multi-modal levels, finest first, of the modalities' images in [0, 1]."""
+        return self.backbone(self.embedding([self.backbone.normalised(x) for x in images]))
