@@ -301,9 +301,12 @@ def jitter(
 
     |t| is the channel norm of a token and C its number of channels (UniAD, section 3; here per forward call).
     """
-    if torch.rand((), generator=generator, device=features.device) >= probability:
-        return features
+    chosen = torch.rand((), generator=generator, device=features.device) < probability
     norm = features.norm(dim=-1, keepdim=True) / features.shape[-1]
+    if features.device.type != "cpu":
+        norm = norm * chosen  # to ask for the number would make the processor wait for the device
+    elif probability < 1 and not chosen:
+        return features
     noise = torch.randn(
         features.shape, generator=generator, dtype=features.dtype, device=features.device
     )
