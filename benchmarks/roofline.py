@@ -1,10 +1,10 @@
 """Kernels, bytes and least time of a full-size step on a card, without a card: python benchmarks/roofline.py.
 
-The step runs on tensors that have sizes and no numbers. Every operation that is a kernel on a card is counted, with
-the bytes that it reads and writes and its floating operations. Its least time is the larger of bytes by bandwidth
-and operations by peak (3 TB/s, 60 TFLOP/s in float32, 800 in bfloat16). "eager" takes every operation as a kernel of
-its own. "fused" takes every unbroken run of elementwise operations and reductions as one kernel, which reads and
-writes only what goes in and out: about what torch.compile makes of it.
+The step runs on tensors that have sizes and no numbers. Every operation that is a kernel on a card is counted,
+with the bytes that it reads and writes and its floating operations. Its least time is the larger of bytes by
+bandwidth and operations by peak (3 TB/s, 60 TFLOP/s in float32, 800 in bfloat16). "eager" takes every operation as
+a kernel of its own. "fused" takes every unbroken run of elementwise operations and reductions as one kernel, which
+reads and writes only what goes in and out: about what torch.compile makes of it.
 
 A card is imitated as far as it matters: attention and dropout are fused, and the scan is Triton's. What autocast
 does is that of the CPU, which keeps fewer operations in float32 than CUDA does.

@@ -1,19 +1,43 @@
-"""What only a CUDA device can show."""
+"""What only a CUDA device can show, and what tensors without numbers can show of it anywhere."""
 
 import pytest
 import tiny
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from iumad.features.cache import Batch
 from iumad.study.runner import run_one
-from iumad.training.loop import autocast, compile_networks
+from iumad.training.loop import LossLog, autocast, compile_networks
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine"),
-]
 DEVICE = torch.device("cuda")
 
 
+def on_a_card(test):
+    """Mark a test that computes on a card."""
+    missing = not torch.cuda.is_available()
+    return pytest.mark.gpu(pytest.mark.skipif(missing, reason="no CUDA device here")(test))
+
+
+@pytest.mark.parametrize("method", ["ib-iumad", "iuf", "plain"])
+def test_no_step_waits_for_the_card(method):
+    """Whoever asks a tensor for a number makes the processor wait; these tensors have none and would refuse."""
+    with FakeTensorMode(), DEVICE:
+        detector = tiny.detector(method, dropout=0.1).train()
+        batch = Batch(
+            {m: torch.empty(3, tiny.CHANNELS, tiny.GRID, tiny.GRID) for m in detector.modalities},
+            {m: torch.empty(3, 3, tiny.SIZE, tiny.SIZE) for m in detector.modalities},
+            torch.empty(3, dtype=torch.int64),
+        )
+        with autocast(DEVICE, "bfloat16"):
+            terms = detector.losses(batch, None, True)
+        log = LossLog(0)
+        log.add(terms, 0, ["a", "b", "c"], 3)
+        detector.eval().anomaly_maps(batch)
+    assert all(term.device.type == "cuda" for term in terms.values())
+    assert all(term.dtype == torch.float32 for term in terms.values())
+
+
+@on_a_card
 def test_the_cpu_model_gives_the_same_maps_on_cuda():
     detector, batch = tiny.detector(), tiny.batch()
     expected = detector.anomaly_maps(batch)
@@ -21,6 +45,7 @@ def test_the_cpu_model_gives_the_same_maps_on_cuda():
     torch.testing.assert_close(maps, expected, rtol=1e-3, atol=1e-3)
 
 
+@on_a_card
 @pytest.mark.parametrize("method", ["ib-iumad", "iuf", "plain"])
 def test_bfloat16_trains(method):
     detector = tiny.detector(method, dropout=0.1, neighbour_mask=3).to(DEVICE).train()
@@ -31,6 +56,7 @@ def test_bfloat16_trains(method):
     assert all(torch.isfinite(p.grad).all() for p in detector.parameters())
 
 
+@on_a_card
 @pytest.mark.slow
 def test_a_run_and_its_steps(tmp_path, monkeypatch):
     monkeypatch.setenv("IUMAD_CACHE", str(tmp_path / "cache"))
@@ -39,6 +65,7 @@ def test_a_run_and_its_steps(tmp_path, monkeypatch):
     assert rows["step"].max() == 1
 
 
+@on_a_card
 @pytest.mark.slow
 def test_compiled_networks_compute_the_same():
     plain, compiled = (tiny.detector("plain").to(DEVICE).train() for _ in range(2))

@@ -13,6 +13,7 @@ from iumad.features.cache import FeatureStore
 from iumad.training.checkpoint import load_checkpoint, save_checkpoint
 from iumad.training.increments import remember
 from iumad.training.loop import (
+    LossLog,
     StepPlan,
     TrainingError,
     Unfinished,
@@ -214,7 +215,7 @@ def test_every_epoch_reads_all_samples_once_in_another_order(store, tmp_path, mo
     batch = store.batch
     detector = tiny.trainable(store, run)
     detector.fit(store, base_ids(store), torch.Generator())
-    monkeypatch.setattr(store, "batch", lambda ids: seen.append(list(ids)) or batch(ids))
+    monkeypatch.setattr(store, "batch", lambda ids, *_: seen.append(list(ids)) or batch(ids))
     fit(detector, store, run, tmp_path / "partial.pt")
     assert [len(ids) for ids in seen] == [2, 2, 1] * 3
     epochs = [[name for ids in seen[i : i + 3] for name in ids] for i in (0, 3, 6)]
@@ -229,7 +230,7 @@ def test_replayed_images_join_the_step(store, tmp_path, monkeypatch):
     batch = store.batch
     detector = tiny.trainable(store, run)
     detector.fit(store, base_ids(store), torch.Generator())
-    monkeypatch.setattr(store, "batch", lambda ids: seen.extend(ids) or batch(ids))
+    monkeypatch.setattr(store, "batch", lambda ids, *_: seen.extend(ids) or batch(ids))
     fit(detector, store, run, tmp_path / "p.pt", step=1, memory={"replay": replayed})
     assert sorted(seen) == sorted(tiny.train_ids(store, tiny.CATEGORIES[2]) + replayed)
 
@@ -271,7 +272,7 @@ def test_a_loss_that_is_not_a_number_stops_with_step_epoch_and_samples(
     detector.fit(store, base_ids(store), torch.Generator())
     before = copy.deepcopy(detector)
 
-    def poisoned(ids):
+    def poisoned(ids, *_):
         made = batch(ids)
         if bad in ids:
             made.features["rgb"].fill_(math.inf)
@@ -284,6 +285,13 @@ def test_a_loss_that_is_not_a_number_stops_with_step_epoch_and_samples(
         assert part in str(caught.value)
     assert all(torch.isfinite(p).all() for p in detector.parameters())
     assert tiny.same_tensors(dict(before.named_buffers()), dict(detector.named_buffers()))
+
+
+def test_a_loss_on_a_card_is_looked_at_when_the_epoch_ends():
+    log = LossLog(2)
+    log._sums = {"fusion": torch.tensor(1.0), "ib": torch.tensor(math.nan)}
+    with pytest.raises(TrainingError, match="step 2, epoch 3: loss ib is not finite"):
+        log.end(3, tiny.detector("plain"))
 
 
 def test_weights_that_became_nan_at_the_last_update_are_not_returned(store, tmp_path):

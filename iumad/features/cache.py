@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import platformdirs
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from iumad.config.schema import RunConfig
@@ -22,7 +22,7 @@ from iumad.data.sample import Dataset
 from iumad.features.backbone import Backbone, one_thread
 from iumad.machine import replacing
 
-LOADED_BYTES = 1 << 30  # of inputs that may stay in memory
+LOADED_BYTES = 1 << 30  # of inputs that may stay in the machine's memory
 PREPARE_VERSION = "1"  # part of the key of prepared entries: raise when preparation changes
 
 
@@ -52,6 +52,25 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.category)
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """Inputs of some samples on one device; `rows` tells which is whose."""
+
+    rows: dict[str, int]
+    features: dict[str, Float[Tensor, "n c g g"]]
+    images: dict[str, Shaped[Tensor, "n size size 3"]]
+    category: Int[Tensor, " n"]
+
+    def batch(self, sample_ids: Sequence[str]) -> Batch:
+        rows = torch.tensor([self.rows[sample_id] for sample_id in sample_ids])
+        rows = rows.to(self.category.device, non_blocking=True)
+        return Batch(
+            {modality: x[rows] for modality, x in self.features.items()},
+            {modality: _as_images(x[rows]) for modality, x in self.images.items()},
+            self.category[rows],
+        )
 
 
 def default_cache() -> Path:
@@ -93,7 +112,7 @@ class FeatureStore:
         self._of_sample = dict(
             zip(dataset.index["sample_id"], dataset.index["category"], strict=True)
         )
-        self._loaded: dict[str, tuple[Prepared, dict[str, Tensor]]] = {}  # with its features
+        self._loaded: _Loaded | None = None
 
     def fill(
         self, sample_ids: Sequence[str], advance: Callable[[int], object] | None = None
@@ -114,34 +133,64 @@ class FeatureStore:
                 if advance:
                     advance(1)
 
-    def load(self, sample_ids: Sequence[str]) -> None:
-        """Keep the inputs of these samples in memory, instead of those kept before, if they fit.
+    def load(self, sample_ids: Sequence[str], device: torch.device | None = None) -> None:
+        """Keep the inputs of these samples on a device, instead of those kept before, if they fit.
 
-        Nothing but the speed of `batch` changes.
+        Nothing but the speed of `batch` changes. They may take `LOADED_BYTES` of the machine's memory, or half of
+        what is free of a card's.
+
+        Parameters
+        ----------
+        sample_ids : sequence of str
+        device : torch.device, optional
+            Default: the CPU.
         """
-        self._loaded = {}
-        loaded, size = {}, 0
-        for sample_id in sample_ids:
+        self._loaded = None
+        device = device or torch.device("cpu")
+        room = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else LOADED_BYTES
+        rows = {sample_id: row for row, sample_id in enumerate(dict.fromkeys(sample_ids))}
+        kept: list[tuple[Tensor, Tensor]] = []  # images and features of each modality
+        for sample_id, row in rows.items():
             prepared = self.prepared(sample_id)
-            images = {m: getattr(prepared, m) for m in self.modalities}
-            features = {m: self._features([image]) for m, image in images.items()}
-            loaded[sample_id] = prepared, features
-            size += sum(x.nbytes for x in (*images.values(), *features.values()))
-            if size > LOADED_BYTES:
-                return
-        self._loaded = loaded
+            arrays = [getattr(prepared, modality) for modality in self.modalities]
+            inputs = [(torch.from_numpy(x), self._features([x])[0]) for x in arrays]
+            if row == 0:
+                if len(rows) * sum(x.nbytes for pair in inputs for x in pair) > room:
+                    return
+                kept = [
+                    (
+                        torch.empty(len(rows), *image.shape, dtype=image.dtype, device=device),
+                        torch.empty(len(rows), *feature.shape, dtype=feature.dtype, device=device),
+                    )
+                    for image, feature in inputs
+                ]
+            for (images, features), (image, feature) in zip(kept, inputs, strict=True):
+                images[row], features[row] = image, feature
+        self._loaded = _Loaded(
+            rows,
+            {m: features for m, (_, features) in zip(self.modalities, kept, strict=True)},
+            {m: images for m, (images, _) in zip(self.modalities, kept, strict=True)},
+            torch.tensor(self._categories(list(rows)), device=device),
+        )
 
-    def batch(self, sample_ids: Sequence[str]) -> Batch:
-        """Inputs of these samples, in order; computed first where the cache lacks them."""
-        categories = [self._category[self._of_sample[sample_id]] for sample_id in sample_ids]
-        if self._loaded.keys() >= set(sample_ids):
-            kept = [self._loaded[sample_id] for sample_id in sample_ids]
-            return Batch(
-                {m: torch.cat([features[m] for _, features in kept]) for m in self.modalities},
-                {m: _to_tensor([getattr(p, m) for p, _ in kept]) for m in self.modalities},
-                torch.tensor(categories),
-            )
-        return self.assemble([self.prepared(sample_id) for sample_id in sample_ids], categories)
+    def batch(self, sample_ids: Sequence[str], device: torch.device | None = None) -> Batch:
+        """Inputs of these samples, in order; computed first where the cache lacks them.
+
+        Parameters
+        ----------
+        sample_ids : sequence of str
+        device : torch.device, optional
+            Where they shall be; default: the CPU.
+        """
+        if self._loaded is not None and self._loaded.rows.keys() >= set(sample_ids):
+            batch = self._loaded.batch(sample_ids)
+        else:
+            prepared = [self.prepared(sample_id) for sample_id in sample_ids]
+            batch = self.assemble(prepared, self._categories(sample_ids))
+        return batch.to(device or torch.device("cpu"))
+
+    def _categories(self, sample_ids: Sequence[str]) -> list[int]:
+        return [self._category[self._of_sample[sample_id]] for sample_id in sample_ids]
 
     def assemble(self, prepared: Sequence[Prepared], categories: Sequence[int]) -> Batch:
         """Inputs of prepared samples, of this data set or from anywhere else, with their category indices."""
@@ -238,8 +287,12 @@ def _digest(text: str, array: np.ndarray | None = None) -> str:
 
 
 def _to_tensor(arrays: Sequence[np.ndarray]) -> Float[Tensor, "b 3 h w"]:
-    stacked = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
-    return stacked.float() / 255 if stacked.dtype == torch.uint8 else stacked.contiguous()
+    return _as_images(torch.from_numpy(np.stack(arrays)))
+
+
+def _as_images(stacked: Shaped[Tensor, "b h w 3"]) -> Float[Tensor, "b 3 h w"]:
+    images = stacked.permute(0, 3, 1, 2)
+    return images.float() / 255 if images.dtype == torch.uint8 else images.contiguous()
 
 
 def _read(path: Path) -> dict[str, np.ndarray] | None:

@@ -26,15 +26,14 @@ VERSION = "1"  # part of the key of cached maps: raise when they change
 class SurfaceStore(FeatureStore):
     """A store whose depth features are FPFH of the point cloud, on the backbone's grid."""
 
-    def batch(self, sample_ids: Sequence[str]) -> Batch:
+    def batch(self, sample_ids: Sequence[str], device: torch.device | None = None) -> Batch:
         """Inputs of these samples, in order; see `FeatureStore.batch`."""
         prepared = [self.prepared(sample_id) for sample_id in sample_ids]
-        categories = [self._category[self._of_sample[sample_id]] for sample_id in sample_ids]
-        batch = super().assemble(prepared, categories)
-        if "depth" not in self.modalities:
-            return batch
-        maps = torch.from_numpy(np.stack([self._fpfh(sample_id) for sample_id in sample_ids]))
-        return replace(batch, features=batch.features | {"depth": maps})
+        batch = super().assemble(prepared, self._categories(sample_ids))
+        if "depth" in self.modalities:
+            maps = torch.from_numpy(np.stack([self._fpfh(sample_id) for sample_id in sample_ids]))
+            batch = replace(batch, features=batch.features | {"depth": maps})
+        return batch.to(device or torch.device("cpu"))
 
     def assemble(self, prepared: Sequence[Prepared], categories: Sequence[int]) -> Batch:  # noqa: ARG002
         """Refuse: prepared samples have no point cloud."""

@@ -204,6 +204,11 @@ class Guard:
         self._parameters = _trained(detector)
         self._old = {name: p.detach().clone() for name, p in self._parameters.items()}
         device = detector.device
+        self._importance = {
+            name: with_rows(memory[name], len(p)).to(device)
+            for name, p in self._parameters.items()
+            if config.strategy == "ewc" and name in memory
+        }
         projected = projections(memory) if config.strategy == "projection" else {}
         self._projections = {
             f"{layer}.{part}": p.to(device)
@@ -221,14 +226,11 @@ class Guard:
 
     def penalty(self) -> dict[str, Float[Tensor, ""]]:
         """Elastic penalty `ewc`: weight / 2 * sum of F_i (p_i - p_i old)^2; nothing for other strategies."""
-        if self.config.strategy != "ewc" or not self.memory:
+        if not self._importance:
             return {}
         terms = [
-            (
-                with_rows(self.memory[name], len(p)).to(p.device) * (p - self._old[name]).square()
-            ).sum()
-            for name, p in self._parameters.items()
-            if name in self.memory
+            (importance * (self._parameters[name] - self._old[name]).square()).sum()
+            for name, importance in self._importance.items()
         ]
         return {"ewc": 0.5 * self.config.ewc_weight * torch.stack(terms).sum()}
 
@@ -236,8 +238,8 @@ class Guard:
     def pull(self) -> None:
         """Mix `pull` of the old weights into the present ones (IUF does so before every forward pass)."""
         if self.config.pull:
-            for name, p in self._parameters.items():
-                p.lerp_(self._old[name], self.config.pull)
+            parameters: list[Tensor] = list(self._parameters.values())
+            torch._foreach_lerp_(parameters, list(self._old.values()), self.config.pull)
 
     @contextmanager
     def projected(self) -> Iterator[None]:

@@ -5,6 +5,7 @@ unfinished step is saved without any generator's state: training resumed from it
 """
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -121,7 +122,7 @@ def fit_step(
         detector.begin_increment()
     guard = Guard(detector, plan.increment, memory)
     samples = [*sample_ids, *guard.replayed]
-    store.load(samples)
+    store.load(samples, detector.device)
     detector.fit(store, sample_ids, torch.Generator().manual_seed(plan.seed))
     updates, log = Updates(detector, plan, len(samples)), LossLog(plan.step)
     saved = Unfinished(unfinished, plan, samples, updates, log)
@@ -132,7 +133,7 @@ def fit_step(
         order, generator = shuffled(samples, plan, epoch, detector.device)
         for batch_ids in parts(order, plan.training.batch_size):
             guard.pull()
-            batch = store.batch(batch_ids).to(detector.device)
+            batch = store.batch(batch_ids, detector.device)
             with updates.autocast():
                 terms = detector.losses(batch, generator, plan.step == 0) | guard.penalty()
             loss = log.add(terms, epoch, batch_ids, len(samples))
@@ -185,7 +186,10 @@ class Updates:
 
 
 class LossLog:
-    """The mean of every loss term over each epoch, and the guard against numbers that are not finite."""
+    """The mean of every loss term over each epoch, and the guard against numbers that are not finite.
+
+    On a card the losses are looked at when the epoch ends, so that no step waits for the one before.
+    """
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -201,7 +205,7 @@ class LossLog:
     ) -> Float[Tensor, ""]:
         """Note the terms of one batch out of so many samples; returns the loss, their sum."""
         loss = torch.stack(list(terms.values())).sum()
-        if not torch.isfinite(loss):
+        if loss.device.type == "cpu" and not torch.isfinite(loss):
             values = ", ".join(f"{name} {value.item():.3g}" for name, value in terms.items())
             raise TrainingError(
                 f"step {self.step}, epoch {epoch}: loss is {loss.item()} ({values}) for samples {list(batch_ids)}"
@@ -212,16 +216,19 @@ class LossLog:
         return loss
 
     def end(self, epoch: int, detector: Detector) -> None:
-        """Write the epoch's rows; a detector whose weights are no numbers any more is refused."""
-        for name, value in detector.state_dict().items():
-            if isinstance(value, Tensor) and not torch.isfinite(value).all():
-                raise TrainingError(
-                    f"step {self.step}, epoch {epoch}: {name} is not finite after the last update; "
-                    "lower the learning rate"
-                )
+        """Write the epoch's rows; losses or weights that are no numbers any more are refused."""
+        means = {name: float(value) for name, value in self._sums.items()}
+        tensors = {name: x for name, x in detector.state_dict().items() if isinstance(x, Tensor)}
+        finite = torch.stack([torch.isfinite(x).all() for x in tensors.values()]).tolist()
+        bad = [f"loss {name}" for name, value in means.items() if not math.isfinite(value)]
+        bad += [name for name, whole in zip(tensors, finite, strict=True) if not whole]
+        if bad:
+            raise TrainingError(
+                f"step {self.step}, epoch {epoch}: {bad[0]} is not finite after the last update; "
+                "lower the learning rate"
+            )
         self.rows += [
-            {"epoch": epoch, "term": name, "value": float(value)}
-            for name, value in self._sums.items()
+            {"epoch": epoch, "term": name, "value": value} for name, value in means.items()
         ]
         self._sums = {}
 
