@@ -180,6 +180,16 @@ def test_a_difference_of_differences_and_harm_above_the_floor():
     assert second["unit"] == "% of what is above the floor" and np.isnan(second["paper"])
 
 
+def test_the_floor_of_another_study_serves_a_share_above_the_floor():
+    rows = at_once({"clean": [0.9, 0.8], "noisy": [0.7, 0.6]})
+    floors = at_once({"floor-a": [0.5, 0.4], "clean": [0.1, 0.1]}, study="other")
+    share = Contrast((Harm(1, "clean", "noisy", BOTH),), "2-0", "i_auroc", exempt=("noisy",))
+    (row,) = judged(rows, share, references=pd.concat([floors, floors]).drop_duplicates())
+    assert row["estimate"] == pytest.approx(50)  # 20 of 40 points; only floors are taken from there
+    (without,) = judged(rows, share)
+    assert without["reason"] == "not run: floors (rgb+depth)"
+
+
 def test_second_view_is_the_middle_half_of_all_seeds_and_categories():
     rows = pd.concat(
         [run_rows("iuf", [dict.fromkeys("abcd", 0.5)], seed, "4-0") for seed in range(2)]

@@ -15,6 +15,7 @@ from iumad.config.files import load_params
 from iumad.config.schema import StudyConfig
 from iumad.data import categories_of
 from iumad.study.costs import claim_values, read_costs
+from iumad.study.gates import FLOOR
 from iumad.study.load import load_rows, progress
 from iumad.study.results import FRACTIONS
 from iumad.study.statistics import CONTRADICTED, SUPPORTED, VERDICTS
@@ -37,14 +38,13 @@ WORDS = (*VERDICTS, NOT_RUN, UNTESTABLE)
 """Everything that can stand in the column verdict, in the order of the text."""
 
 COSTS = "efficiency"  # the study that is measured, not trained
-REFERENCES = "settings"  # the study that has the floors and joint training, for the gates of all
+REFERENCES = ("settings", "baselines")  # have floors and joint training, for the gates of all
 COMPARED = (*FRACTIONS, "fm_i_auroc", "fm_aupro", "new_i_auroc")  # metrics of comparisons
-SHARED = (
+SEEN_BY_FLOORS = (
     "data",
-    "features",
-    "model",
-    "training",
-)  # what a study has in common with it, or it does not count
+    "evaluation",
+)  # what a study has to have in common with one for its floors to count,
+SEEN_BY_MODELS = (*SEEN_BY_FLOORS, "features", "model", "training")  # and for its models
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ def compare(
 def load_evidence(study: StudyConfig, results: str | Path, params: Path) -> Evidence:
     """Everything that a study has to be judged by, from a results folder.
 
-    Floors and joint training, which gates compare with, are also looked for in the study `settings`.
+    Floors and joint training, which gates compare with, are also looked for in the studies `REFERENCES`.
 
     Parameters
     ----------
@@ -231,20 +231,25 @@ def load_evidence(study: StudyConfig, results: str | Path, params: Path) -> Evid
     results : path
         Results folder (`iumad.study.load`).
     params : Path
-        Folder that holds settings.yaml; it counts if its `SHARED` sections are those of the study.
+        Folder that holds their params files; what counts of one depends on the sections in which both agree.
     """
-    other = _reference_study(study, params)
-    references = None if other is None else load_rows(other, results)
-    return evidence_of(load_rows(study, results), references)
+    references = []
+    for other in _read_references(params):
+        if other.profile != study.profile and _agree(study, other, SEEN_BY_FLOORS):
+            rows = load_rows(other, results)
+            alike = _agree(study, other, SEEN_BY_MODELS)
+            references.append(rows if alike else rows[rows["method"].str.startswith(FLOOR)])
+    found = pd.concat(references, ignore_index=True) if references else None
+    return evidence_of(load_rows(study, results), found)
 
 
-def _reference_study(study: StudyConfig, params: Path) -> StudyConfig | None:
-    file = params / f"{REFERENCES}.yaml"
-    if not file.exists():
-        return None
-    other = load_params(file)
-    same = all(getattr(study, key) == getattr(other, key) for key in SHARED)
-    return other if same and other.profile != study.profile else None
+def _read_references(params: Path) -> list[StudyConfig]:
+    files = [params / f"{name}.yaml" for name in REFERENCES]
+    return [load_params(file) for file in files if file.exists()]
+
+
+def _agree(one: StudyConfig, other: StudyConfig, sections: tuple[str, ...]) -> bool:
+    return all(getattr(one, key) == getattr(other, key) for key in sections)
 
 
 def studies_of(
@@ -259,16 +264,12 @@ def claim_evidence(
     studies: dict[str, StudyConfig], results: str | Path, params: Path
 ) -> dict[str, Evidence]:
     """Evidence of every study, for `evaluate_claims`; without rows where nothing is finished."""
-    found, references = {}, None
-    for name, study in studies.items():
-        if name == COSTS:
-            found[name] = costs_evidence(study, results)
-            continue
-        other = _reference_study(study, params)
-        if other is not None and references is None:
-            references = load_rows(other, results)
-        found[name] = evidence_of(load_rows(study, results), references if other else None)
-    return found
+    return {
+        name: costs_evidence(study, results)
+        if name == COSTS
+        else load_evidence(study, results, params)
+        for name, study in studies.items()
+    }
 
 
 def costs_evidence(study: StudyConfig, results: str | Path) -> Evidence:

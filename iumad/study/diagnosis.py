@@ -127,12 +127,13 @@ def _good_images(work: RunWork, categories: list[str]) -> list[str]:
 
 
 DOSES = (0.0, 0.5, 1.0)
+PROBED_IMAGES = 10  # of each category; each goes through the backbone in every pair of doses
 
 
 def bottleneck_features(
     run: RunConfig, folder: str | Path, doses: Sequence[float] = DOSES
 ) -> tuple[dict[str, Float32[np.ndarray, "n d"]], pd.DataFrame]:
-    """Fused features of good test images before and after the bottleneck, clean and perturbed in every dose.
+    """Fused features of some good test images before and after the bottleneck, clean and perturbed in every dose.
 
     Parameters
     ----------
@@ -167,8 +168,9 @@ def bottleneck_features(
         seen["before"].append(inputs[0].mean(dim=1).float().cpu())
         seen["after"].append(outputs[0].mean(dim=1).float().cpu())
 
-    ids, labels = _good_images(work, list(step.seen)), []
     category = work.dataset.index.set_index("sample_id")["category"]
+    good = category[_good_images(work, list(step.seen))]
+    ids, labels = good.groupby(good).head(PROBED_IMAGES).index.tolist(), []
     handle = bottleneck.register_forward_hook(keep)
     try:
         for redundant, spurious in itertools.product(doses, doses):

@@ -149,7 +149,12 @@ class Evidence:
 
 def evidence_of(rows: pd.DataFrame, references: pd.DataFrame | None = None) -> Evidence:
     """Evidence from the result rows of one study; `references` as in `iumad.study.gates.measure_gates`."""
-    values = final_table(rows) if len(rows) else pd.DataFrame(columns=VALUE_COLUMNS)
+    known = rows
+    if references is not None and len(rows):  # a share above the floor needs the floor's values too
+        floors = references[references["method"].str.startswith(FLOOR)]
+        known = pd.concat([rows, floors[~floors["run_id"].isin(rows["run_id"])]], ignore_index=True)
+    values = final_table(known) if len(known) else pd.DataFrame(columns=VALUE_COLUMNS)
+    values = values.drop_duplicates(VALUE_COLUMNS[:-1])  # two studies may have one floor
     return Evidence(rows, values[VALUE_COLUMNS], measure_gates(rows, references))
 
 
