@@ -1,4 +1,4 @@
-"""What this process may use, and how it writes files.
+"""What this process may use, and how it reads and writes files.
 
 Files are written in one step: a reader, or a killed writer, never leaves or sees half of one. A sealed file ends
 with a checksum of its content and its place (folder and name), so that a damaged or misplaced one is found when it
@@ -6,16 +6,20 @@ is read.
 """
 
 import hashlib
+import io
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
 
-from iumad.errors import DamagedFileError
+import pandas as pd
+import platformdirs
+
+from iumad.errors import DamagedFileError, DataError
 
 _MARK = b"# sha256 "
 _SEAL_LENGTH = len(_MARK) + 64 + 1
@@ -27,6 +31,47 @@ def usable_cores() -> int:
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def cache_folder() -> Path:
+    """Folder of what can be worked out again: `$IUMAD_CACHE`, else the user's cache folder of this system."""
+    return Path(os.environ.get("IUMAD_CACHE") or platformdirs.user_cache_dir("iumad"))
+
+
+def read_table(
+    source: Path | bytes, numbers: Mapping[str, type] | None = None, name: str = ""
+) -> pd.DataFrame:
+    """Read a CSV table in which everything is text, but for the columns of numbers.
+
+    A category may be called 001, NA or true, so nothing is guessed from looks.
+
+    Parameters
+    ----------
+    source : Path or bytes
+        The file, or its content.
+    numbers : column -> int or float, optional
+        Columns that it has or may lack. An empty cell of a float is missing; all digits are read as written.
+    name : str
+        What errors call the table, by default the path.
+
+    Raises
+    ------
+    DataError
+        The table cannot be read, or a number is none.
+    """
+    name = name or (str(source) if isinstance(source, Path) else "the table")
+    try:
+        content = source.read_bytes() if isinstance(source, Path) else source
+        table = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False, encoding="utf-8")
+        for column, kind in (numbers or {}).items():
+            if column in table:
+                values = [kind(text or "nan") for text in table[column]]
+                table[column] = pd.Series(values, table.index, dtype=kind)
+    except (OSError, ValueError) as error:  # the parser's errors are ValueErrors
+        raise DataError(
+            f"{name}: cannot be read as a table ({' '.join(str(error).split())})"
+        ) from error
+    return table
 
 
 def forget_peak_memory() -> None:

@@ -66,7 +66,7 @@ def test_missing_mask_of_a_defect(root):
 
 def test_unpaired_files(root):
     (root / "bolt" / "train" / "good" / "xyz" / "001.tiff").unlink()
-    refused(root, "good/rgb/001.png", "no point cloud")
+    refused(root, "good/rgb/001.png", "no xyz file of the same name")
     (root / "bolt" / "train" / "good" / "rgb" / "001.png").unlink()
     (root / "bolt" / "test" / "hole" / "rgb" / "000.png").rename(
         root / "bolt" / "test" / "hole" / "rgb" / "007.png"
@@ -83,7 +83,7 @@ def test_two_extensions_for_one_name(root):
 
 def test_folders_that_differ_in_case_only(root):
     shutil.copytree(root / "bolt" / "train" / "good", root / "bolt" / "train" / "GOOD")
-    refused(root, "differs only in case")
+    refused(root, "shares its name", "case")
 
 
 def test_unknown_file_types(root):

@@ -1,16 +1,21 @@
 """`check_dataset`, layout detection and contact sheets."""
 
+import shutil
+
 import numpy as np
 import pytest
+import tiny
 import trees
 
+from iumad.config.schema import StudyConfig
 from iumad.config.sections import MiniCandiesConfig
-from iumad.data.check import check_dataset, detect_layout, open_folder
+from iumad.data.check import check_dataset, data_problems, detect_layout, open_folder
 from iumad.data.folders.mvtec import MVTec3D
-from iumad.data.folders.own import Mapping, new_dataset
+from iumad.data.folders.new import Mapping, new_dataset
 from iumad.data.minicandies import MiniCandies
 from iumad.data.sheet import ALPHAS, LABEL, TILE, contact_sheet, outlined, perturbation_sheet
 from iumad.errors import DataError
+from iumad.study.check import check_study
 
 
 def own_folder(root):
@@ -102,7 +107,7 @@ def test_unusual_is_a_warning(tmp_path):
     assert report.ok
     assert report.warnings == (
         "bolt/test/hole/000: is a defect, but its mask is empty",
-        "nut: has no test good images",
+        "nut: has no good test images, so AUROC is undefined",
     )
 
 
@@ -143,7 +148,11 @@ def test_nothing_usable_says_why(tmp_path):
 def test_real_data_is_clean(real_data):
     report = check_dataset(real_data / "real_rgbd")
     assert report.ok, report.errors
-    assert report.warnings == ()
+    assert len(report.warnings) == 1
+    assert "depth_scaling: sample would" in report.warnings[0]  # a flat road, at many distances
+    low, high = report.depth_range
+    assert 1.15 < low < 1.2 < high < 1.25
+    assert data_problems(open_folder(real_data / "real_rgbd")) == ([], [])
     assert report.table["valid_depth"].between(0.9, 1).all()
     assert (
         report.table[["train", "validation", "test_good", "test_defect"]].to_numpy().tolist()
@@ -151,7 +160,75 @@ def test_real_data_is_clean(real_data):
     )
     report = check_dataset(real_data / "real_rgb")
     assert report.ok, report.errors
-    assert report.table["test_defect"].tolist() == [18, 8, 8]
+    defects = dict(zip(report.table["category"], report.table["test_defect"], strict=True))
+    assert [defects[name] for name in ("bottle", "hazelnut", "transistor")] == [18, 8, 8]
+    for name in ("real_rgbir", "real_rgbir_registered"):
+        report = check_dataset(real_data / name)
+        assert report.ok, report.errors
+        assert report.modalities == ("rgb", "infrared")
+
+
+def move(root, source, target):
+    """Copy one sample's files to another place, as a hasty engineer does."""
+    for path in (root / source.rpartition("/")[0]).rglob(f"{source.rpartition('/')[2]}.*"):
+        place = root / target.rpartition("/")[0] / path.parent.name
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, place / f"{target.rpartition('/')[2]}{path.suffix}")
+
+
+def in_millimetres(root):
+    path = root / "nut" / "test" / "good" / "xyz" / "000.tiff"
+    trees.write_xyz(path, trees.xyz_array() * np.float32(1000))
+
+
+def empty_test(root):
+    shutil.rmtree(root / "nut" / "test")
+    (root / "nut" / "test").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            lambda root: move(root, "bolt/train/good/001", "bolt/test/good/007"),
+            "one image in two splits",
+        ),
+        (
+            lambda root: move(root, "bolt/test/hole/000", "bolt/test/good/007"),
+            "one image, good in one place and defective in the other",
+        ),
+        (in_millimetres, "nut/test/good/000: its depth of about 505 m is far from the usual 0.50"),
+        (empty_test, "nut"),
+    ],
+    ids=["two splits", "good and defective", "millimetres", "empty test folder"],
+)
+def test_what_cannot_be_meant_is_refused_by_check_and_run_alike(tmp_path, spoil, message):
+    root = trees.small_mvtec3d(tmp_path / "data")
+    spoil(root)
+    for path in root.glob("bolt/test/good/gt/007.png"):  # the copied mask would be refused first
+        trees.write_png(path, trees.mask_array(False))
+    report = check_dataset(root)
+    assert any(message in text for text in report.errors), report.errors
+    content = tiny.params(data={"name": "mvtec3d", "root": str(root)}, settings=["1-1"])
+    for key in ("categories", "n_train", "n_validation", "n_test_good", "n_test_defect"):
+        del content["data"][key]
+    with pytest.raises(DataError) as caught:
+        check_study(StudyConfig.model_validate(content), "cpu")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_odd_is_said(tmp_path):
+    root = trees.small_mvtec3d(tmp_path / "data", ("bolt",))
+    move(root, "bolt/train/good/001", "bolt/train/good/007")
+    wide = (12, 30)
+    for kind, array in (("rgb", trees.rgb_array(9, wide)), ("xyz", trees.xyz_array(9, wide))):
+        write = trees.write_png if kind == "rgb" else trees.write_xyz
+        suffix = "png" if kind == "rgb" else "tiff"
+        write(root / "bolt" / "train" / "good" / kind / f"008.{suffix}", array)
+    for warnings in (check_dataset(root).warnings, data_problems(open_folder(root))[1]):
+        assert any("001 and bolt/train/good/007: one image, twice" in text for text in warnings)
+        assert any("differ in shape" in text for text in warnings)
 
 
 def test_contact_sheet_has_a_row_per_category(tmp_path):

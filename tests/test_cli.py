@@ -18,7 +18,7 @@ from iumad import cli
 from iumad.cli import output as cli_output
 from iumad.config.schema import StudyConfig
 from iumad.data import open_dataset
-from iumad.features.cache import default_cache
+from iumad.machine import cache_folder
 from iumad.study.steps import steps_of
 
 
@@ -140,11 +140,12 @@ def test_predict_prints_the_score_and_writes_the_map(iumad, finished, files, tmp
         *("--results", finished.results, "--out", "maps"),
     )
     assert code == 0
-    anomaly_map = np.load(tmp_path / "maps" / "image_map.npy")
+    (saved,) = (tmp_path / "maps").glob("image-*_map.npy")
+    anomaly_map = np.load(saved)
     assert anomaly_map.shape == (tiny.SIZE, tiny.SIZE)
     score = float(out.split()[1])
     assert anomaly_map.mean() < score <= round(float(anomaly_map.max()), 4)
-    assert (tmp_path / "maps" / "image_map.png").exists()
+    assert saved.with_suffix(".png").exists()
 
 
 def test_params_prints_all_keys_and_checks_files(iumad, finished):
@@ -164,8 +165,8 @@ def test_params_prints_all_keys_and_checks_files(iumad, finished):
 def test_the_cache_is_shown_and_pruned(iumad, monkeypatch, tmp_path):
     code, out, _ = iumad("cache", "info")
     assert code == 0
-    assert str(default_cache()) in out
-    shutil.copytree(default_cache(), tmp_path / "cache")
+    assert str(cache_folder()) in out
+    shutil.copytree(cache_folder(), tmp_path / "cache")
     monkeypatch.setenv("IUMAD_CACHE", str(tmp_path / "cache"))
     code, out, _ = iumad("cache", "prune", "--max-gb", "0")
     assert code == 0
@@ -226,7 +227,7 @@ def test_every_command_refuses_a_missing_params_file(iumad, command):
     [
         (["nowhere.png", "{cloud}"], ["nowhere.png"]),
         (["{truncated}", "{cloud}"], ["truncated.png"]),
-        (["{image}"], ["image.png", "needs a depth file as the second argument"]),
+        (["{image}"], ["image.png", "a file for depth as well"]),
         (["{image}", "nowhere.tiff"], ["nowhere.tiff"]),
         (["{image}", "{small}"], ["small.tiff", "8", "32"]),
         (["{image}", "{cloud}", "--category", "cooky"], ["unknown category 'cooky'", "chocolate"]),

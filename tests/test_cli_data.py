@@ -1,4 +1,4 @@
-"""`iumad data`: questions and answers, depth ranges, damaged data sets; nothing half-written."""
+"""`iumad data`: questions and answers, damaged data sets; nothing half-written."""
 
 import io
 import re
@@ -8,19 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import trees
 import yaml
 from test_corruption import DAMAGES, damage
 
 from iumad import cli
-from iumad.config.files import load_params
 from iumad.config.schema import StudyConfig
-from iumad.data import open_dataset
 from iumad.data.check import check_dataset
-from iumad.data.depth import training_range
-from iumad.data.folders.own import SAMPLES_FILE, SETTINGS_FILE, Mapping, OwnDataset
-from iumad.data.minicandies import MiniCandies
+from iumad.data.folders.new import Mapping
+from iumad.data.folders.own import SAMPLES_FILE, SETTINGS_FILE, OwnDataset
 
 
 @pytest.fixture
@@ -46,7 +42,8 @@ def captures(root: Path) -> Path:
     depth = (trees.xyz_array()[..., 2] * 1000).astype(np.uint16)
     for kind, number in (("good", 10), ("scratch", 2)):
         for stem in map(str, range(number)):
-            trees.write_png(root / kind / f"{stem}.png", trees.rgb_array(int(stem)))
+            seed = int(stem) + 100 * (kind != "good")
+            trees.write_png(root / kind / f"{stem}.png", trees.rgb_array(seed))
             trees.write_png(root / f"{kind} depth" / f"{stem}.png", depth)
             if kind != "good":
                 trees.write_png(root / "masks" / f"{stem}.png", trees.mask_array())
@@ -128,44 +125,6 @@ def test_a_failing_disk_leaves_no_index(iumad, tmp_path, monkeypatch):
     assert not (root / SAMPLES_FILE).exists()
 
 
-# --- depth range --------------------------------------------------------------------------------
-
-
-def write_params(path: Path, **changes) -> Path:
-    path.write_text(yaml.safe_dump(tiny.params(**changes)))
-    return path
-
-
-def test_range_of_the_base_step(iumad, tmp_path, monkeypatch):
-    loaded: list[str] = []
-    load = MiniCandies.load
-    monkeypatch.setattr(MiniCandies, "load", lambda self, i: loaded.append(i) or load(self, i))
-    params = write_params(tmp_path / "a.yaml", settings=["3-0", "2-1"])
-    code, out, err = iumad("data", "range", params)
-    assert code == 0, err
-    assert {tuple(i.split("/")[:2]) for i in loaded} == {
-        ("chocolate", "train"),
-        ("pretzel", "train"),
-    }
-    low, high = yaml.safe_load(out)["data"]["depth_scaling"]
-    dataset = open_dataset(load_params(params).data)
-    exact = training_range(dataset.load(i).xyz for i in list(loaded))
-    assert low <= exact[0] < exact[1] <= high  # rounded outwards to 0.1 mm
-    assert np.allclose((low, high), exact, atol=1.01e-4)
-    scaled = load_params(params, assignments=[f"data.depth_scaling=[{low}, {high}]"])
-    assert scaled.data.depth_scaling == (low, high)
-
-
-def test_range_without_depth(iumad, tmp_path):
-    trees.small_mvtec(tmp_path / "data")
-    content = {"data": {"name": "mvtec", "root": "data"}, "modalities": ["rgb"]}
-    params = tmp_path / "a.yaml"
-    params.write_text(yaml.safe_dump(content | {"settings": ["1-0"]}))
-    code, _, err = iumad("data", "range", params)
-    assert code == 2
-    assert "'mvtec' has no depth" in err
-
-
 def test_the_snippets_of_the_book_are_valid(repository):
     text = (repository / "book" / "datasets.md").read_text(encoding="utf-8")
     blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
@@ -185,7 +144,9 @@ def test_an_exported_minicandies_is_clean(iumad, tmp_path):
     assert code == 0, err
     code, out, err = iumad("data", "check", "candies")
     assert code == 0, err
-    assert "layout: mvtec3d" in out
+    assert "layout: MVTec 3D-AD" in out
+    assert "images: rgb + depth" in out
+    assert re.search(r"depth of all training images: 0\.3\d+ to 0\.4\d+ m", out)
     assert "no errors" in out
     assert "published" not in out
     report = check_dataset(tmp_path / "candies")
@@ -228,22 +189,3 @@ def test_damaged_data_sets_are_refused_by_name_or_whole(iumad, tmp_path, real_da
             assert victim.stem in message
         shutil.rmtree(root)
     assert refused >= 10
-
-
-@pytest.mark.slow
-def test_complete_copies_have_the_published_counts(iumad, tmp_path):
-    """The two public data sets' exact trees with all their counts; every file is a tiny image."""
-    trees.full_mvtec3d(tmp_path / "mvtec_3d_ad")
-    code, out, err = iumad("data", "check", "mvtec_3d_ad")
-    assert code == 0, err
-    assert "layout: mvtec3d" in out
-    assert "counts are those of the published data set" in out
-    assert "warning" not in out
-    (tmp_path / "store").mkdir()
-    tree = trees.EyecandiesTree(tmp_path / "eyecandies", tmp_path / "store")
-    tree.add_full()
-    code, out, err = iumad("data", "check", "eyecandies")
-    assert code == 0, err
-    assert "layout: eyecandies" in out
-    assert "counts are those of the published data set" in out
-    assert "warning" not in out

@@ -7,14 +7,12 @@ from hypothesis import strategies as st
 
 from iumad.data.depth import (
     back_project,
-    decode_normals,
-    decode_z,
     encode_depth,
     fill_invalid,
     remove_plane,
-    scaling_range,
+    robust_range,
+    scale_depth,
     surface_normals,
-    training_range,
     valid_mask,
 )
 from iumad.errors import ConfigError, DataError
@@ -51,54 +49,35 @@ def test_fill_invalid_takes_the_nearest_valid_value():
         fill_invalid(z, np.zeros_like(valid))
 
 
-def test_scaling_range_by_hand():
+def test_robust_range_by_hand():
     # z = 0, 1 .. 100: percentiles 1 and 99 are 1 and 99, a quarter of 98 is 24.5
-    z = np.arange(101, dtype=np.float32).reshape(1, -1)
-    assert scaling_range(z, np.ones_like(z, dtype=bool)) == pytest.approx((-23.5, 123.5))
-
-
-def test_invalid_pixels_do_not_stretch_the_range():
-    plane = tilted_plane()
-    holed = plane.copy()
-    holed[10:14, 10:14] = 0
-    full, cut = (scaling_range(cloud[..., 2], valid_mask(cloud)) for cloud in (plane, holed))
-    assert full == pytest.approx(cut, abs=1e-3)
-    assert cut[0] > 0.4  # a zero that was read as near would pull this down
-
-
-def test_training_range_covers_every_cloud():
-    near, far = tilted_plane(c=0.4), tilted_plane(c=0.6)
-    low, high = training_range([near, far])
-    assert low == pytest.approx(scaling_range(near[..., 2], valid_mask(near))[0])
-    assert high == pytest.approx(scaling_range(far[..., 2], valid_mask(far))[1])
-    with pytest.raises(DataError, match="at least one"):
-        training_range([])
+    assert robust_range(np.arange(101, dtype=np.float32)) == pytest.approx((-23.5, 123.5))
+    with pytest.raises(DataError, match="no valid pixel"):
+        robust_range(np.zeros(0))
 
 
 @given(st.floats(-0.5, 0.5), st.floats(-0.5, 0.5), st.sampled_from(["z", "z+normals"]))
-def test_z_of_a_plane_comes_back(a, b, encoding):
+def test_z_of_a_plane_comes_back_also_from_outside_the_range(a, b, encoding):
     plane = tilted_plane(a, b)
-    low, high = 0.4, 0.6  # the plane stays inside: 0.5 +- (0.5 + 0.5) * 28 mm = 0.472 .. 0.528
-    image = encode_depth(plane, encoding, (low, high))
+    low, high = 0.49, 0.52  # the plane reaches 0.5 +- (0.5 + 0.5) * 28 mm = 0.472 .. 0.528
+    image = scale_depth(encode_depth(plane, encoding), low, high)
     assert image.dtype == np.float32
-    # float32 in [0, 1] resolves 6e-8 of 0.2 m; three roundings
-    np.testing.assert_allclose(decode_z(image, low, high), plane[..., 2], atol=1e-7)
+    # float32 around 1 resolves 1e-7 of 0.03 m; three roundings
+    np.testing.assert_allclose(low + image[..., 0] * (high - low), plane[..., 2], atol=1e-7)
 
 
 def test_z_has_three_equal_channels_and_known_values():
     plane = orthographic(np.full((SIZE, SIZE), 0.5) + np.linspace(0, 0.1, SIZE)[None, :])
-    image = encode_depth(plane, "z", (0.5, 0.7))
+    image = scale_depth(encode_depth(plane), 0.5, 0.7)
     assert (image[..., 0] == image[..., 1]).all()
     assert (image[..., 0] == image[..., 2]).all()
     np.testing.assert_allclose(image[0, [0, -1], 0], [0, 0.5], atol=1e-6)
-    clipped = encode_depth(plane, "z", (0.52, 0.55))
-    assert clipped.min() == 0
-    assert clipped.max() == 1
-
-
-def test_flat_depth_is_in_the_middle():
-    flat = orthographic(np.full((SIZE, SIZE), 0.5))
-    assert (encode_depth(flat, "z") == 0.5).all()
+    cut = scale_depth(encode_depth(plane), 0.52, 0.55, clip=True)
+    assert (cut.min(), cut.max()) == (0, 1)
+    flat = scale_depth(encode_depth(plane), 0.5, 0.5)
+    assert (flat == 0.5).all()
+    with pytest.raises(ConfigError, match="low < high"):
+        scale_depth(encode_depth(plane), 0.6, 0.4)
 
 
 def test_normals_of_a_plane():
@@ -110,8 +89,8 @@ def test_normals_of_a_plane():
     np.testing.assert_allclose(
         surface_normals(plane), np.broadcast_to(expected, plane.shape), atol=1e-4
     )
-    decoded = decode_normals(encode_depth(plane, "z+normals"))
-    np.testing.assert_allclose(decoded, np.broadcast_to(expected, plane.shape), atol=1e-4)
+    x_and_y = encode_depth(plane, "z+normals")[..., 1:] * 2 - 1
+    np.testing.assert_allclose(x_and_y, np.broadcast_to(expected[:2], x_and_y.shape), atol=1e-4)
 
 
 def test_normals_beside_a_hole_stay_those_of_the_plane():
@@ -163,17 +142,14 @@ def test_encodings_stay_in_range(encoding):
     cloud = rng.normal(0.5, 0.3, (20, 30, 3)).astype(np.float32)
     cloud[rng.random((20, 30)) < 0.3] = 0
     image = encode_depth(cloud, encoding)
+    if encoding != "xyz255":
+        image = scale_depth(image, *robust_range(cloud[valid_mask(cloud)][:, 2]), clip=True)
     assert image.shape == (20, 30, 3)
     assert image.dtype == np.float32
     assert np.isfinite(image).all()
     assert 0 <= image.min() <= image.max() <= 1
     with pytest.raises(DataError, match="no valid pixel"):
         encode_depth(np.zeros((4, 4, 3), dtype=np.float32), encoding)
-
-
-def test_wrong_scaling_is_refused():
-    with pytest.raises(ConfigError, match="low < high"):
-        encode_depth(tilted_plane(), "z", (0.6, 0.4))
 
 
 def scene_with_box(noise=2e-4, seed=0):

@@ -1,18 +1,17 @@
 """Export in MVTec 3D-AD's layout: read back the same arrays; a tree with its final name is whole."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
+import trees
 
 from iumad.config.sections import FolderConfig, MiniCandiesConfig
 from iumad.data import open_dataset
-from iumad.data.depth import scaling_range, valid_mask
+from iumad.data.depth import robust_range, valid_mask
 from iumad.data.export import export_mvtec3d
-from iumad.data.folders.mvtec import MVTec3D
+from iumad.data.folders.mvtec import MVTec, MVTec3D
 from iumad.data.minicandies import MiniCandies
 from iumad.data.perturb import spurious
-from iumad.data.prepare import prepare
+from iumad.data.prepare import for_the_eye
 from iumad.errors import DataError
 
 
@@ -73,21 +72,9 @@ def test_an_interrupted_export_never_has_the_final_name(candies, tmp_path):
 
 
 def test_needs_depth_and_a_writable_place(candies, tmp_path):
-    @dataclass
-    class Flat:
-        name = "flat"
-        categories = ("a",)
-        modalities = ("rgb",)
-        index = candies.index
-
-        def load(self, sample_id):
-            raise NotImplementedError
-
-        def fingerprint(self, sample_id):
-            raise NotImplementedError
-
-    with pytest.raises(DataError, match="'flat' has no depth"):
-        export_mvtec3d(Flat(), tmp_path / "out")
+    flat = MVTec(trees.small_mvtec(tmp_path / "flat"))
+    with pytest.raises(DataError, match="'mvtec' has no depth"):
+        export_mvtec3d(flat, tmp_path / "out")
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot be written"):
         export_mvtec3d(candies, tmp_path / "file" / "out")
@@ -111,12 +98,12 @@ def test_without_the_plane_from_the_folder_to_the_models_input(tmp_path):
         assert np.array_equal(sample.xyz[sample.foreground], whole.xyz[sample.foreground])
         assert np.array_equal(sample.mask, whole.mask)
 
-        depth = prepare(sample, config).depth
-        low, high = scaling_range(sample.xyz[..., 2], sample.foreground)
+        depth = for_the_eye(sample, config, cut.modalities).depth
+        low, high = robust_range(sample.xyz[..., 2][sample.foreground])
         inside = np.clip((sample.xyz[..., 2] - low) / (high - low), 0, 1)
         # float32 steps of z, 3e-8 m, over a range of about 2 cm
         np.testing.assert_allclose(depth[found, 0], inside[found], atol=1e-5)
-        with_plane = prepare(whole, config).depth
+        with_plane = for_the_eye(whole, config, cut.modalities).depth
         assert depth[found].std() > with_plane[found].std()  # the table no longer takes the range
 
     # what was estimated serves the spurious perturbation, without the generator's knowledge

@@ -7,8 +7,9 @@ import trees
 
 from iumad.config.sections import EyecandiesConfig
 from iumad.data import open_dataset
-from iumad.data.folders.eyecandies import FOCAL_LENGTH, Eyecandies, camera_points, world_points
+from iumad.data.folders.eyecandies import Eyecandies
 from iumad.data.published import EYECANDIES, compare_with_published
+from iumad.data.reader import EYECANDIES_FOCAL_LENGTH, eyecandies_points
 from iumad.errors import DataError
 
 
@@ -63,32 +64,15 @@ def test_load_decodes_light_depth_and_mask(small):
     assert not Eyecandies(small.root).load("Lollipop/test/good/00").mask.any()
 
 
-def test_points_of_the_camera_and_the_world(small):
+def test_points_of_the_camera():
     # 512 pixels, principal point 256: pixel (256 + 71.111, 256) at 1 m lies at x = 0.1 m
-    points = camera_points(np.ones((512, 512), dtype=np.float32))
+    points = eyecandies_points(np.ones((512, 512), dtype=np.float32))
     assert points[256, 256].tolist() == [0, 0, 1]
-    assert points[256, 256 + 71, 0] == pytest.approx(71 / FOCAL_LENGTH)
-    assert points[256 - 71, 256, 1] == pytest.approx(-71 / FOCAL_LENGTH)
+    assert points[256, 256 + 71, 0] == pytest.approx(71 / EYECANDIES_FOCAL_LENGTH)
+    assert points[256 - 71, 256, 1] == pytest.approx(-71 / EYECANDIES_FOCAL_LENGTH)
     # the focal length belongs to 512 pixels; half the image needs half of it
-    half = camera_points(np.ones((256, 256), dtype=np.float32))
+    half = eyecandies_points(np.ones((256, 256), dtype=np.float32))
     np.testing.assert_allclose(half, points[::2, ::2], atol=1e-6)
-
-    dataset = Eyecandies(small.root)
-    pose = dataset.load_pose("Lollipop/train/good/000")
-    # this pose moves the world by 1.5 m along z: a world point is 1.5 m nearer
-    np.testing.assert_allclose(world_points(points, pose)[..., 2], -0.5, atol=1e-6)
-
-
-def test_normals_face_the_camera(small):
-    normals = Eyecandies(small.root).load_normals("Lollipop/train/good/000")
-    # stored (127, 127, 255) is (0, 0, 1) in the file's frame: towards the camera
-    np.testing.assert_allclose(normals[0, 0], [0, 0, -1], atol=0.01)
-    np.testing.assert_allclose(np.linalg.norm(normals, axis=-1), 1, atol=1e-6)
-
-
-def test_kind_masks(small):
-    masks = Eyecandies(small.root).load_kind_masks("Lollipop/test/combined/05")
-    assert {kind for kind, mask in masks.items() if mask.any()} == {"colors", "dents"}
 
 
 def test_the_light_is_part_of_the_fingerprint(small):
@@ -173,17 +157,10 @@ def test_anomalous_without_any_mask(small):
         Eyecandies(small.root)
 
 
-def test_wrong_pose_and_8_bit_depth(small):
-    data = small.root / "Lollipop" / "train" / "data"
-    replace(data / "000_pose.txt", "1 2 3")
-    dataset = Eyecandies(small.root)
-    with pytest.raises(DataError, match="4 x 4"):
-        dataset.load_pose("Lollipop/train/good/000")
-    replace(data / "000_pose.txt", "a b c")
-    with pytest.raises(DataError, match="000_pose"):
-        dataset.load_pose("Lollipop/train/good/000")
-    (data / "000_depth.png").unlink()
-    trees.write_png(data / "000_depth.png", trees.rgb_array(size=(16, 16))[..., 0])
+def test_8_bit_depth(small):
+    path = small.root / "Lollipop" / "train" / "data" / "000_depth.png"
+    path.unlink()
+    trees.write_png(path, trees.rgb_array(size=(16, 16))[..., 0])
     with pytest.raises(DataError, match=r"000_depth\.png: needs one channel of 16 bits"):
         Eyecandies(small.root).load("Lollipop/train/good/000")
 

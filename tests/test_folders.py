@@ -2,16 +2,19 @@
 
 import os
 import shutil
+import time
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
 import trees
 
 from iumad.config.sections import FolderConfig
-from iumad.data import open_dataset
+from iumad.data import memo, open_dataset
 from iumad.data.files import natural_key
 from iumad.data.folders.mvtec import MVTec, MVTec3D, geometric_by_name
+from iumad.data.prepare import Preparation, prepare
 from iumad.data.published import MVTEC_3D_AD, compare_with_published, published_counts
 from iumad.data.sample import INDEX_SCHEMA
 from iumad.errors import DataError
@@ -42,19 +45,37 @@ def test_real_rgbd_counts_and_arrays(real_data):
 
 def test_real_rgb_counts_and_arrays(real_data):
     dataset = open_dataset(FolderConfig(name="mvtec", root=real_data / "real_rgb"))
-    assert dataset.categories == ("bottle", "hazelnut", "transistor")
+    assert {"bottle", "hazelnut", "transistor", "cookie"} <= set(dataset.categories)
     assert dataset.modalities == ("rgb",)
-    assert (dataset.index["split"] == "train").sum() == 140
-    assert dataset.index["label"].sum() == 18 + 8 + 8
-    sample = dataset.load("bottle/test/broken_large/" + _first(dataset, "broken_large"))
+    bottle = dataset.ids("test", ["bottle"])
+    assert len(dataset.ids("train", ["bottle"])) == 40
+    assert len(bottle) == 8 + 18
+    sample = dataset.load(next(each for each in bottle if "broken_large" in each))
     assert sample.xyz is None
     assert sample.mask.any()
     assert sample.rgb.shape == (256, 256, 3)
+    unknown = dataset.index[~dataset.index["masked"]]
+    assert set(unknown["defect"]) == {"broken_nomask"}
+    assert dataset.load(unknown["sample_id"].iloc[0]).mask is None
 
 
-def _first(dataset, defect):
-    rows = dataset.index[dataset.index["defect"] == defect]
-    return rows["sample_id"].iloc[0].rsplit("/", 1)[1]
+def test_real_infrared_is_a_modality_of_its_own(real_data):
+    config = FolderConfig(name="mvtec3d", root=real_data / "real_rgbir_registered")
+    dataset = open_dataset(config)
+    assert dataset.modalities == ("rgb", "infrared")
+    assert dataset.categories == ("button_cell", "capsule", "cotton")
+    assert {defect for defect in dataset.index["defect"] if defect.endswith("nomask")} == set(
+        dataset.index[~dataset.index["masked"]]["defect"]
+    )
+    sample = dataset.load(dataset.ids("test", ["capsule"])[0])
+    assert sample.xyz is None
+    assert sample.others["infrared"].shape == (256, 256, 3)
+    assert sample.others["infrared"].dtype == np.uint8
+    prepared = prepare(sample, Preparation(image_size=64), dataset.modalities)
+    assert {name: image.shape for name, image in prepared.images.items()} == {
+        "rgb": (64, 64, 3),
+        "infrared": (64, 64, 3),
+    }
 
 
 def test_small_tree_is_read_exactly(root):
@@ -63,8 +84,8 @@ def test_small_tree_is_read_exactly(root):
     assert dataset.categories == ("bolt", "nut")
     assert len(dataset.index) == 12
     good = dataset.load("bolt/train/good/001")
-    np.testing.assert_array_equal(good.rgb, trees.rgb_array())
-    np.testing.assert_array_equal(good.xyz, trees.xyz_array())
+    np.testing.assert_array_equal(good.rgb, trees.rgb_array(1))
+    np.testing.assert_array_equal(good.xyz, trees.xyz_array(1))
     assert not good.mask.any()
     assert (good.label, good.geometric, good.foreground) == (0, None, None)
     hole = dataset.load("nut/test/hole/000")
@@ -80,6 +101,15 @@ def test_categories_select_and_order(root):
         MVTec3D(root, ("screw",))
     with pytest.raises(DataError, match="no sample 'x'"):
         MVTec3D(root).load("x")
+
+
+def test_ids_by_split_and_category(root):
+    dataset = MVTec3D(root)
+    assert dataset.ids() == dataset.index["sample_id"].tolist()
+    assert dataset.ids("train", ["nut"]) == ["nut/train/good/000", "nut/train/good/001"]
+    assert len(dataset.ids("test")) == 6
+    assert len(dataset.ids(categories=["bolt"])) == 6
+    assert dataset.ids("train", []) == []
 
 
 def test_geometric_of_the_published_defects():
@@ -131,21 +161,50 @@ def test_another_data_set_has_no_published_counts(root):
     assert compare_with_published(MVTec3D(root).index, "mvtec") is None
 
 
-def test_fingerprint_follows_files_and_options(root):
+def test_identity_is_content_and_names_not_the_place(root, tmp_path):
     dataset, cut = MVTec3D(root), MVTec3D(root, remove_plane=True)
-    before = dataset.fingerprint("bolt/test/hole/000")
-    assert before == MVTec3D(root).fingerprint("bolt/test/hole/000")
+    sample_id, split = "bolt/test/hole/000", ("test", ["bolt"])
+    before, whole = dataset.fingerprint(sample_id), dataset.digest(*split)
     assert before != dataset.fingerprint("bolt/test/color/000")
-    assert before != cut.fingerprint("bolt/test/hole/000")
+    assert before != cut.fingerprint(sample_id)
+    assert whole != cut.digest(*split)
+    assert len({whole, dataset.digest("train", ["bolt"]), dataset.digest("test", ["nut"])}) == 3
+
+    copy = MVTec3D(Path(shutil.copytree(root, tmp_path / "moved and renamed")))
+    assert copy.fingerprint(sample_id) == before  # also with other times of change
+    assert copy.digest(*split) == whole
+    assert MVTec3D(root, ("nut", "bolt")).digest(*split) == whole
+
     for kind, suffix in (("rgb", "png"), ("xyz", "tiff"), ("gt", "png")):
         path = root / "bolt" / "test" / "hole" / kind / f"000.{suffix}"
-        state = path.stat()
-        os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns + 1))
-        assert dataset.fingerprint("bolt/test/hole/000") != before
-        before = dataset.fingerprint("bolt/test/hole/000")
+        content = path.read_bytes()
+        shutil.copyfile(root / "bolt" / "test" / "color" / kind / path.name, path)
+        if path.read_bytes() != content:
+            assert dataset.fingerprint(sample_id) != before
+            assert dataset.digest(*split) != whole
+        path.write_bytes(content)
+        assert dataset.fingerprint(sample_id) == before
     path.unlink()
     with pytest.raises(DataError, match=r"000\.png: cannot be read"):
-        dataset.fingerprint("bolt/test/hole/000")
+        dataset.fingerprint(sample_id)
+
+
+def test_hashes_are_kept_and_a_damaged_or_forbidden_cache_costs_time_only(
+    root, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("IUMAD_CACHE", str(tmp_path / "cache"))
+    old = time.time() - 60
+    for path in root.rglob("*.*"):
+        os.utime(path, (old, old))
+    known = MVTec3D(root).digest("train", ["bolt"])
+    with monkeypatch.context() as patch:
+        patch.setattr("hashlib.file_digest", None)  # nothing is read again
+        assert MVTec3D(root).digest("train", ["bolt"]) == known
+    (tmp_path / "cache" / memo.FILE).write_bytes(b"no database")
+    for _ in range(2):
+        assert MVTec3D(root).digest("train", ["bolt"]) == known
+    monkeypatch.setenv("IUMAD_CACHE", str(root / "bolt" / "train" / "good" / "rgb" / "000.png"))
+    assert MVTec3D(root).digest("train", ["bolt"]) == known
 
 
 def test_plane_is_removed_on_request(tmp_path):
@@ -175,8 +234,32 @@ def test_mvtec_layout(tmp_path):
     with pytest.raises(DataError, match=r"cut.000\.png: a defect without a mask"):
         MVTec(root)
     shutil.rmtree(root / "bolt" / "ground_truth")
-    with pytest.raises(DataError, match="no ground_truth/cut folder"):
-        MVTec(root)
+    without = MVTec(root)
+    assert without.load("bolt/test/cut/000").mask is None
+    assert without.index.set_index("sample_id")["masked"].to_dict()["bolt/test/cut/000"] is False
+    assert "1 defects without masks" in without.notes[0]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_further_folder_is_a_modality_where_all_have_it(root, dtype):
+    for rgb in [*root.rglob("rgb/*.png")]:
+        heat = (trees.rgb_array(7)[..., 0].astype(dtype)) * (1 if dtype == np.uint8 else 200)
+        trees.write_png(rgb.parent.parent / "IR" / rgb.name, heat)
+    assert MVTec3D(root).modalities == ("rgb", "depth", "infrared")
+    sample = MVTec3D(root).load("bolt/train/good/000")
+    np.testing.assert_array_equal(sample.others["infrared"][..., 2], heat)
+
+    other = root / "nut" / "test" / "hole" / "IR" / "000.png"
+    trees.write_png(other, heat.astype(np.uint16 if dtype == np.uint8 else np.uint8))
+    with pytest.raises(DataError, match=r"infrared needs one type"):
+        MVTec3D(root)
+    other.unlink()
+    with pytest.raises(DataError, match=r"hole.rgb.000\.png: no ir file"):
+        MVTec3D(root)
+    shutil.rmtree(root / "nut" / "train" / "good" / "IR")
+    dataset = MVTec3D(root)
+    assert dataset.modalities == ("rgb", "depth")
+    assert any("'ir' are left out" in note for note in dataset.notes)
 
 
 def test_names_in_any_case_unicode_and_spaces(tmp_path):

@@ -16,7 +16,7 @@ import yaml
 
 from iumad.config.files import load_params
 from iumad.config.sections import EyecandiesConfig, FolderConfig
-from iumad.data import categories_of, open_dataset
+from iumad.data import data_of, open_dataset
 from iumad.data.published import EYECANDIES, MVTEC_3D_AD
 from iumad.errors import ConfigError, DataError
 from iumad.study.parallel import default_jobs, run_parallel
@@ -113,23 +113,23 @@ PARTS = (("train", ()), ("val", ()), ("test_public", ()), ("test_public", ("bump
 def test_names_without_the_data_are_those_of_the_data(tmp_path):
     folder = FolderConfig(name="mvtec3d", root=tmp_path / "mvtec3d")
     candies = EyecandiesConfig(name="eyecandies", root=tmp_path / "eyecandies")
-    before = {config: categories_of(config) for config in (folder, candies)}
+    before = [(config, data_of(config).categories) for config in (folder, candies)]
     trees.small_mvtec3d(folder.root, reversed(MVTEC_3D_AD))
     tree = trees.EyecandiesTree(candies.root, tmp_path / "store")
     for category in EYECANDIES:
         for split, kinds in PARTS:
             tree.add(category, split, f"{len(kinds):03d}", kinds)
-    for config, names in before.items():
+    for config, names in before:
         assert len(names) == 10
-        assert categories_of(config) == open_dataset(config).categories == names
+        assert data_of(config).categories == open_dataset(config).categories == names
 
 
 def test_chosen_names_need_no_data_and_other_data_sets_do(tmp_path):
     root = tmp_path / "nowhere"
     chosen = FolderConfig(name="mvtec3d", root=root, categories=("foam", "rope"))
-    assert categories_of(chosen) == ("foam", "rope")
+    assert data_of(chosen).categories == ("foam", "rope")
     with pytest.raises(DataError, match="does not exist"):
-        categories_of(FolderConfig(name="mvtec", root=root))
+        data_of(FolderConfig(name="mvtec", root=root))
 
 
 def test_jobs_suit_the_device():

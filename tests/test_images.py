@@ -10,7 +10,7 @@ import tifffile
 import trees
 from PIL import Image
 
-from iumad.data.images import read_depth, read_mask, read_rgb, read_xyz
+from iumad.data.images import read_depth, read_mask, read_other, read_rgb, read_xyz
 from iumad.errors import DataError
 
 
@@ -34,15 +34,39 @@ def test_colour_repairs(tmp_path):
         read_rgb(trees.write_png(tmp_path / "b.png", rgba))
 
 
-def test_colour_that_is_turned_by_exif(tmp_path):
-    image = Image.fromarray(trees.rgb_array())
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    image.save(tmp_path / "turned.jpg", exif=exif)
-    with pytest.raises(DataError, match="EXIF orientation 6"):
-        read_rgb(tmp_path / "turned.jpg")
-    image.save(tmp_path / "upright.jpg")
-    assert read_rgb(tmp_path / "upright.jpg").shape == (*trees.SIZE, 3)
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tiff"])
+@pytest.mark.parametrize("tag", [None, 1, *range(2, 9)])
+def test_pictures_that_are_stored_turned(tmp_path, suffix, tag):
+    """All three formats carry the same tag; viewers turn the picture, and masks would not match."""
+    image, exif = Image.fromarray(trees.rgb_array()), Image.Exif()
+    if tag is not None:
+        exif[0x0112] = tag
+    path = tmp_path / f"photo.{suffix}"
+    image.save(path, exif=exif)
+    if tag in (None, 1):
+        assert read_rgb(path).shape == (*trees.SIZE, 3)
+    else:
+        with pytest.raises(DataError, match=rf"photo.*orientation tag {tag}.*save it upright"):
+            read_rgb(path)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_images_of_other_sensors_are_read_as_stored(tmp_path, dtype):
+    values = (np.arange(120).reshape(trees.SIZE) * 2).astype(dtype)
+    for name, array in (("one.tiff", values), ("three.tiff", np.stack([values] * 3, axis=-1))):
+        photometric = "rgb" if array.ndim == 3 else "minisblack"
+        tifffile.imwrite(tmp_path / name, array, photometric=photometric)
+        image = read_other(tmp_path / name)
+        assert image.dtype == dtype
+        np.testing.assert_array_equal(image, np.stack([values] * 3, axis=-1))
+    if dtype == np.float32:
+        values[0, 0] = np.nan
+        tifffile.imwrite(tmp_path / "hole.tiff", values)
+        with pytest.raises(DataError, match=r"hole\.tiff: holds NaN"):
+            read_other(tmp_path / "hole.tiff")
+    np.save(tmp_path / "int.npy", np.zeros((4, 4), dtype=np.int64))
+    with pytest.raises(DataError, match="8 or 16 bits"):
+        read_other(tmp_path / "int.npy")
 
 
 def test_16_bit_colour_png(tmp_path):

@@ -1,7 +1,6 @@
 """`iumad data new`: mappings, the index that is written, and the data set that reads it."""
 
 import json
-import os
 
 import numpy as np
 import pandas as pd
@@ -12,14 +11,11 @@ import yaml
 
 from iumad.config.sections import FolderConfig
 from iumad.data import open_dataset
-from iumad.data.folders.own import (
-    SAMPLES_FILE,
-    SETTINGS_FILE,
-    Mapping,
-    OwnDataset,
-    new_dataset,
-    read_mapping,
-)
+from iumad.data.check import check_dataset, open_folder
+from iumad.data.folders.foreign import foreign_layout
+from iumad.data.folders.new import Mapping, new_dataset, new_from_foreign, read_mapping
+from iumad.data.folders.own import SAMPLES_FILE, SETTINGS_FILE, OwnDataset
+from iumad.data.sheet import TILE, contact_sheet
 from iumad.errors import ConfigError, DataError
 
 DEPTH = (trees.xyz_array()[..., 2] * 1000).astype(np.uint16)
@@ -138,7 +134,8 @@ def test_captures_outside_the_root(tmp_path):
     root.mkdir()
     new_dataset(Mapping.model_validate(content), root)
     dataset = OwnDataset(root)
-    assert dataset.index["rgb"].str.startswith("../exports/").all()
+    lines = (root / SAMPLES_FILE).read_text().splitlines()[1:]
+    assert all(",../exports/" in line for line in lines)
     assert dataset.load("bracket/test/scratch/a").label == 1
 
 
@@ -157,7 +154,7 @@ def test_mapping_file(tmp_path):
         ({"intrinsics": {"fx": 1}}, "intrinsics.fy"),
         ({"test_share": 0.5, "validation_share": 0.5}, "below 1"),
         ({"categories": {}}, "categories"),
-        ({"categories": {"a": {"good": {}}}}, "needs rgb, depth or both"),
+        ({"categories": {"a": {"good": {}}}}, "needs rgb, depth or others"),
     ],
 )
 def test_wrong_mapping(tmp_path, changes, message):
@@ -221,7 +218,9 @@ def edited(root, edit):
 @pytest.mark.parametrize(
     ("row", "column", "value", "message"),
     [
-        (11, "mask", "", "line 13: 'scratch' is a defect without a mask"),
+        (11, "mask", "", "line 13: 'scratch' is a defect without a mask, others of it have one"),
+        (0, "category", " bracket", "line 2: category: a name was expected"),
+        (0, "name", "a/b", "has a separator of paths"),
         (0, "rgb", "OK parts/no.png", "no.png: is missing"),
         (0, "rgb", "", "line 2: needs rgb"),
         (0, "split", "training", "line 2: split needs one of train"),
@@ -262,12 +261,108 @@ def test_wrong_settings(tmp_path):
         OwnDataset(root)
 
 
-def test_fingerprint_follows_scale_and_files(tmp_path):
+def test_identity_follows_the_camera_and_the_files(tmp_path):
     root = captures(tmp_path)
     settings = new_dataset(Mapping.model_validate(mapping()), root)
     sample_id = "bracket/train/good/part 1"
     before = OwnDataset(root).fingerprint(sample_id)
-    os.utime(root / "OK parts" / "depth" / "part 1.png", ns=(1, 1))
+    trees.write_png(root / "OK parts" / "depth" / "part 1.png", DEPTH + 1)
     changed = OwnDataset(root).fingerprint(sample_id)
     settings.write_text("version: 1\ndepth_scale: 0.0001\n")
     assert len({before, changed, OwnDataset(root).fingerprint(sample_id)}) == 3
+
+
+def with_infrared(root, dtype=np.uint16):
+    """The captures with a further image and without masks."""
+    content = mapping()
+    bracket = content["categories"]["bracket"]
+    for folders, source in (
+        (bracket["good"], "OK parts/color"),
+        (bracket["defects"]["scratch"], "scratched"),
+    ):
+        for number, path in enumerate(sorted((root / source).iterdir())):
+            heat = trees.rgb_array(number)[..., 0].astype(dtype) * (
+                100 if dtype == np.uint16 else 1
+            )
+            trees.write_png(root / f"{source} IR" / path.name, heat)
+        folders["others"] = {"infrared": f"{source} IR"}
+    del bracket["defects"]["scratch"]["mask"]
+    return content
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_any_registered_image_and_defects_without_masks(tmp_path, dtype):
+    root = captures(tmp_path)
+    new_dataset(Mapping.model_validate(with_infrared(root, dtype)), root)
+    dataset = open_dataset(FolderConfig(name="folder", root=root))
+    assert dataset.modalities == ("rgb", "depth", "infrared")
+    sample = dataset.load("bracket/test/scratch/a")
+    assert sample.others["infrared"].dtype == dtype
+    assert sample.mask is None
+    assert any("scratch: 2 defects without masks" in note for note in dataset.notes)
+    sheet = contact_sheet(dataset)
+    assert sheet.size[0] == 2 * (3 * TILE + 4)  # good and scratch; colour, depth, infrared
+
+
+def test_a_modality_needs_a_usable_name():
+    for name in ("Infrared", "a-b", "mask", "xyz", ""):
+        folders = {"rgb": "a", "others": {name: "b"}}
+        with pytest.raises(ValueError, match="others: a modality needs a name"):
+            Mapping.model_validate({"categories": {"c": {"good": folders}}})
+
+
+def visa(root):
+    """VisA as distributed, one category."""
+    lines = ["object,split,label,image,mask"]
+    for number, (split, label) in enumerate(
+        [("train", "normal"), ("train", "normal"), ("test", "normal"), ("test", "anomaly")]
+    ):
+        kind = {"normal": "Normal", "anomaly": "Anomaly"}[label]
+        image, mask = f"candle/Data/Images/{kind}/{number:04d}.JPG", ""
+        trees.write_png(root / image.lower(), trees.rgb_array(number))
+        (root / image).parent.mkdir(parents=True, exist_ok=True)
+        (root / image.lower()).rename(root / image)
+        if label == "anomaly":
+            mask = f"candle/Data/Masks/Anomaly/{number:04d}.png"
+            trees.write_png(root / mask, trees.mask_array() // 255)
+        lines.append(f"candle,{split},{label},{image},{mask}")
+    (root / "split_csv").mkdir()
+    (root / "split_csv" / "1cls.csv").write_text("\n".join(lines) + "\n")
+
+
+def mulsen(root):
+    """MulSen-AD as distributed, one category: one anomaly is seen in RGB, one is not."""
+    for sensor in ("RGB", "Infrared"):
+        folder, seed = root / "capsule" / sensor, 10 * (sensor == "RGB")
+        for number in range(2):
+            trees.write_png(folder / "train" / f"{number}.png", trees.rgb_array(seed + number))
+        trees.write_png(folder / "test" / "good" / "0.png", trees.rgb_array(seed + 2))
+        for number in range(2):
+            image = trees.rgb_array(seed + 3 + number)
+            trees.write_png(folder / "test" / "hole" / f"{number}.png", image)
+        trees.write_png(folder / "GT" / "hole" / "0.png", trees.mask_array())
+    (root / "capsule" / "Pointcloud" / "train").mkdir(parents=True)
+    (root / "capsule" / "Pointcloud" / "train" / "0.stl").write_text("solid")
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "modalities", "masked"),
+    [
+        (visa, "VisA", ("rgb",), [True, True, True, True]),
+        (mulsen, "MulSen-AD", ("rgb", "infrared"), [True, True, True, True, False]),
+    ],
+)
+def test_known_data_sets_as_distributed(tmp_path, make, name, modalities, masked):
+    source, root = tmp_path / "downloaded", tmp_path / "index"
+    make(source)
+    root.mkdir()
+    with pytest.raises(DataError, match=f"looks like {name} as distributed; `iumad data new"):
+        check_dataset(source)
+    new_from_foreign(foreign_layout(source), source, root)
+    report = check_dataset(root)
+    assert report.ok, report.errors
+    assert report.modalities == modalities
+    dataset = open_folder(root)
+    assert dataset.index["masked"].tolist() == masked
+    assert len(dataset.ids("train")) == 2
+    assert dataset.index["label"].sum() == len(masked) - 3

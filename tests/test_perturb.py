@@ -186,8 +186,9 @@ def test_errors_say_what_is_missing():
         spurious(sample, replace(donor, foreground=np.ones((8, 8), dtype=bool)), 0.5)
     with pytest.raises(DataError, match="one size"):
         spurious(sample, loaded("mint"), 0.5)
-    with pytest.raises(ConfigError, match="intensity"):
-        redundant(sample, -1.0, 4, rng)
+    for dose in (-0.1, 1.1):
+        with pytest.raises(ConfigError, match="dose"):
+            redundant(sample, dose, 4, rng)
     for scale in (0, PERIOD + 1):
         with pytest.raises(ConfigError, match="scale"):
             redundant(sample, 0.1, scale, rng)

@@ -47,18 +47,11 @@ def test_a_spurious_background_leaves_the_object_alone(dataset):
     assert (changed.rgb != clean.rgb)[~clean.foreground].any()
 
 
-def test_donors_are_training_images_of_the_other_categories_given(dataset):
+def test_donors_are_training_images_of_the_other_categories_given(dataset, monkeypatch):
     loaded = []
-
-    class Watched:
-        def __getattr__(self, name):
-            return getattr(dataset, name)
-
-        def load(self, sample_id):
-            loaded.append(sample_id)
-            return dataset.load(sample_id)
-
-    view = perturbed(Watched(), donors=("chocolate", "pretzel"), spurious=0.5)
+    load = dataset.load
+    monkeypatch.setattr(dataset, "load", lambda each: loaded.append(each) or load(each))
+    view = perturbed(dataset, donors=("chocolate", "pretzel"), spurious=0.5)
     for sample_id in (SAMPLE, "pretzel/train/good/001", "pretzel/train/good/002"):
         view.load(sample_id)
     donors = [one for one in loaded if not one.startswith("pretzel/")]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from iumad.config.schema import RunConfig
 from iumad.data import open_dataset
-from iumad.data.prepare import Prepared, prepare
+from iumad.data.prepare import Preparation, Prepared, joint_range, prepare, resize, scale
 from iumad.data.sample import Sample
 from iumad.errors import DataError
 from iumad.features import cache as store_module
@@ -21,13 +21,14 @@ from iumad.features.cache import (
     FeatureStore,
     cache_size,
     clear_cache,
-    default_cache,
     prune_cache,
 )
+from iumad.machine import cache_folder
 
 
 def make_store(folder: Path | None, modality: str = "rgb+depth", **changes) -> FeatureStore:
-    run = tiny.run("iuf", modality, **changes)
+    """A store whose preparation measures no range, so that its entries are those of the samples asked for."""
+    run = tiny.run("iuf", modality, data={"depth_scaling": "sample"}, **changes)
     return FeatureStore(open_dataset(run.data), run, folder)
 
 
@@ -246,7 +247,8 @@ def test_masks_are_those_of_the_samples(tmp_path):
 
 def folder_run(root: Path, modality: str = "rgb+depth", **data) -> RunConfig:
     content = tiny.run("iuf", modality).model_dump(mode="json")
-    content["data"] = {"name": "mvtec3d", "root": str(root), "image_size": 32} | data
+    own = {"name": "mvtec3d", "root": str(root), "image_size": 32, "depth_scaling": "sample"}
+    content |= {"data": own | data, "setting": "1-1"}
     return RunConfig.model_validate(content)
 
 
@@ -256,7 +258,7 @@ def test_a_changed_image_is_seen(tmp_path):
     store = FeatureStore(open_dataset(run.data), run, tmp_path / "cache")
     sample_id = store.dataset.index["sample_id"].iloc[0]
     before = store.batch([sample_id])
-    path = root / store.dataset.index["rgb"].iloc[0]
+    path = store.dataset.files(sample_id)["rgb"]
     trees.write_png(path, 255 - np.array(Image.open(path)))
     os.utime(path, ns=(1, 1))  # even when a copy keeps an old time
     store = FeatureStore(open_dataset(run.data), run, tmp_path / "cache")
@@ -267,7 +269,13 @@ def test_a_changed_image_is_seen(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"image_size": 40}, {"depth_encoding": "xyz255"}, {"depth_scaling": (0.1, 0.9)}]
+    "change",
+    [
+        {"image_size": 40},
+        {"depth_encoding": "xyz255"},
+        {"depth_scaling": (0.1, 0.9)},
+        {"depth_scaling": "measured"},
+    ],
 )
 def test_preparation_is_part_of_the_key(tmp_path, change):
     root = trees.small_mvtec3d(tmp_path / "data")
@@ -285,21 +293,24 @@ def test_depth_of_a_data_set_without_depth():
     sample = Sample(
         "a/0", "a", "test", "good", tiny.image(), None, np.zeros((32, 32), bool), None, None
     )
+    how = Preparation(image_size=32)
     with pytest.raises(DataError, match="a/0: modality 'depth' is asked for"):
-        prepare(sample, tiny.run().data)
-    assert prepare(sample, tiny.run().data, ["rgb"]).depth is None
+        prepare(sample, how, ["rgb", "depth"])
+    assert prepare(sample, how, ["rgb"]).depth is None
 
 
 def test_samples_are_brought_to_the_image_size():
-    data = tiny.run().data
+    how = Preparation(image_size=32, scaling={"depth": (0.5, 0.6), "heat": (0.0, 1000.0)})
     mask = np.zeros((64, 48), dtype=bool)
     mask[:32, :24] = True
     xyz = np.full((64, 48, 3), 0.5, dtype=np.float32)
     xyz[..., 2] += np.linspace(0, 0.1, 64, dtype=np.float32)[:, None]
     rgb = np.full((64, 48, 3), (10, 20, 30), dtype=np.uint8)
-    made = prepare(Sample("a/0", "a", "test", "hole", rgb, xyz, mask, None, None), data)
-    assert made.rgb is not None
-    assert made.depth is not None
+    heat = np.full((64, 48, 3), 1500, dtype=np.uint16)
+    sample = Sample("a/0", "a", "test", "hole", rgb, xyz, mask, others={"heat": heat, "dim": rgb})
+    made = prepare(sample, how, ["rgb", "depth", "heat", "dim"])
+    assert np.allclose(made.images["heat"], 1.5)  # linear beyond the range
+    assert np.array_equal(made.images["dim"], np.full((32, 32, 3), (10, 20, 30)))
     assert np.array_equal(made.rgb, np.full((32, 32, 3), (10, 20, 30)))
     assert np.array_equal(made.mask, np.pad(np.ones((16, 16), bool), ((0, 16), (0, 16))))
     assert made.depth.shape == (32, 32, 3)
@@ -314,15 +325,35 @@ def test_samples_from_anywhere_can_be_assembled(filled):
     assert same(batch.to(torch.device("cpu")), batch)
 
 
+def test_the_range_is_measured_on_the_training_images_of_the_base_step(tmp_path):
+    """Every setting has its base step; all later images, also the test's, are scaled by its range."""
+    run = tiny.run("iuf", data={"depth_scaling": "measured"})
+    store = FeatureStore(open_dataset(run.data), run, tmp_path)
+    base = store.dataset.ids("train", tiny.CATEGORIES[:2])  # setting 2-1
+    ranges = [
+        resize(store.dataset.load(each), tiny.SIZE, "z", ["depth"]).ranges["depth"] for each in base
+    ]
+    assert store.measure().scaling == {"depth": joint_range(ranges)}
+    later = store.dataset.ids("test", tiny.CATEGORIES[2:])[0]
+    resized = resize(store.dataset.load(later), tiny.SIZE, "z", ["rgb", "depth"])
+    expected = scale(
+        resized, Preparation(image_size=tiny.SIZE, scaling={"depth": joint_range(ranges)})
+    )
+    assert np.array_equal(store.prepared(later).depth, expected.depth)
+    joint = tiny.run("iuf", data={"depth_scaling": "measured"}, increment={"strategy": "joint"})
+    whole = FeatureStore(open_dataset(joint.data), joint, tmp_path).measure().scaling["depth"]
+    assert whole[0] <= store.measure().scaling["depth"][0]
+
+
 # --- the cache folder ---------------------------------------------------------------------------
 
 
 def test_the_environment_names_the_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("IUMAD_CACHE", str(tmp_path))
-    assert default_cache() == tmp_path
+    assert cache_folder() == tmp_path
     assert make_store(None).cache == tmp_path
     monkeypatch.delenv("IUMAD_CACHE")
-    assert default_cache().name == "iumad"
+    assert cache_folder().name == "iumad"
 
 
 def test_pruning_keeps_what_was_read_last(tmp_path):

@@ -48,23 +48,30 @@ def write_mvtec3d_sample(folder: Path, stem: str, marked: bool, seed=0, gt=True)
         write_png(folder / "gt" / f"{stem}.png", mask_array(marked))
 
 
+SMALL = (  # split, defect, stem; the place in the list is the seed of the images
+    ("train", "good", "000"),
+    ("train", "good", "001"),
+    ("validation", "good", "000"),
+    ("test", "good", "000"),
+    ("test", "hole", "000"),
+    ("test", "color", "000"),
+)
+
+
 def small_mvtec3d(root: Path, categories=("bolt", "nut")) -> Path:
     """Two good training, one validation, one good and two defective test samples per category."""
     for category in categories:
-        for stem in ("000", "001"):
-            write_mvtec3d_sample(root / category / "train" / "good", stem, False, gt=False)
-        write_mvtec3d_sample(root / category / "validation" / "good", "000", False, gt=False)
-        write_mvtec3d_sample(root / category / "test" / "good", "000", False)
-        write_mvtec3d_sample(root / category / "test" / "hole", "000", True)
-        write_mvtec3d_sample(root / category / "test" / "color", "000", True)
+        for seed, (split, defect, stem) in enumerate(SMALL):
+            folder = root / category / split / defect
+            write_mvtec3d_sample(folder, stem, defect != "good", seed, gt=split == "test")
     return root
 
 
 def small_mvtec(root: Path) -> Path:
-    for stem in ("000", "001"):
-        write_png(root / "bolt" / "train" / "good" / f"{stem}.png", rgb_array())
-    write_png(root / "bolt" / "test" / "good" / "000.png", rgb_array(1))
-    write_png(root / "bolt" / "test" / "cut" / "000.png", rgb_array(2))
+    for seed, stem in enumerate(("000", "001")):
+        write_png(root / "bolt" / "train" / "good" / f"{stem}.png", rgb_array(seed))
+    write_png(root / "bolt" / "test" / "good" / "000.png", rgb_array(2))
+    write_png(root / "bolt" / "test" / "cut" / "000.png", rgb_array(3))
     write_png(root / "bolt" / "ground_truth" / "cut" / "000_mask.png", mask_array())
     return root
 
@@ -119,7 +126,7 @@ class EyecandiesTree:
         pose = np.eye(4)
         pose[2, 3] = 1.5
         np.savetxt(self.shared["pose.txt"], pose)
-        self.metadata = {}
+        self.metadata, self.count = {}, 0
         for anomalous in (0, 1):
             self.metadata[anomalous] = store / f"metadata_{anomalous}.yaml"
             self.metadata[anomalous].write_text(yaml.safe_dump({"anomalous": anomalous}))
@@ -132,7 +139,13 @@ class EyecandiesTree:
         for kind in ("bumps", "dents", "colors", "normals"):
             items[f"{kind}_mask.png"] = self.marked if kind in kinds else self.empty
         for item, source in items.items():
-            os.link(source, data / f"{number}_{item}")
+            if item == "image_4.png":  # no two samples are one
+                self.count += 1
+                image = np.full((16, 16, 3), 40, dtype=np.uint8)
+                image[0, 0] = [self.count % 256, self.count // 256, 0]
+                write_png(data / f"{number}_{item}", image)
+            else:
+                os.link(source, data / f"{number}_{item}")
 
     def add_full(self, train: int = 1000, validation: int = 100) -> None:
         kinds = [("bumps",), ("dents",), ("colors",), ("normals",), ("bumps", "colors")]

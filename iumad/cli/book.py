@@ -27,8 +27,7 @@ def params(
 
     The settings must fit the categories, which needs the data where they lie on disk.
     """
-    from iumad.data import categories_of
-    from iumad.study.steps import step_categories
+    from iumad.data import data_of
 
     file = check or file
     if file is None:
@@ -36,8 +35,8 @@ def params(
         return
     study = load_params(file)
     runs = study.runs()
-    categories = categories_of(study.data)
-    steps = [len(step_categories(run, categories)) for run in runs]
+    categories = data_of(study.data).categories
+    steps = [len(run.steps_of(categories)) for run in runs]
     table = pd.DataFrame(
         [(r.run_id, r.method, r.modality, r.setting, r.seed) for r in runs],
         columns=["run_id", "method", "modality", "setting", "seed"],

@@ -9,9 +9,7 @@ import typer
 from tqdm import tqdm
 
 from iumad.cli.output import console, print_table
-from iumad.config.files import load_params
 from iumad.config.sections import MiniCandiesConfig
-from iumad.config.settings import parse_setting
 from iumad.config.validation import build
 from iumad.errors import DataError
 
@@ -58,11 +56,19 @@ def export(
 @data_app.command()
 def check(root: Root) -> None:
     """Read every file; print a table per category and every problem. Exit code 2 when there is an error."""
-    from iumad.data.check import check_dataset
+    from iumad.data.check import LAYOUTS, check_dataset
 
     report = check_dataset(root, lambda ids: tqdm(ids, desc="check", unit="img"))
-    console.print(f"layout: {report.layout}")
+    console.print(f"layout: {LAYOUTS.get(report.layout, report.layout)}", highlight=False)
+    console.print(f"images: {' + '.join(report.modalities)}", highlight=False)
     print_table(report.table)
+    if report.depth_range is not None:
+        low, high = report.depth_range
+        console.print(
+            f"depth of all training images: {low:.4f} to {high:.4f} m; data.depth_scaling: measured takes that "
+            "of the base step",
+            highlight=False,
+        )
     if report.differences is not None:
         if report.differences.empty:
             console.print("counts are those of the published data set")
@@ -74,33 +80,6 @@ def check(root: Root) -> None:
     if not report.ok:
         raise DataError(f"{root}: {len(report.errors)} errors\n" + "\n".join(report.errors))
     console.print("no errors")
-
-
-@data_app.command("range")
-def depth_range(
-    params: Annotated[Path, typer.Argument(help="params file; its data and settings sections")],
-) -> None:
-    """Print one depth range for all images, from the training images of the base step.
-
-    It is meant for `data.depth_scaling`. Where settings differ in their base step, the categories
-    count that all of them begin with, so that no increment has a say.
-    """
-    from iumad.data import open_dataset
-    from iumad.data.depth import training_range
-
-    config = load_params(params)
-    dataset = open_dataset(config.data)
-    if "depth" not in dataset.modalities:
-        raise DataError(f"{params}: data set {dataset.name!r} has no depth, so it has no range")
-    bases = [parse_setting(setting, dataset.categories)[0] for setting in config.settings]
-    categories = min(bases, key=len)
-    index = dataset.index
-    chosen = index[index["category"].isin(categories) & (index["split"] == "train")]
-    ids = tqdm(chosen["sample_id"], desc="range", unit="img")
-    low, high = training_range(cloud for i in ids if (cloud := dataset.load(i).xyz) is not None)
-    low, high = math.floor(low * 1e4) / 1e4, math.ceil(high * 1e4) / 1e4
-    console.print(f"# {len(chosen)} training images of {', '.join(categories)}", highlight=False)
-    console.print(f"data:\n  depth_scaling: [{low}, {high}]  # metres", markup=False)
 
 
 @data_app.command()
@@ -129,22 +108,35 @@ def new(
         Path | None,
         typer.Option(help="YAML file: categories, their good and defect folders, depth scale"),
     ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            help="a data set as distributed (VisA, MulSen-AD); default: ROOT, if it is one"
+        ),
+    ] = None,
 ) -> None:
-    """Set up one's own captures as a data set, from a mapping file or by answering questions."""
-    from iumad.data.folders.own import (
+    """Set up captures as a data set: from a mapping file, from a known data set, or by answering questions."""
+    from iumad.data.folders.foreign import foreign_layout
+    from iumad.data.folders.new import (
         Mapping,
         new_dataset,
+        new_from_foreign,
         read_mapping,
         require_no_index,
-        validated,
     )
 
-    if mapping is None:
-        require_no_index(root)  # before any question
-        described = validated(Path("answers"), _ask(), Mapping)
+    described = None if mapping is None else read_mapping(mapping)
+    require_no_index(root)  # before any question
+    layout = foreign_layout(source or root) if described is None else None
+    if source is not None and layout is None:
+        raise DataError(f"{source}: is neither VisA nor MulSen-AD as distributed")
+    if layout is not None:
+        path = new_from_foreign(layout, source or root, root)
+        console.print(f"{layout.name}: {layout.note}", highlight=False)
+    elif described is not None:
+        path = new_dataset(described, root)
     else:
-        described = read_mapping(mapping)
-    path = new_dataset(described, root)
+        path = new_dataset(build(Mapping, _ask(), "answers"), root)
     console.print(
         f"index written to {path}; look at it with `iumad data check {root}`", highlight=False
     )
@@ -178,10 +170,11 @@ def _ask_folders(what: str) -> dict[str, str]:
 @cache_app.command("info")
 def cache_info() -> None:
     """Show where the cache lies and how large it is."""
-    from iumad.features.cache import cache_size, default_cache
+    from iumad.features.cache import cache_size
+    from iumad.machine import cache_folder
 
-    console.print(str(default_cache()), highlight=False)
-    for kind, (count, size) in cache_size(default_cache()).items():
+    console.print(str(cache_folder()), highlight=False)
+    for kind, (count, size) in cache_size(cache_folder()).items():
         console.print(f"{kind:10} {count:8} entries {size / 1e6:10.1f} MB")
 
 
@@ -192,9 +185,10 @@ def cache_prune(
     ],
 ) -> None:
     """Delete the entries that were read longest ago."""
-    from iumad.features.cache import default_cache, prune_cache
+    from iumad.features.cache import prune_cache
+    from iumad.machine import cache_folder
 
     freed = prune_cache(
-        default_cache(), round(max_gb * 1e9) if math.isfinite(max_gb) else sys.maxsize
+        cache_folder(), round(max_gb * 1e9) if math.isfinite(max_gb) else sys.maxsize
     )
     console.print(f"freed {freed / 1e6:.1f} MB")

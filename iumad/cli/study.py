@@ -43,7 +43,8 @@ def run(
     from iumad.study.runner import run_study
 
     study = chosen_study(params, change, method, modality, setting, seed)
-    check_study(study, device)
+    for text in check_study(study, device):
+        console.print(f"warning: {text}", markup=False, highlight=False)
     run_parallel(study, results, device, jobs or default_jobs(device))
     print_summary(run_study(study, results, device))
     measured(study, results)

@@ -1,6 +1,6 @@
 """One's own images: fit a model file, look at it, predict with it, teach it a new product."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -102,13 +102,19 @@ def info(model: ModelFile) -> None:
     lines = {
         "method": f"{run['method']} ({run['model']['kind']})",
         "modalities": " + ".join(card.modalities),
-        "images": f"{data['image_size']} pixels, depth range {data['depth_scaling']}",
+        "images": f"{data['image_size']} pixels, {_ranges(card.preparation.scaling)}",
         "backbone": f"{run['features']['backbone']}, grid {run['features']['grid']}",
         "made": f"{card.created} by iumad {card.iumad}, torch {card.torch}, in {card.seconds} s",
         "size": f"{model.stat().st_size / 1e6:.1f} MB",
     }
     for name, text in lines.items():
         console.print(f"{name}: {text}", markup=False, highlight=False)
+
+
+def _ranges(scaling: Mapping[str, object]) -> str:
+    """What becomes 0 and 1 of each image with more than 8 bits."""
+    found = [f"{name} {limits}" for name, limits in scaling.items()]
+    return f"range of {', '.join(found)}" if found else "8 bits"
 
 
 def predict(
@@ -143,7 +149,7 @@ def predict(
     from iumad.inspection.predictor import Predictor
 
     predictor = Predictor.load(model, _thresholds(model, threshold or []))
-    pairs = _pairs(paths, second or [], len(predictor.modalities) > 1)
+    pairs = _pairs(paths, second or [], predictor.modalities)
     told = [path_category(path, predictor.categories, category) for path, _ in pairs]
     keys = keys_of([path for path, _ in pairs])
     scored = list(_scored(predictor, pairs, told, keys))
@@ -230,36 +236,38 @@ def _thresholds(model: Path, texts: Sequence[str]) -> dict[str, float]:
 
 
 def _pairs(
-    paths: Sequence[Path], second: Sequence[Path], needs_second: bool
-) -> list[tuple[Path, Path | None]]:
-    """Images and, where the model has two modalities, the second image of each."""
-    from iumad.data.files import find_second
+    paths: Sequence[Path], second: Sequence[Path], modalities: Sequence[str]
+) -> list[tuple[Path, dict[str, Path]]]:
+    """Images and, where the model has further modalities, those of each by name."""
+    from iumad.data.files import find_second, second_folders
 
-    images = [image for path in paths for image in _images(path)]
+    further = [name for name in modalities if name != "rgb"]
+    apart = {folder for name in (*further, "depth") for folder in second_folders(name)}
+    images = [image for path in paths for image in _images(path, apart)]
     if not images:
         raise DataError(f"{', '.join(map(str, paths))}: no image was found")
-    if not needs_second:
-        return [(image, None) for image in images]
     if second:
+        if len(further) != 1:
+            raise ConfigError(f"--second: the model takes {', '.join(modalities)}")
         if len(second) != len(images):
             raise ConfigError(f"--second: {len(images)} images need as many, got {len(second)}")
-        return list(zip(images, second, strict=True))
-    return [(image, find_second(image)) for image in images]
+        return [(image, {further[0]: each}) for image, each in zip(images, second, strict=True)]
+    return [(image, {name: find_second(image, name) for name in further}) for image in images]
 
 
-def _images(path: Path) -> list[Path]:
+def _images(path: Path, apart: set[str]) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.exists():
         raise DataError(f"{path}: there is no such file or folder")
     found = [each for each in sorted(path.rglob("*")) if each.suffix.lower() in IMAGES]
-    inside = {"xyz", "depth", "gt", "ground_truth"}
+    inside = apart | {"gt", "ground_truth"}
     return [each for each in found if not inside & set(each.relative_to(path).parts[:-1])]
 
 
 def _scored(
     predictor: "Predictor",
-    pairs: Sequence[tuple[Path, Path | None]],
+    pairs: Sequence[tuple[Path, dict[str, Path]]],
     told: Sequence[str | None],
     keys: Sequence[str],
 ) -> Iterator["Scored"]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from iumad.config.sections import NonNegative, PerturbConfig, Probability, Section
+from iumad.config.sections import Modality, NonNegative, PerturbConfig, Probability, Section
 from iumad.config.validation import nearest
 from iumad.errors import ConfigError
 
@@ -309,8 +309,6 @@ ModelConfig = Annotated[
     Field(discriminator="kind"),
 ]
 
-
-Modality = Literal["rgb", "depth", "rgb+depth"]
 
 UNTRAINED = ("bank", "bank-unified", "floor")  # kinds that no gradient reaches
 

@@ -16,7 +16,6 @@ from pydantic import Field, field_validator, model_validator
 from iumad.config.methods import (
     UNTRAINED,
     MethodConfig,
-    Modality,
     ModelConfig,
     find_preset,
     model_section,
@@ -27,12 +26,13 @@ from iumad.config.sections import (
     FeaturesConfig,
     IncrementConfig,
     MiniCandiesConfig,
+    Modality,
     PerturbConfig,
     Section,
     TrainingConfig,
     data_of_run,
 )
-from iumad.config.settings import SETTING_PATTERN
+from iumad.config.settings import SETTING_PATTERN, parse_setting
 from iumad.config.validation import build, nearest
 from iumad.errors import ConfigError
 
@@ -78,16 +78,24 @@ class RunConfig(Section):
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """The streams of the model: ('rgb',), ('depth',) or ('rgb', 'depth')."""
+        """The streams of the model, such as ('rgb',) or ('rgb', 'depth')."""
         return tuple(self.modality.split("+"))
 
     @property
     def run_id(self) -> str:
         """Twelve hex digits: the hash of everything but the profile and the method's label."""
-        return stable_hash(self.model_dump(mode="json", exclude={"profile", "method"}))
+        return stable_hash(self._content({"profile", "method"}))
 
-    def step_key(self, steps: Iterable[tuple[str, ...]]) -> str:
+    def steps_of(self, categories: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+        """Categories that each step learns; joint training has one step, whatever the setting."""
+        steps = parse_setting(self.setting, categories)
+        return (categories,) if self.increment.strategy == "joint" else steps
+
+    def step_key(self, steps: Iterable[tuple[str, ...]], data_digest: str = "") -> str:
         """Key of the model after `steps`: runs that agree up to there share it.
+
+        Where the data lie does not matter; what they are does: `data_digest` stands for the training images
+        (`iumad.data.sample.Dataset.digest`).
 
         The base step (one element) does not depend on how increments are trained, so all strategies and all
         settings with the same base categories start from one base model. A model does not depend on categories
@@ -99,9 +107,16 @@ class RunConfig(Section):
             exclude.add("increment")
         if len(trained) == 1 and not self.perturb.reaches(0):
             exclude.add("perturb")
-        content = self.model_dump(mode="json", exclude=exclude)
+        content = self._content(exclude)
+        content.get("perturb", {}).pop("test", None)
         del content["data"]["categories"]
-        return stable_hash([content, trained])
+        return stable_hash([content, trained, *([data_digest] if data_digest else [])])
+
+    def _content(self, exclude: set[str]) -> dict[str, Any]:
+        """The run as plain values, without the place of its data."""
+        content = self.model_dump(mode="json", exclude=exclude)
+        content["data"].pop("root", None)
+        return content
 
 
 class StudyConfig(Section):
@@ -141,6 +156,14 @@ class StudyConfig(Section):
         for setting in self.settings:
             if not SETTING_PATTERN.fullmatch(setting):
                 raise ValueError(f"settings: must look like 10-0, 6-1 or 6-2-2, got {setting!r}")
+        known = self.data.known_modalities
+        for modality in self.modalities:
+            for name in modality.split("+"):
+                if known is not None and name not in known:
+                    raise ValueError(
+                        f"modalities: {modality}: the data set {self.data.name} has no {name!r}"
+                        f"{nearest(name, known)}; it has {', '.join(known)}"
+                    )
         twins: dict[str, str] = {}
         for name, method in self.methods.items():
             require_name(name, "methods")

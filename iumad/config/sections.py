@@ -3,10 +3,21 @@
 Symbols: C channels of the aligned features, g grid (tokens = g x g).
 """
 
+import math
+import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 DepthEncoding = Literal["z", "z+normals", "xyz255"]
 
@@ -17,11 +28,40 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+MODALITY_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+def _modality(text: str) -> str:
+    names = text.split("+")
+    wrong = [name for name in names if not MODALITY_NAME.fullmatch(name) or name == "mask"]
+    if wrong:
+        raise ValueError(
+            "needs names of the data set's images (lower-case letters, digits, _) joined by +, such as rgb, "
+            f"rgb+depth or rgb+infrared, got {text!r}"
+        )
+    if len(set(names)) < len(names):
+        raise ValueError(f"has a name twice: {text!r}")
+    return text
+
+
+Modality = Annotated[str, AfterValidator(_modality)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 
 
+def _rising(limits: tuple[float, float]) -> tuple[float, float]:
+    low, high = limits
+    if not -math.inf < low < high < math.inf:
+        raise ValueError(f"needs low < high, two finite numbers, got [{low}, {high}]")
+    return limits
+
+
+Limits = Annotated[tuple[float, float], AfterValidator(_rising)]
+Scaling = Literal["measured", "sample"] | Limits
+
+
 class _AnyData(Section):
+    name: str
     categories: tuple[str, ...] | None = Field(
         None, description="which, in this order; default: all"
     )
@@ -31,11 +71,35 @@ class _AnyData(Section):
     depth_encoding: DepthEncoding = Field(
         "z", description="what the depth stream sees; xyz255 is the release's"
     )
-    depth_scaling: Literal["sample"] | tuple[float, float] = Field(
-        "sample",
-        description="range of z in metres mapped to [0, 1]: of each sample, or (low, high) for all; "
-        "`iumad data range` prints that of the training images",
+    depth_scaling: Scaling = Field(
+        "measured",
+        description="range of z in metres that becomes [0, 1]: measured on the training images of the base step, "
+        "(low, high), or sample (of each image by itself, which hides differences between images)",
     )
+
+    @property
+    def shown_name(self) -> str:
+        """What tables call the data set."""
+        return getattr(self, "title", None) or self.name
+
+    @property
+    def known_modalities(self) -> tuple[str, ...] | None:
+        """Names of the registered images; None where only the folder on disk can tell."""
+        return ("rgb", "depth")
+
+    @field_validator("categories", mode="before")
+    @classmethod
+    def _names_are_text(cls, categories: Any) -> Any:
+        for name in categories if isinstance(categories, list | tuple) else ():
+            if not isinstance(name, str):
+                raise ValueError(
+                    f"names are text, and YAML reads {name!r} as something else: put it in quotes, as on disk"
+                )
+        return categories
+
+    def scaling_of(self, modality: str) -> Scaling:
+        """What is asked for a modality with more than 8 bits."""
+        return self.depth_scaling if modality == "depth" else "measured"
 
 
 class MiniCandiesConfig(_AnyData):
@@ -65,12 +129,34 @@ class FolderConfig(_AnyData):
     root: Path = Field(
         description="folder that holds one folder per category, or the index of `iumad data new`"
     )
+    title: str | None = Field(
+        None,
+        description="name of the data set in tables, by which its runs are found; default: the layout",
+    )
     remove_plane: bool = Field(
         False, description="take the background plane out of the point cloud"
     )
+    ranges: dict[str, Limits] = Field(
+        {},
+        description="modality: (low, high) of stored values that become [0, 1], for further images with more than "
+        "8 bits; default: measured on the training images of the base step",
+    )
+
+    @property
+    def known_modalities(self) -> tuple[str, ...] | None:
+        """Names of the registered images; None where only the folder on disk can tell."""
+        return ("rgb",) if self.name == "mvtec" else None
+
+    def scaling_of(self, modality: str) -> Scaling:
+        """What is asked for a modality with more than 8 bits."""
+        return self.ranges.get(modality) or super().scaling_of(modality)
 
     @model_validator(mode="after")
     def _plane_needs_depth(self) -> "FolderConfig":
+        if {"rgb", "depth"} & set(self.ranges):
+            raise ValueError(
+                "ranges: are for further images; rgb has 8 bits, depth has depth_scaling"
+            )
         if self.remove_plane and self.name == "mvtec":
             raise ValueError("remove_plane needs depth, and the MVTec AD layout has none")
         return self
@@ -84,6 +170,7 @@ class EyecandiesConfig(_AnyData):
     light: int = Field(4, ge=0, le=5, description="which image_N.png is the RGB image")
 
 
+AnyData = MiniCandiesConfig | FolderConfig | EyecandiesConfig
 DataConfig = Annotated[
     MiniCandiesConfig | FolderConfig | EyecandiesConfig, Field(discriminator="name")
 ]
@@ -152,20 +239,31 @@ class IncrementConfig(Section):
     )
 
 
-class PerturbConfig(Section):
-    """Perturbations of training images (paper Sec. 2); test images stay as they are."""
+Dose = Annotated[float, Field(ge=0, le=1)]
 
-    redundant: NonNegative = Field(
-        0.0, description="strength of the noise, in standard deviations of image and depth"
+
+class PerturbConfig(Section):
+    """Perturbations of images (paper Sec. 2)."""
+
+    redundant: Dose = Field(
+        0.0, description="dose of noise, in standard deviations of the clean image and depth"
     )
     noise_cells: Annotated[int, Field(ge=1, le=64)] = Field(
         8, description="cells of that noise along an image's longer side"
     )
-    spurious: float = Field(
-        0.0, ge=0, le=1, description="share of another category's background in the background"
+    spurious: Dose = Field(0.0, description="dose: share of another background in the background")
+    donors: Literal["categories", "external"] = Field(
+        "categories",
+        description="where backgrounds come from: training images of the other categories met, or a bank of "
+        "patterns that no category has",
     )
-    where: Literal["increments", "all"] = Field(
+    where: Literal["increments", "all", "none"] = Field(
         "increments", description="which steps train on perturbed images"
+    )
+    test: bool = Field(
+        False,
+        description="test images are perturbed too; the model is the same as with clean ones. Backgrounds then "
+        "come from the categories of the base step, so that they are the same after every step",
     )
 
     @property
@@ -175,7 +273,8 @@ class PerturbConfig(Section):
 
     def reaches(self, step: int) -> bool:
         """Whether a step trains on perturbed images."""
-        return not self.is_off and (self.where == "all" or step > 0)
+        first = {"all": 0, "increments": 1, "none": math.inf}[self.where]
+        return not self.is_off and step >= first
 
 
 class EvaluationConfig(Section):

@@ -1,4 +1,7 @@
-"""Data sets: `open_dataset` turns a configuration into one."""
+"""Data sets: `open_dataset` turns a configuration into one, `data_of` also says what is known of an absent one."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from iumad.config.sections import DataConfig, EyecandiesConfig, MiniCandiesConfig
 from iumad.data.folders.eyecandies import Eyecandies
@@ -8,27 +11,34 @@ from iumad.data.minicandies import MiniCandies
 from iumad.data.published import EYECANDIES, MVTEC_3D_AD
 from iumad.data.sample import Dataset, Sample
 
-__all__ = ["Dataset", "Sample", "categories_of", "open_dataset"]
+__all__ = ["AbsentData", "Dataset", "Sample", "data_of", "open_dataset"]
 
 _PUBLISHED = {"mvtec3d": tuple(MVTEC_3D_AD), "eyecandies": tuple(EYECANDIES)}
 
 
-def categories_of(config: DataConfig) -> tuple[str, ...]:
-    """Names of the categories, in order, for what needs no images.
+@dataclass(frozen=True)
+class AbsentData:
+    """What is known of a data set that is not on this machine: enough to find its published numbers."""
 
-    Where a copy of MVTec 3D-AD or Eyecandies is not on this machine, they are those that the configuration names,
-    or else the published ones.
+    categories: tuple[str, ...]
+
+    def digest(self, split: str, categories: Iterable[str]) -> str:  # noqa: ARG002
+        """Nothing is known of the content."""
+        return ""
+
+
+def data_of(config: DataConfig) -> Dataset | AbsentData:
+    """The data set, or what the configuration (or else the publication) says of one that is not on this machine.
 
     Raises
     ------
     DataError, ConfigError
-        The data set on disk is missing, and not one of these two, or is broken.
+        The data set on disk is broken, or missing and nothing tells its categories.
     """
-    if isinstance(config, MiniCandiesConfig):
-        return open_dataset(config).categories
-    if config.name in _PUBLISHED and not config.root.exists():
-        return config.categories or _PUBLISHED[config.name]
-    return open_dataset(config).categories
+    if isinstance(config, MiniCandiesConfig) or config.root.exists():
+        return open_dataset(config)
+    categories = config.categories or _PUBLISHED.get(config.name)
+    return open_dataset(config) if categories is None else AbsentData(categories)
 
 
 def open_dataset(config: DataConfig) -> Dataset:

@@ -1,22 +1,18 @@
-"""Removal of the background plane that objects lie on, by a robust fit to the image border.
-
-Point clouds to depth images: valid mask, filling, scaling, encodings and their inverses.
+"""Point clouds to depth images (valid mask, filling, encodings, scaling), and removal of the background plane.
 
 A point cloud is an array of height x width x 3 in metres, x to the right, y down, z away from the
 camera; (0, 0, 0) marks a pixel that was not measured.
 """
 
-from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int
+from jaxtyping import Bool, Float, Float32, Int, Shaped
 from scipy import ndimage
 
 from iumad.errors import ConfigError, DataError
 
 Encoding = Literal["z", "z+normals", "xyz255"]
-Scaling = Literal["sample"] | tuple[float, float]
 
 PERCENTILES = (1.0, 99.0)
 MARGIN = 0.25  # of the percentiles' distance, on both sides: keeps small deep holes off the clip
@@ -61,72 +57,45 @@ def fill_invalid(
     return values[_nearest(valid)]
 
 
-def scaling_range(
-    z: Float32[np.ndarray, "h w"], valid: Bool[np.ndarray, "h w"]
-) -> tuple[float, float]:
-    """Return the robust range (low, high) of z in metres inside the valid mask.
+def robust_range(values: Shaped[np.ndarray, "..."]) -> tuple[float, float]:
+    """Return (low, high): the 1st and 99th percentile, moved apart by a quarter of their distance on either side.
 
-    The 1st and 99th percentile, moved apart by a quarter of their distance on either side: a few
-    stray points do not stretch the range, and a defect deeper than the object's own relief still
-    falls inside.
+    A few stray points do not stretch the range, and a defect deeper than the object's relief still falls inside.
 
     Raises
     ------
     DataError
-        No pixel is valid.
+        There is no value.
     """
-    if not valid.any():
+    if values.size == 0:
         raise DataError("the depth has no valid pixel, so it has no range")
-    low, high = (float(value) for value in np.percentile(z[valid], PERCENTILES))
+    low, high = (float(value) for value in np.percentile(values, PERCENTILES))
     margin = MARGIN * (high - low)
     return low - margin, high + margin
 
 
-def training_range(clouds: Iterable[Float32[np.ndarray, "h w 3"]]) -> tuple[float, float]:
-    """Return one range (low, high) that covers the robust range of every given point cloud.
-
-    Meant for the training samples of the base step (`iumad data range`); clouds are read one at a
-    time.
-
-    Raises
-    ------
-    DataError
-        No cloud was given or one has no valid pixel.
-    """
-    ranges = [scaling_range(cloud[..., 2], valid_mask(cloud)) for cloud in clouds]
-    if not ranges:
-        raise DataError("a training range needs at least one point cloud, got none")
-    return min(low for low, _ in ranges), max(high for _, high in ranges)
-
-
 def encode_depth(
-    xyz: Float32[np.ndarray, "h w 3"],
-    encoding: Encoding = "z",
-    scaling: Scaling = "sample",
-) -> Float32[np.ndarray, "h w 3"]:
-    """Turn a point cloud into an image with values in [0, 1].
+    xyz: Float32[np.ndarray, "h w 3"], encoding: Encoding = "z"
+) -> Float32[np.ndarray, "h w c"]:
+    """Turn a point cloud into an image whose z is still in metres; `scale_depth` makes it the network's input.
 
     Parameters
     ----------
     xyz
         Metres, (0, 0, 0) where invalid.
     encoding
-        ``"z"``: filled and scaled z in three equal channels. ``"z+normals"``: scaled z, then the x
-        and y components of the surface normal that points to the camera, moved from [-1, 1] to
-        [0, 1]. ``"xyz255"``: what the authors' release feeds its network, coordinates times 255
-        cast to 8 bits, divided by 255 again; `scaling` does not apply. For coordinates from 0 to
-        1 m the values are the metres themselves, cut to steps of 1/255 m. Others wrap around, so
-        there is no inverse: -0.1 m and 0.9 m share a byte.
-    scaling
-        ``"sample"`` for `scaling_range` of this cloud, or (low, high) in metres for 0 and 1, e.g.
-        from `training_range`. Values outside are clipped. A perfectly flat cloud becomes 0.5.
+        ``"z"``: filled z, one channel. ``"z+normals"``: filled z, then the x and y components of the surface
+        normal that points to the camera, moved from [-1, 1] to [0, 1]. ``"xyz255"``: what the authors' release
+        feeds its network, coordinates times 255 cast to 8 bits, divided by 255 again; it has no scale. For
+        coordinates from 0 to 1 m the values are the metres themselves, cut to steps of 1/255 m. Others wrap
+        around, so there is no inverse: -0.1 m and 0.9 m share a byte.
 
     Raises
     ------
     DataError
         No pixel is valid.
     ConfigError
-        low is not below high, or the encoding is unknown.
+        The encoding is unknown.
     """
     if encoding not in ("z", "z+normals", "xyz255"):
         raise ConfigError(f"encoding needs 'z', 'z+normals' or 'xyz255', got {encoding!r}")
@@ -135,26 +104,48 @@ def encode_depth(
         raise DataError("the point cloud has no valid pixel, so it has no depth image")
     if encoding == "xyz255":
         return _wrapped_bytes(xyz)
-
-    z = _scaled(xyz[..., 2], valid, scaling)
+    z = fill_invalid(xyz[..., 2], valid)[..., None]
     if encoding == "z":
+        return z
+    normals = surface_normals(xyz)[..., :2] / 2 + np.float32(0.5)
+    return np.concatenate([z, normals], axis=-1)
+
+
+def scale_depth(
+    image: Float32[np.ndarray, "h w c"], low: float, high: float, clip: bool = False
+) -> Float32[np.ndarray, "h w 3"]:
+    """Map z from [low, high] to [0, 1], linearly outside too; one channel becomes three equal ones.
+
+    Parameters
+    ----------
+    image
+        As `encode_depth` makes it, but not of ``"xyz255"``.
+    low, high
+        Metres. Equal ones, of a perfectly flat image, give 0.5.
+    clip
+        Cut at 0 and 1, for a range that belongs to the image itself.
+
+    Raises
+    ------
+    ConfigError
+        low is above high.
+    """
+    if not low <= high:
+        raise ConfigError(f"depth scaling needs low < high in metres, got ({low}, {high})")
+    z = scaled(image[..., 0], low, high, clip)
+    if image.shape[-1] == 1:
         return np.repeat(z[..., None], 3, axis=2)
-    normals = surface_normals(xyz)
-    return np.stack([z, *(normals[..., axis] / 2 + np.float32(0.5) for axis in (0, 1))], axis=-1)
+    return np.concatenate([z[..., None], image[..., 1:]], axis=-1)
 
 
-def decode_z(
-    image: Float32[np.ndarray, "h w 3"], low: float, high: float
-) -> Float32[np.ndarray, "h w"]:
-    """Return z in metres from ``"z"`` or ``"z+normals"``, right where not filled or clipped."""
-    return (low + image[..., 0] * np.float64(high - low)).astype(np.float32)
-
-
-def decode_normals(image: Float32[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "h w 3"]:
-    """Return unit normals from ``"z+normals"``; pointing to the camera, they have z <= 0."""
-    x, y = (2 * image[..., channel] - 1 for channel in (1, 2))
-    z = -np.sqrt(np.clip(1 - x**2 - y**2, 0, None))
-    return np.stack([x, y, z], axis=-1)
+def scaled(
+    values: Shaped[np.ndarray, "*shape"], low: float, high: float, clip: bool = False
+) -> Float32[np.ndarray, "*shape"]:
+    """Map [low, high] to [0, 1] in double precision; 0.5 where both are equal."""
+    if low == high:
+        return np.full(values.shape, 0.5, dtype=np.float32)
+    image = (values.astype(np.float64) - low) / (high - low)
+    return (np.clip(image, 0, 1) if clip else image).astype(np.float32)
 
 
 def surface_normals(xyz: Float32[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "h w 3"]:
@@ -185,18 +176,6 @@ def _nearest(valid: Bool[np.ndarray, "h w"]) -> tuple[Int[np.ndarray, "h w"], ..
         ~valid, return_distances=False, return_indices=True
     )
     return rows, columns
-
-
-def _scaled(
-    z: Float32[np.ndarray, "h w"], valid: Bool[np.ndarray, "h w"], scaling: Scaling
-) -> Float32[np.ndarray, "h w"]:
-    low, high = scaling_range(z, valid) if scaling == "sample" else scaling
-    if scaling != "sample" and not low < high:
-        raise ConfigError(f"depth scaling needs low < high in metres, got ({low}, {high})")
-    if low == high:
-        return np.full(z.shape, 0.5, dtype=np.float32)
-    filled = fill_invalid(z, valid).astype(np.float64)
-    return np.clip((filled - low) / (high - low), 0, 1).astype(np.float32)
 
 
 def _wrapped_bytes(xyz: Float32[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "h w 3"]:

@@ -72,6 +72,6 @@ def write_sample(sample: Sample, folder: Path, stem: str) -> None:
             (folder / kind).mkdir(parents=True, exist_ok=True)
     Image.fromarray(sample.rgb).save(folder / "rgb" / f"{stem}.png")
     tifffile.imwrite(folder / "xyz" / f"{stem}.tiff", sample.xyz, photometric="rgb")
-    if sample.split == "test":
+    if sample.split == "test" and sample.mask is not None:
         mask = np.where(sample.mask, 255, 0).astype(np.uint8)
         Image.fromarray(mask).save(folder / "gt" / f"{stem}.png")

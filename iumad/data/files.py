@@ -1,14 +1,14 @@
-"""What the data sets on disk share: scanning with a list of problems, index, fingerprints.
+"""What the data sets on disk share: listing folders that people have made, a scan with a list of problems, index.
 
-Listing folders that people have made: natural order, any case, no surprises from links.
+Names are kept as text in Unicode's composed form. Where two differ in case or Unicode form only, a file system may
+take them for one, so they are refused.
 """
 
 import hashlib
 import os
 import re
 import unicodedata
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,20 +16,24 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Bool
 
-from iumad.data.depth import remove_plane
+from iumad.config.schema import require_name
 from iumad.data.images import (
     IMAGE_SUFFIXES,
+    Header,
     read_header,
     read_mask,
     require_rgb_header,
     require_same_size,
 )
-from iumad.data.sample import GOOD, Sample, build_index
+from iumad.data.memo import file_digests
+from iumad.data.reader import Reader
+from iumad.data.sample import GOOD, SPLITS, Dataset, Sample, build_index
 from iumad.errors import DataError
 
 _NOT_DATA = {"thumbs.db", "desktop.ini", "__macosx"}
+RESERVED = ("mean",)  # the name of a mean over categories in tables of results
 
 
 def natural_key(text: str) -> tuple[tuple[int, int | str], ...]:
@@ -39,33 +43,48 @@ def natural_key(text: str) -> tuple[tuple[int, int | str], ...]:
 
 
 def subfolders(folder: Path) -> dict[str, Path]:
-    """Return the folders in `folder` by name (Unicode NFC), in natural order.
-
-    Hidden folders are left out.
+    """Return the folders in `folder` by name (Unicode NFC), in natural order; hidden ones are left out.
 
     Raises
     ------
     DataError
-        The folder cannot be listed, or holds a link that is broken or leads back above itself.
+        The folder cannot be listed, two names can be taken for one, or a link is broken or leads above itself.
     """
-    entries = {
-        _name(entry): entry for entry in visible_entries(folder) if _checked_link(entry).is_dir()
-    }
-    return dict(sorted(entries.items(), key=lambda item: natural_key(item[0])))
+    entries = [entry for entry in visible_entries(folder) if _checked_link(entry).is_dir()]
+    named = {unicodedata.normalize("NFC", entry.name): entry for entry in _told_apart(entries)}
+    return dict(sorted(named.items(), key=lambda item: natural_key(item[0])))
 
 
 def find_folder(folder: Path, name: str) -> Path | None:
-    """Return the subfolder `name` in any case (``good``, ``Good``), None where there is none.
+    """Return the subfolder `name` in any case (``good``, ``Good``), None where there is none."""
+    for key, path in subfolders(folder).items():
+        if key.casefold() == name:
+            return path
+    return None
 
-    Raises
-    ------
-    DataError
-        Two subfolders differ in case only.
-    """
-    matches = [path for key, path in subfolders(folder).items() if key.casefold() == name]
-    if len(matches) > 1:
-        raise DataError(f"{matches[1]}: differs only in case from {matches[0].name}; keep one")
-    return matches[0] if matches else None
+
+def _told_apart(entries: Iterable[Path], by_stem: bool = False) -> Iterator[Path]:
+    """Yield the entries; raise DataError where two names differ in case or Unicode form only."""
+    seen: dict[str, Path] = {}
+    for entry in entries:
+        name = entry.stem if by_stem else entry.name
+        twin = seen.setdefault(unicodedata.normalize("NFC", name).casefold(), entry)
+        if twin is not entry:
+            raise DataError(
+                f"{entry}: shares its name with {twin.name!r}, but for the type, case or Unicode form; "
+                "keep or rename one of them"
+            )
+        yield entry
+
+
+def require_plain_name(name: str, what: str, where: Path | str) -> None:
+    """Raise DataError for a name that cannot stand in paths and tables, or that tables use themselves."""
+    try:
+        require_name(name, what)
+        if what == "category" and name.casefold() in RESERVED:
+            raise ValueError(f"category: {name!r} is what tables call the mean over categories")
+    except ValueError as error:
+        raise DataError(f"{where}: {error}; rename it") from error
 
 
 def image_files(folder: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
@@ -76,17 +95,16 @@ def image_files(folder: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES) -> dict[
     DataError
         Two files share a stem, a link is broken, or a visible file is not of the given types.
     """
-    files: dict[str, Path] = {}
-    for entry in sorted(visible_entries(folder), key=lambda entry: natural_key(entry.name)):
-        if _checked_link(entry).is_dir():
-            continue
+    entries = sorted(visible_entries(folder), key=lambda entry: natural_key(entry.name))
+    entries = [entry for entry in entries if not _checked_link(entry).is_dir()]
+    for entry in entries:
         if entry.suffix.lower() not in suffixes:
             raise DataError(f"{entry}: needs one of the types {', '.join(suffixes)}; move it away")
-        stem = unicodedata.normalize("NFC", entry.stem)
-        if stem in files:
-            raise DataError(f"{entry}: shares its name with {files[stem].name}; keep one of them")
-        files[stem] = entry
-    return files
+        if not entry.name.isprintable():
+            raise DataError(
+                f"{entry.parent / repr(entry.name)}: rename it, its name cannot be printed"
+            )
+    return {unicodedata.normalize("NFC", entry.stem): entry for entry in _told_apart(entries, True)}
 
 
 def require_folder(path: Path) -> Path:
@@ -96,10 +114,6 @@ def require_folder(path: Path) -> Path:
     if not path.is_dir():
         raise DataError(f"{path}: needs a folder, got a file")
     return path
-
-
-def _name(entry: Path) -> str:
-    return unicodedata.normalize("NFC", entry.name)
 
 
 def visible_entries(folder: Path) -> list[Path]:
@@ -129,11 +143,24 @@ def _checked_link(entry: Path) -> Path:
 
 @dataclass
 class Scan:
-    """Rows found under a folder, and every problem met on the way, in the order of discovery."""
+    """What was found under a folder, and every problem met on the way, in the order of discovery.
+
+    Attributes
+    ----------
+    rows
+        One mapping a sample, for `iumad.data.sample.build_index`.
+    files
+        Sample id -> modality or ``"mask"`` -> file.
+    problems, notes
+        What makes samples unusable; what a user should know.
+    """
 
     root: Path
     rows: list[dict[str, Any]] = field(default_factory=list)
+    files: dict[str, dict[str, Path]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    _stored: dict[str, tuple[np.dtype, Path]] = field(default_factory=dict)
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
@@ -147,54 +174,86 @@ class Scan:
         """Return the categories that have rows, in the order found."""
         return tuple(dict.fromkeys(row["category"] for row in self.rows))
 
-    def add(self, **row: Any) -> None:
+    def modalities(self) -> tuple[str, ...]:
+        """Return the modalities found: ``rgb``, ``depth``, then others in the order found."""
+        found = dict.fromkeys(kind for files in self.files.values() for kind in files)
+        others = [kind for kind in found if kind not in ("rgb", "depth", "mask")]
+        return (*(kind for kind in ("rgb", "depth") if kind in found), *others)
+
+    def add(
+        self,
+        category: str,
+        split: str,
+        defect: str,
+        stem: str,
+        files: Mapping[str, Path | None],
+        geometric: bool | None = None,
+    ) -> None:
         """Check the headers of one sample's files against each other and add its row.
 
         Parameters
         ----------
-        row
-            category, split, defect, stem, geometric and the paths rgb, xyz, mask (or None).
+        category, split, defect, stem, geometric
+            As in the index; together they make the sample's id.
+        files
+            Modality or ``"mask"`` -> file, or None.
 
         Raises
         ------
         DataError
-            A header is unreadable, sizes differ, or the colour image has not 8 bits.
+            A header is unreadable, sizes differ, the id is taken, the colour image has not 8 bits, or another
+            image is not stored as those before it.
         """
-        paths = {kind: row[kind] for kind in ("rgb", "xyz", "mask")}
-        headers = {kind: read_header(path) for kind, path in paths.items() if path is not None}
+        paths = {kind: path for kind, path in files.items() if path is not None}
+        headers = {kind: read_header(path) for kind, path in paths.items()}
         if "rgb" in headers:
             require_rgb_header(paths["rgb"], headers["rgb"])
-        height, width = next((header.height, header.width) for header in headers.values())
+        first = next(iter(headers.values()))
         for kind, header in headers.items():
-            require_same_size(paths[kind], (header.height, header.width), (height, width))
+            require_same_size(
+                paths[kind], (header.height, header.width), (first.height, first.width)
+            )
+            self._require_stored_alike(kind, paths[kind], header)
+        sample_id = f"{category}/{split}/{defect}/{stem}"
+        if sample_id in self.files:
+            raise DataError(f"{next(iter(paths.values()))}: {sample_id} is given twice")
+        self.files[sample_id] = paths
         self.rows.append(
             {
-                "sample_id": f"{row['category']}/{row['split']}/{row['defect']}/{row['stem']}",
-                "category": row["category"],
-                "split": row["split"],
-                "defect": row["defect"],
-                "label": int(row["defect"] != GOOD),
-                "geometric": row["geometric"],
-                "height": height,
-                "width": width,
-                **{kind: relative(self.root, path) for kind, path in paths.items()},
+                "sample_id": sample_id,
+                "category": category,
+                "split": split,
+                "defect": defect,
+                "label": int(defect != GOOD),
+                "geometric": geometric,
+                "masked": defect == GOOD or "mask" in paths,
+                "height": first.height,
+                "width": first.width,
             }
         )
 
+    def _require_stored_alike(self, kind: str, path: Path, header: Header) -> None:
+        """8 and 16 bits in one modality would be two scales."""
+        if kind in ("rgb", "depth", "mask"):
+            return
+        dtype, other = self._stored.setdefault(kind, (header.dtype, path))
+        if header.dtype != dtype:
+            raise DataError(
+                f"{path}: {kind} needs one type, got {header.dtype} here and {dtype} in {other}"
+            )
 
-class FileDataset:
-    """Index, look-up and fingerprint of a data set whose samples are files under one folder.
+
+class FileDataset(Dataset):
+    """A data set whose samples are files under one folder.
 
     Parameters
     ----------
-    root
-        The folder; paths in the index are relative to it.
     scan
-        What was found there.
+        What was found.
     categories
         Selection and order; None for all in the order found.
-    options
-        Whatever else changes what `load` returns; part of the fingerprint.
+    reader
+        How the files become images.
     problems
         A list that receives every problem of the scan, so that the samples without one can be used
         all the same; None to raise the first.
@@ -207,25 +266,28 @@ class FileDataset:
 
     def __init__(
         self,
-        root: Path,
         scan: Scan,
         categories: tuple[str, ...] | None,
-        options: str,
+        reader: Reader,
         problems: list[str] | None,
     ) -> None:
         if problems is not None:
             problems.extend(scan.problems)
         elif scan.problems:
             others = len(scan.problems) - 1
-            more = f" (and {others} more; `iumad data check {root}` lists them)" if others else ""
+            more = (
+                f" (and {others} more; `iumad data check {scan.root}` lists them)" if others else ""
+            )
             raise DataError(scan.problems[0] + more)
         if not scan.rows:
-            raise DataError(f"{root}: holds no samples")
-        self.root = root
+            raise DataError(f"{scan.root}: holds no samples")
+        self.root, self.reader = scan.root, reader
         self.categories = scan.categories() if categories is None else tuple(categories)
+        self.modalities = scan.modalities()
+        self.notes = tuple(scan.notes)
         self.index: pd.DataFrame = build_index(scan.rows, self.categories)
         self._rows = self.index.set_index("sample_id").to_dict("index")
-        self._options = options
+        self._files = scan.files
 
     def row(self, sample_id: str) -> dict[str, Any]:
         """Return the index row of a sample; raise DataError for an unknown id."""
@@ -234,69 +296,70 @@ class FileDataset:
             raise DataError(f"no sample {sample_id!r} in {self.root}; ids look like {example!r}")
         return self._rows[sample_id]
 
-    def path(self, sample_id: str, kind: str) -> Path | None:
-        """Return the path of a sample's ``rgb``, ``xyz`` or ``mask`` file, None without a file."""
-        relative_path = self.row(sample_id)[kind]
-        return self.root / relative_path if relative_path else None
+    def files(self, sample_id: str) -> dict[str, Path]:
+        """Return the files of a sample by modality, the mask as ``"mask"``."""
+        self.row(sample_id)
+        return self._files[sample_id]
 
-    def fingerprint(self, sample_id: str) -> str:
-        """Return a hash of the options and of every file's path, size and time of change."""
-        row = self.row(sample_id)
-        digest = hashlib.sha256(f"{self._options}|{sample_id}|{row['defect']}".encode())
-        for path in self.files(sample_id):
-            try:
-                state = path.stat()
-            except OSError as error:
-                raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
-            digest.update(f"|{path}|{state.st_size}|{state.st_mtime_ns}".encode())
-        return digest.hexdigest()
-
-    def files(self, sample_id: str) -> list[Path]:
-        """Return all files that `load` reads for a sample."""
-        paths = (self.path(sample_id, kind) for kind in ("rgb", "xyz", "mask"))
-        return [path for path in paths if path is not None]
-
-    def mask_or_zeros(self, sample_id: str, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
-        """Return the ground truth of a sample, all False where it has no mask file.
+    def load(self, sample_id: str) -> Sample:
+        """Read and check one sample.
 
         Raises
         ------
         DataError
-            The mask is damaged, has another size, or marks pixels of a good sample.
+            The id is unknown, or a file is damaged or does not fit the others.
         """
-        path = self.path(sample_id, "mask")
-        if path is None:
-            return np.zeros(size, dtype=bool)
-        mask = read_mask(path)
-        require_same_size(path, mask.shape, size)
-        if self.row(sample_id)["defect"] == GOOD and mask.any():
-            raise DataError(f"{path}: belongs to a good sample but marks {mask.sum()} pixels")
-        return mask
-
-    def sample(
-        self,
-        sample_id: str,
-        rgb: UInt8[np.ndarray, "h w 3"],
-        xyz: Float32[np.ndarray, "h w 3"] | None,
-        foreground: Bool[np.ndarray, "h w"] | None = None,
-    ) -> Sample:
-        """Put the images and the index row of one sample together, with its mask."""
-        row = self.row(sample_id)
+        row, files = self.row(sample_id), self.files(sample_id)
+        images = self.reader.read({kind: files[kind] for kind in files if kind != "mask"})
         return Sample(
             sample_id=sample_id,
             category=row["category"],
             split=row["split"],
             defect=row["defect"],
-            rgb=rgb,
-            xyz=xyz,
-            mask=self.mask_or_zeros(sample_id, rgb.shape[:2]),
+            rgb=images.rgb,
+            xyz=images.xyz,
+            mask=self._mask(sample_id, images.rgb.shape[:2]),
             geometric=None if pd.isna(row["geometric"]) else bool(row["geometric"]),
-            foreground=foreground,
+            foreground=images.foreground,
+            others=images.others,
         )
+
+    def fingerprint(self, sample_id: str) -> str:
+        """Return a hash of the sample's id, the content of its files, and how they are read."""
+        return self._fingerprint(sample_id, file_digests(self._all_files(sample_id)))
+
+    def digest(self, split: str, categories: Iterable[str]) -> str:
+        """Return a hash of the content of all samples of a split and some categories."""
+        ids = sorted(self.ids(split, categories))
+        digests = file_digests(path for each in ids for path in self._all_files(each))
+        whole = "|".join(self._fingerprint(each, digests) for each in ids)
+        return hashlib.sha256(whole.encode()).hexdigest()[:16]
+
+    def _all_files(self, sample_id: str) -> list[Path]:
+        files = self.files(sample_id)
+        return [*(files[kind] for kind in sorted(files)), *self.reader.files_beside(files)]
+
+    def _fingerprint(self, sample_id: str, digests: Mapping[Path, str]) -> str:
+        contents = [digests[path] for path in self._all_files(sample_id)]
+        kinds = ",".join(sorted(self.files(sample_id)))
+        return hashlib.sha256(
+            "|".join([self.reader.model_dump_json(), sample_id, kinds, *contents]).encode()
+        ).hexdigest()
+
+    def _mask(self, sample_id: str, size: tuple[int, int]) -> Bool[np.ndarray, "h w"] | None:
+        """The ground truth; of a good sample it may only be empty, or missing."""
+        path, row = self.files(sample_id).get("mask"), self.row(sample_id)
+        if path is None:
+            return np.zeros(size, dtype=bool) if row["masked"] else None
+        mask = read_mask(path)
+        require_same_size(path, mask.shape, size)
+        if row["defect"] == GOOD and mask.any():
+            raise DataError(f"{path}: belongs to a good sample but marks {mask.sum()} pixels")
+        return mask
 
 
 def category_folders(scan: Scan, categories: tuple[str, ...] | None) -> dict[str, Path]:
-    """Return the folders of the wanted categories; missing ones become problems.
+    """Return the folders of the wanted categories; missing and misnamed ones become problems.
 
     Raises
     ------
@@ -308,21 +371,28 @@ def category_folders(scan: Scan, categories: tuple[str, ...] | None) -> dict[str
         raise DataError(f"{scan.root}: is one category; give the folder that holds the categories")
     if not found:
         raise DataError(f"{scan.root}: holds no category folders")
-    if categories is None:
-        return found
-    for missing in (name for name in categories if name not in found):
+    wanted = tuple(found) if categories is None else categories
+    for missing in (name for name in wanted if name not in found):
         scan.problems.append(f"{scan.root}: no category {missing!r}, only {', '.join(found)}")
-    return {name: found[name] for name in categories if name in found}
+    chosen = {name: found[name] for name in wanted if name in found}
+    for name, folder in list(chosen.items()):
+        try:
+            require_plain_name(name, "category", folder)
+        except DataError as error:
+            scan.problems.append(str(error))
+            del chosen[name]
+    return chosen
 
 
-def cut_out(
-    xyz: Float32[np.ndarray, "h w 3"], sample_id: str
-) -> tuple[Float32[np.ndarray, "h w 3"], Bool[np.ndarray, "h w"]]:
-    """Remove the background plane with random numbers that depend on the points only; the id is for errors."""
-    try:
-        return remove_plane(xyz, np.random.default_rng(zlib.crc32(np.ascontiguousarray(xyz).data)))
-    except DataError as error:
-        raise DataError(f"{sample_id}: {error}") from error
+def split_folders(scan: Scan, category: str, folder: Path) -> Iterator[tuple[str, Path]]:
+    """Yield (split, folder) of one category; missing ones become problems, but for validation."""
+    for split in SPLITS:
+        with scan.collecting():
+            found = find_folder(folder, split)
+            if found is not None:
+                yield split, found
+            elif split != "validation":
+                raise DataError(f"{folder}: category {category!r} has no {split} folder")
 
 
 def relative(root: Path, path: Path | None) -> str:
@@ -330,11 +400,16 @@ def relative(root: Path, path: Path | None) -> str:
     return "" if path is None else Path(os.path.relpath(path, root)).as_posix()
 
 
-SECOND_FOLDERS = ("xyz", "depth", "z", "infrared", "ir")
+SECOND_FOLDERS = {"depth": ("xyz", "depth", "z"), "infrared": ("infrared", "ir")}
 
 
-def find_second(image: Path) -> Path:
-    """The aligned second image of a colour image, by name: in a folder beside `rgb`, or beside it with a suffix.
+def second_folders(modality: str) -> tuple[str, ...]:
+    """Names of folders that hold the images of a modality."""
+    return SECOND_FOLDERS.get(modality, (modality,))
+
+
+def find_second(image: Path, modality: str) -> Path:
+    """The registered second image of a colour image, by name: in a folder beside `rgb`, or beside it.
 
     ``rgb/007.png`` goes with ``xyz/007.tiff``, ``depth/007.png`` and the like; ``007.png`` with ``007_depth.tiff``
     and the like.
@@ -344,14 +419,15 @@ def find_second(image: Path) -> Path:
     DataError
         There is none, or more than one.
     """
-    folders = [image.parent.parent / name for name in SECOND_FOLDERS]
+    names = second_folders(modality)
+    folders = [image.parent.parent / name for name in names]
     found = [each for folder in folders for each in sorted(folder.glob(f"{image.stem}.*"))]
-    beside = [image.parent.glob(f"{image.stem}_{name}.*") for name in SECOND_FOLDERS]
+    beside = [image.parent.glob(f"{image.stem}_{name}.*") for name in names]
     found += [each for matches in beside for each in sorted(matches)]
     if len(found) != 1:
-        names = ", ".join(str(each) for each in found) or "none"
+        said = ", ".join(str(each) for each in found) or "none"
         raise DataError(
-            f"{image}: the model needs its second image, named alike in a folder {'/, '.join(SECOND_FOLDERS)}/ "
-            f"beside that of the image, or given by --second; found: {names}"
+            f"{image}: the model needs its {modality} image, named alike in a folder {'/, '.join(names)}/ "
+            f"beside that of the image, or given by --second; found: {said}"
         )
     return found[0]

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import tifffile
-from jaxtyping import Bool, Float, Float32, Float64, UInt8
+from jaxtyping import Bool, Float, Float32, Float64, Shaped, UInt8
 from PIL import Image
 
 from iumad.errors import DataError
@@ -33,7 +33,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy")
 MAX_PIXELS = 1 << 26
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}  # colour type -> channels (3: a palette)
-_EXIF_ORIENTATION = 0x0112
+_ORIENTATION = 0x0112  # the tag of TIFF, which EXIF took over
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,7 @@ def _png_array(path: Path) -> np.ndarray:
         image.verify()  # the checksum of every chunk, which decoding does not look at
     with Image.open(path, formats=["PNG"]) as image:
         image.load()
+        _require_upright(path, image.getexif().get(_ORIENTATION, 1))
         if image.mode == "P" or "transparency" in image.info:
             transparent = "transparency" in image.info
             return np.array(image.convert("RGBA" if transparent else "RGB"))
@@ -153,13 +154,17 @@ def _jpeg_array(path: Path) -> np.ndarray:
         image.load()
         if image.mode not in ("L", "RGB"):
             raise DataError(f"{path}: needs grey or RGB, got {image.mode}")
-        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-        if orientation != 1:
-            raise DataError(
-                f"{path}: is stored turned (EXIF orientation {orientation}), "
-                "so that masks and depth would not match; save it upright"
-            )
+        _require_upright(path, image.getexif().get(_ORIENTATION, 1))
         return np.array(image)
+
+
+def _require_upright(path: Path, orientation: object) -> None:
+    """Refuse a picture that viewers would turn: masks and depth would match only one of the two ways."""
+    if orientation not in (None, 0, 1):  # 0 is what some cameras write for "not known"
+        raise DataError(
+            f"{path}: is stored turned (orientation tag {orientation}), so that masks and depth "
+            "would not match; save it upright"
+        )
 
 
 def _tiff_series(path: Path, tiff: tifffile.TiffFile) -> tifffile.TiffPageSeries:
@@ -181,6 +186,7 @@ def _tiff_header(path: Path) -> Header:
 def _tiff_array(path: Path) -> np.ndarray:
     with tifffile.TiffFile(path) as tiff:
         series = _tiff_series(path, tiff)
+        _require_upright(path, tiff.pages.first.tags.valueof(_ORIENTATION, 1))
         expected = _header_of(path, series.shape, series.dtype)
         counts = [count for page in series.pages if page for count in page.databytecounts]
         missing = any(count == 0 for count in counts)
@@ -274,15 +280,21 @@ def read_xyz(path: Path, scale: float = 1.0) -> Float32[np.ndarray, "h w 3"]:
         The file is unreadable, has another shape or type, has no valid pixel, or has NaN, infinite
         or absurd numbers in at least half of its pixels.
     """
-    array = read_array(path)
+    return as_points(read_array(path), path, scale)
+
+
+def as_points(
+    array: np.ndarray, name: Path | str, scale: float = 1.0
+) -> Float32[np.ndarray, "h w 3"]:
+    """Check an array as `read_xyz` checks a file; `name` is for errors."""
     if array.dtype.kind != "f" or array.ndim != 3 or array.shape[2] != 3:
         raise DataError(
-            f"{path}: a point cloud needs floating-point numbers, height x width x 3, "
+            f"{name}: a point cloud needs floating-point numbers, height x width x 3, "
             f"got {array.dtype} {array.shape}"
         )
     points = _to_metres(array, scale)
     wrong = ~(np.abs(points) <= MAX_COORDINATE).all(axis=2)
-    return _without(points, wrong, path)
+    return _without(points, wrong, name)
 
 
 def read_depth(path: Path, scale: float = 1.0) -> Float32[np.ndarray, "h w"]:
@@ -301,15 +313,54 @@ def read_depth(path: Path, scale: float = 1.0) -> Float32[np.ndarray, "h w"]:
         The file is unreadable, has 8 bits or several channels, has no valid pixel, or has NaN,
         infinite, negative or absurd numbers in at least half of its pixels.
     """
-    array = read_array(path)
+    return as_depth(read_array(path), path, scale)
+
+
+def as_depth(array: np.ndarray, name: Path | str, scale: float = 1.0) -> Float32[np.ndarray, "h w"]:
+    """Check an array as `read_depth` checks a file; `name` is for errors."""
     if array.ndim != 2 or array.dtype.itemsize < 2:
         raise DataError(
-            f"{path}: a depth map needs one channel of at least 16 bits, "
+            f"{name}: a depth map needs one channel of at least 16 bits, "
             f"got {array.dtype} {array.shape}"
         )
     depth = _to_metres(array, scale)
     wrong = ~((depth >= 0) & (depth <= MAX_COORDINATE))
-    return _without(depth, wrong, path)
+    return _without(depth, wrong, name)
+
+
+def read_other(path: Path) -> Shaped[np.ndarray, "h w 3"]:
+    """Read a registered image of any further sensor, values as stored, one channel repeated to three.
+
+    Raises
+    ------
+    DataError
+        The file is unreadable, is neither uint8, uint16 nor floating point, has another number of channels
+        than 1 or 3 (opaque alpha is dropped), or holds NaN or infinite values.
+    """
+    return as_other(read_array(path), path)
+
+
+def as_other(array: np.ndarray, name: Path | str) -> Shaped[np.ndarray, "h w 3"]:
+    """Check an array as `read_other` checks a file; `name` is for errors."""
+    if array.dtype.kind == "f":
+        array = array.astype(np.float32)
+        if not np.isfinite(array).all():
+            raise DataError(
+                f"{name}: holds NaN or infinite values; a map with holes is depth, else fill it"
+            )
+    elif array.dtype not in (np.uint8, np.uint16):
+        raise DataError(f"{name}: needs 8 or 16 bits or floating point, got {array.dtype}")
+    if array.ndim == 3 and array.shape[2] in (2, 4):
+        if array.dtype.kind == "f" or (array[..., -1] != np.iinfo(array.dtype).max).any():
+            raise DataError(f"{name}: needs 1 or 3 channels, got {array.shape[2]}")
+        array = array[..., :-1]
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if array.ndim == 2:
+        return np.repeat(array[..., None], 3, axis=2)
+    if array.ndim != 3 or array.shape[2] != 3:
+        raise DataError(f"{name}: needs 1 or 3 channels, got shape {array.shape}")
+    return np.ascontiguousarray(array)
 
 
 def require_rgb_header(path: Path, header: Header) -> None:
@@ -318,7 +369,7 @@ def require_rgb_header(path: Path, header: Header) -> None:
         raise DataError(f"{path}: RGB needs 8 bits per channel (uint8), got {header.dtype}")
 
 
-def require_same_size(path: Path, size: tuple[int, int], rgb_size: tuple[int, int]) -> None:
+def require_same_size(path: Path | str, size: tuple[int, int], rgb_size: tuple[int, int]) -> None:
     """Raise DataError unless the file has the size (height, width) of its colour image."""
     if size != rgb_size:
         raise DataError(
@@ -333,7 +384,7 @@ def _to_metres(array: np.ndarray, scale: float) -> Float64[np.ndarray, "..."]:
 
 
 def _without(
-    values: Float[np.ndarray, "h w *channels"], wrong: Bool[np.ndarray, "h w"], path: Path
+    values: Float[np.ndarray, "h w *channels"], wrong: Bool[np.ndarray, "h w"], path: Path | str
 ) -> Float32[np.ndarray, "h w *channels"]:
     if 2 * wrong.sum() >= wrong.size:
         raise DataError(

@@ -1,14 +1,16 @@
-"""What every data set hands over: samples, an index table of all of them, and one protocol."""
+"""What every data set hands over: samples, an index table of all of them, and one base class."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import pandera.pandas as pa
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Bool, Float32, Shaped, UInt8
 
+from iumad.data.reader import Reader
 from iumad.errors import DataError
 
 Split = Literal["train", "validation", "test"]
@@ -18,7 +20,7 @@ GOOD = "good"
 
 @dataclass(frozen=True)
 class Sample:
-    """One object seen by a camera and a depth sensor, pixel by pixel aligned.
+    """One object seen by registered sensors: pixel (i, j) is the same place in all images.
 
     Attributes
     ----------
@@ -36,11 +38,15 @@ class Sample:
         Organised point cloud in metres (x right, y down, z away from the camera); (0, 0, 0) marks a
         pixel without a measurement. None for data sets without depth.
     mask
-        Ground truth: True where the object is defective, False everywhere for a good sample.
+        Ground truth: True where the object is defective, False everywhere for a good sample. None for
+        a defective sample of which it is not known where the defect is.
     geometric
         Whether the defect changes the surface; None for good samples and where it is not known.
     foreground
         Pixels of the object where they are known exactly, else None.
+    others
+        Further images by the name of their modality, e.g. ``"infrared"``, as stored: 8 or 16 bits or
+        float32, one channel repeated to three.
     """
 
     sample_id: str
@@ -49,9 +55,10 @@ class Sample:
     defect: str
     rgb: UInt8[np.ndarray, "h w 3"]
     xyz: Float32[np.ndarray, "h w 3"] | None
-    mask: Bool[np.ndarray, "h w"]
-    geometric: bool | None
-    foreground: Bool[np.ndarray, "h w"] | None
+    mask: Bool[np.ndarray, "h w"] | None
+    geometric: bool | None = None
+    foreground: Bool[np.ndarray, "h w"] | None = None
+    others: Mapping[str, Shaped[np.ndarray, "h w 3"]] = field(default_factory=dict)
 
     @property
     def label(self) -> int:
@@ -59,31 +66,55 @@ class Sample:
         return int(self.defect != GOOD)
 
 
-@runtime_checkable
-class Dataset(Protocol):
-    """A set of samples that are described by a table and loaded one at a time."""
+class Dataset(ABC):
+    """A set of samples that are described by a table and loaded one at a time.
 
-    @property
-    def name(self) -> str:
-        """Short name, as in the configuration."""
+    Attributes
+    ----------
+    name
+        Short name, as in the configuration.
+    categories
+        Object classes in the order of the data set.
+    modalities
+        Names of the registered images: ``("rgb", "depth")``, ``("rgb",)``, ``("rgb", "infrared")``.
+    index
+        One row a sample, as `build_index` returns it.
+    reader
+        How its files, and further ones of the same kind, become images.
+    notes
+        What a user should know of the data: what was left out, what is not known.
+    """
 
-    @property
-    def categories(self) -> tuple[str, ...]:
-        """Object classes in the order of the data set."""
+    name: str
+    categories: tuple[str, ...]
+    modalities: tuple[str, ...]
+    index: pd.DataFrame
+    reader: Reader = Reader()
+    notes: tuple[str, ...] = ()
 
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        """``("rgb", "depth")`` or ``("rgb",)``."""
-
-    @property
-    def index(self) -> pd.DataFrame:
-        """One row a sample, as `build_index` returns it."""
-
+    @abstractmethod
     def load(self, sample_id: str) -> Sample:
         """Return the sample; raise DataError for an unknown id or an unreadable file."""
 
+    @abstractmethod
     def fingerprint(self, sample_id: str) -> str:
-        """Return a text that changes whenever the sample may have changed; reads no image."""
+        """Return a text that changes whenever the sample may have changed.
+
+        It follows from content and names within the data set, not from where the data set lies.
+        """
+
+    def ids(self, split: str | None = None, categories: Iterable[str] | None = None) -> list[str]:
+        """Ids of the samples of one split (None: all) and some categories (None: all), in index order."""
+        chosen = self.index
+        if split is not None:
+            chosen = chosen[chosen["split"] == split]
+        if categories is not None:
+            chosen = chosen[chosen["category"].isin(list(categories))]
+        return chosen["sample_id"].tolist()
+
+    def digest(self, split: str, categories: Iterable[str]) -> str:  # noqa: ARG002
+        """Return a text for the content of a part of the data, "" where the configuration decides it alone."""
+        return ""
 
 
 INDEX_SCHEMA = pa.DataFrameSchema(
@@ -94,11 +125,9 @@ INDEX_SCHEMA = pa.DataFrameSchema(
         "defect": pa.Column(str),
         "label": pa.Column("int64", pa.Check.isin((0, 1))),
         "geometric": pa.Column("boolean", nullable=True),
+        "masked": pa.Column(bool),  # whether it is known which pixels are defective
         "height": pa.Column("int64", pa.Check.gt(0)),
         "width": pa.Column("int64", pa.Check.gt(0)),
-        "rgb": pa.Column(str),
-        "xyz": pa.Column(str),
-        "mask": pa.Column(str),
     },
     checks=[
         pa.Check(
@@ -113,6 +142,10 @@ INDEX_SCHEMA = pa.DataFrameSchema(
             lambda index: index["geometric"].isna() | (index["label"] == 1),
             error="geometric is a property of a defect and must be missing for good samples",
         ),
+        pa.Check(
+            lambda index: index["masked"] | (index["label"] == 1),
+            error="the mask of a good sample is known: nothing is defective",
+        ),
     ],
     strict=True,
     ordered=True,
@@ -125,8 +158,7 @@ def build_index(rows: Iterable[Mapping[str, Any]], categories: tuple[str, ...]) 
     Parameters
     ----------
     rows
-        One mapping a sample with the columns of `INDEX_SCHEMA`; ``geometric`` may be None, the
-        paths ``rgb``, ``xyz`` and ``mask`` are relative to the data set's root, "" without a file.
+        One mapping a sample with the columns of `INDEX_SCHEMA`; ``geometric`` may be None.
     categories
         The categories to keep, in this order.
 

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float32, UInt8
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from iumad.data.depth import Scaling, encode_depth, scaling_range, valid_mask
+from iumad.data.depth import encode_depth, robust_range, scale_depth, scaled, valid_mask
 from iumad.data.perturb import redundant, spurious, with_foreground
 from iumad.data.sample import GOOD, Dataset, Sample
 from iumad.errors import DataError
@@ -14,7 +14,7 @@ from iumad.errors import DataError
 TILE = 112  # pixels
 LABEL = 14  # pixels of text above each tile
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of spurious backgrounds, all that is possible
-INTENSITIES = (0.0, 0.1, 0.2, 0.4, 0.8)  # of redundant noise, in standard deviations
+INTENSITIES = (0.0, 0.1, 0.2, 0.4, 0.8)  # doses of redundant noise
 NOISE_CELLS = 8
 _OUTLINE = (255, 0, 90)
 
@@ -22,8 +22,8 @@ _OUTLINE = (255, 0, 90)
 def contact_sheet(dataset: Dataset, n_defects: int = 4) -> Image.Image:
     """Draw one row per category: a good image, then one of each of the first defects.
 
-    Every sample is its colour image with the mask outlined and, where it has depth, its scaled
-    depth image beside it. A sample that cannot be read is a grey tile with its id.
+    Every sample is its colour image with the mask outlined, and beside it its other images, each scaled to its own
+    range. A sample that cannot be read is a grey tile with its id.
 
     Parameters
     ----------
@@ -32,8 +32,8 @@ def contact_sheet(dataset: Dataset, n_defects: int = 4) -> Image.Image:
     n_defects
         Largest number of defect types in a row.
     """
-    has_depth = "depth" in dataset.modalities
-    width = TILE * (1 + has_depth)
+    n_tiles = len({"rgb", *dataset.modalities})
+    width = TILE * n_tiles
     rows = [_chosen(dataset, category, n_defects) for category in dataset.categories]
     columns = max(len(row) for row in rows)
     sheet = Image.new("RGB", (columns * (width + 4), len(rows) * (TILE + LABEL + 4)), "white")
@@ -42,7 +42,7 @@ def contact_sheet(dataset: Dataset, n_defects: int = 4) -> Image.Image:
         for j, (sample_id, title) in enumerate(row):
             x, y = j * (width + 4), i * (TILE + LABEL + 4)
             draw.text((x + 1, y), title[: width // 5], fill="black")
-            sheet.paste(_tiles(dataset, sample_id, has_depth), (x, y + LABEL))
+            sheet.paste(_tiles(dataset, sample_id, n_tiles), (x, y + LABEL))
     return sheet
 
 
@@ -50,21 +50,21 @@ def perturbation_sheet(dataset: Dataset, rng: np.random.Generator) -> Image.Imag
     """Draw both perturbations of one sample, from none (left) to the strongest (right).
 
     The sample is the first defect of the first category; the donor of its spurious backgrounds is
-    the first training image of the second category. Colour above, depth below, which all columns
+    the first training image of the second category. Colour above, other images below, which all columns
     scale to the range of the undisturbed sample. The first column is the undisturbed sample.
 
     Parameters
     ----------
     dataset
-        With two categories of one image size whose foreground is known or stands out of a plane;
-        otherwise a line of text says why there are no spurious backgrounds.
+        Its samples of one image size; without two categories whose foreground is known or stands out of a plane,
+        a line of text says why there are no spurious backgrounds.
     rng
         Draws the noise, the same at every intensity, and the trials of the plane.
     """
     index = dataset.index
-    first, second = (index["category"] == name for name in (dataset.categories * 2)[:2])
-    sample = dataset.load(index[first & (index["label"] == 1)]["sample_id"].iloc[0])
-    donor = dataset.load(index[second & (index["split"] == "train")]["sample_id"].iloc[0])
+    defects = index[(index["category"] == dataset.categories[0]) & (index["label"] == 1)]
+    sample = dataset.load(defects["sample_id"].iloc[0])
+    donor = dataset.load(dataset.ids("train", (dataset.categories * 2)[1:2])[0])
     seed = int(rng.integers(2**32))
     noisy = {
         f"redundant {intensity:g}": redundant(
@@ -78,14 +78,14 @@ def perturbation_sheet(dataset: Dataset, rng: np.random.Generator) -> Image.Imag
     except DataError as error:
         blended = {f"no spurious backgrounds: {error}": sample}
 
-    height = TILE * (1 + (sample.xyz is not None))
+    height = TILE * len(_images(sample))
     sheet = Image.new("RGB", (len(ALPHAS) * (TILE + 4), 2 * (height + LABEL + 4)), "white")
     draw = ImageDraw.Draw(sheet)
     for i, row in enumerate((blended, noisy)):
         for j, (title, each) in enumerate(row.items()):
             x, y = j * (TILE + 4), i * (height + LABEL + 4)
             draw.text((x + 1, y), title, fill="black")
-            for k, image in enumerate(_images(each, _range_of(sample))):
+            for k, image in enumerate(_images(each, sample)):
                 sheet.paste(_tile(image), (x, y + LABEL + k * TILE))
     return sheet
 
@@ -108,8 +108,8 @@ def _chosen(dataset: Dataset, category: str, n_defects: int) -> list[tuple[str, 
     return [(row.sample_id, f"{category} {row.defect}") for row in chosen.itertuples()]
 
 
-def _tiles(dataset: Dataset, sample_id: str, has_depth: bool) -> Image.Image:
-    strip = Image.new("RGB", (TILE * (1 + has_depth), TILE), "grey")
+def _tiles(dataset: Dataset, sample_id: str, n_tiles: int) -> Image.Image:
+    strip = Image.new("RGB", (TILE * n_tiles, TILE), "grey")
     try:
         images = _images(dataset.load(sample_id))
     except DataError:
@@ -124,18 +124,22 @@ def _tile(image: UInt8[np.ndarray, "h w 3"]) -> Image.Image:
     return Image.fromarray(image).resize((TILE, TILE), Image.Resampling.BILINEAR)
 
 
-def _range_of(sample: Sample) -> Scaling:
-    if sample.xyz is None:
-        return "sample"
-    return scaling_range(sample.xyz[..., 2], valid_mask(sample.xyz))
-
-
-def _images(sample: Sample, scaling: Scaling = "sample") -> list[UInt8[np.ndarray, "h w 3"]]:
-    size = sample.mask.shape
+def _images(sample: Sample, ranges_of: Sample | None = None) -> list[UInt8[np.ndarray, "h w 3"]]:
+    """The colour image with the mask outlined, then all others, scaled to the ranges of this or another sample."""
+    size, other = sample.rgb.shape[:2], ranges_of or sample
     step = max(1, min(size) // TILE)  # thin outlines would vanish in a strong reduction
-    rgb, mask = sample.rgb[::step, ::step], sample.mask[::step, ::step]
-    images = [outlined(rgb, mask)]
-    if sample.xyz is not None:
-        depth = encode_depth(sample.xyz, scaling=scaling)
-        images.append((depth * 255).round().astype(np.uint8))
+    mask = np.zeros(size, dtype=bool) if sample.mask is None else sample.mask
+    images = [outlined(sample.rgb[::step, ::step], mask[::step, ::step])]
+    if sample.xyz is not None and other.xyz is not None:
+        limits = robust_range(other.xyz[..., 2][valid_mask(other.xyz)])
+        images.append(_as_bytes(scale_depth(encode_depth(sample.xyz), *limits, clip=True)))
+    for name, image in sample.others.items():
+        if image.dtype == np.uint8:
+            images.append(image)
+        else:
+            images.append(_as_bytes(scaled(image, *robust_range(other.others[name]), clip=True)))
     return images
+
+
+def _as_bytes(image: Float32[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
+    return (image * 255).round().astype(np.uint8)

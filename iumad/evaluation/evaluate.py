@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float32, Int
+from jaxtyping import Float32, Int
 
 from iumad.config.sections import EvaluationConfig
 from iumad.evaluation.metrics import aupro, image_auroc, image_scores, or_missing, pixel_auroc
@@ -81,11 +81,13 @@ def evaluate(
     for category in categories:
         test = index[(index["category"] == category) & (index["split"] == "test")]
         ids, labels = test["sample_id"].tolist(), test["label"].to_numpy(dtype=int)
-        maps, masks, told = _score(detector, store, ids, config.batch_size, advance)
+        maps, told = _score(detector, store, ids, config.batch_size, advance)
+        masked = test["masked"].to_numpy(dtype=bool)  # pixels of defects without a mask are unknown
+        masks = store.masks(test.loc[masked, "sample_id"].tolist())
         if detector.has_map:
             scores = image_scores(maps, config.image_score, config.pool)
-            pixels = or_missing(pixel_auroc, maps, masks)
-            regions = or_missing(aupro, maps, masks, config.fpr_limit)
+            pixels = or_missing(pixel_auroc, maps[masked], masks)
+            regions = or_missing(aupro, maps[masked], masks, config.fpr_limit)
         else:
             scores, pixels, regions = maps[:, 0, 0], np.nan, np.nan
         values = {
@@ -116,20 +118,18 @@ def _score(
     advance: Callable[[int], object] | None,
 ) -> tuple[
     Float32[np.ndarray, "n size size"],
-    Bool[np.ndarray, "n size size"],
     Int[np.ndarray, " n"] | None,
 ]:
-    """Anomaly maps, ground truth and the categories told (None: the method classifies nothing); one pass."""
+    """Anomaly maps and the categories told (None: the method classifies nothing); one pass."""
     detector.eval()
-    maps, masks, told = [], [], []
+    maps, told = [], []
     for start in range(0, len(sample_ids), batch_size):
         ids = sample_ids[start : start + batch_size]
         batch = store.batch(ids).to(store.device)
         each, logits = detector.maps_and_logits(batch)
         maps.append(each.cpu().numpy())
-        masks.append(store.masks(ids))
         if logits is not None:
             told.append(logits.argmax(dim=1).cpu().numpy())
         if advance:
             advance(len(ids))
-    return np.concatenate(maps), np.concatenate(masks), np.concatenate(told) if told else None
+    return np.concatenate(maps), np.concatenate(told) if told else None

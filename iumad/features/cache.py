@@ -1,29 +1,26 @@
 """Batches of cached inputs: prepared images and frozen features, read from disk as training asks for them."""
 
 import hashlib
-import os
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from iumad.config.schema import RunConfig
-from iumad.config.sections import EyecandiesConfig, FolderConfig, MiniCandiesConfig
-from iumad.data.parallel import in_order
-from iumad.data.prepare import Prepared, prepare
+from iumad.data.prepare import Preparation, Prepared, Resized, joint_range, resize, scale
 from iumad.data.sample import Dataset
+from iumad.errors import DataError
 from iumad.features.backbone import Backbone, one_thread
-from iumad.machine import replacing
+from iumad.machine import cache_folder, replacing
 
 LOADED_BYTES = 1 << 30  # of inputs that may stay in the machine's memory
-PREPARE_VERSION = "1"  # part of the key of prepared entries: raise when preparation changes
+PREPARE_VERSION = "2"  # part of the key of prepared entries: raise when preparation changes
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,7 @@ class Batch:
     Attributes
     ----------
     features : modality -> float32, b x C x g x g
-    images : modality -> float32 in [0, 1], b x 3 x size x size
+    images : modality -> float32, b x 3 x size x size; [0, 1] is the range of the training images
     category : int64, b; index in the data set's order of categories
     """
 
@@ -73,11 +70,6 @@ class _Loaded:
         )
 
 
-def default_cache() -> Path:
-    """Folder of the cache: `$IUMAD_CACHE`, else the user's cache folder of this system."""
-    return Path(os.environ.get("IUMAD_CACHE") or platformdirs.user_cache_dir("iumad"))
-
-
 class FeatureStore:
     """Prepared images and features of one data set under one configuration.
 
@@ -91,6 +83,8 @@ class FeatureStore:
         Cache folder, shared by all data sets and configurations.
     device : torch.device, optional
         Where the backbone runs.
+    preparation : Preparation, optional
+        How samples become inputs, where it is known already: perturbed images are prepared as the clean ones.
     """
 
     def __init__(
@@ -99,15 +93,17 @@ class FeatureStore:
         run: RunConfig,
         cache: Path | None = None,
         device: torch.device | None = None,
+        preparation: Preparation | None = None,
     ) -> None:
         self.dataset = dataset
         self.modalities = run.modalities
-        self.cache = cache or default_cache()
+        self.cache = cache or cache_folder()
         self.device = device or torch.device("cpu")
         self.backbone = Backbone(run.features).to(self.device)
-        self._data: MiniCandiesConfig | FolderConfig | EyecandiesConfig = run.data
-        how = (run.data.image_size, run.data.depth_encoding, run.data.depth_scaling)
-        self._preparation = f"{PREPARE_VERSION}:{how}"
+        self._data = run.data
+        self._preparation = preparation
+        self._run = run
+        self._kinds = ("rgb", *(name for name in run.modalities if name != "rgb"))
         self._category = {name: i for i, name in enumerate(dataset.categories)}
         self._of_sample = dict(
             zip(dataset.index["sample_id"], dataset.index["category"], strict=True)
@@ -127,11 +123,36 @@ class FeatureStore:
         advance : callable, optional
             Called with the number of samples just finished (a progress bar).
         """
-        workers = torch.get_num_threads()
-        with one_thread(), closing(in_order(self._complete, sample_ids, workers)) as finished:
-            for _ in finished:
-                if advance:
-                    advance(1)
+        self.measure()
+        in_threads(self._complete, sample_ids, advance)
+
+    def measure(self, advance: Callable[[int], object] | None = None) -> Preparation:
+        """How samples become inputs: what the `data` section asks for, measured where it says so.
+
+        Ranges are measured once, on the training images of the base step, and hold for all that follow.
+
+        Parameters
+        ----------
+        advance : callable, optional
+            Called with the number of images just measured.
+        """
+        if self._preparation is None:
+            base = self._run.steps_of(self.dataset.categories)[0]
+            ids = self.dataset.ids("train", base)
+            names = self.resized(ids[0]).ranges if ids else {}
+            scaling: dict = {name: self._data.scaling_of(name) for name in names}
+            measured = [name for name, choice in scaling.items() if choice == "measured"]
+            if measured:
+                in_threads(self.resized, ids, advance)
+                ranges = [self.resized(sample_id).ranges for sample_id in ids]
+                scaling |= {name: joint_range(each[name] for each in ranges) for name in measured}
+            self._preparation = Preparation(
+                reader=self.dataset.reader,
+                image_size=self._data.image_size,
+                depth_encoding=self._data.depth_encoding,
+                scaling=scaling,
+            )
+        return self._preparation
 
     def load(self, sample_ids: Sequence[str], device: torch.device | None = None) -> None:
         """Keep the inputs of these samples on a device, instead of those kept before, if they fit.
@@ -152,7 +173,7 @@ class FeatureStore:
         kept: list[tuple[Tensor, Tensor]] = []  # images and features of each modality
         for sample_id, row in rows.items():
             prepared = self.prepared(sample_id)
-            arrays = [getattr(prepared, modality) for modality in self.modalities]
+            arrays = [prepared.images[modality] for modality in self.modalities]
             inputs = [(torch.from_numpy(x), self._features([x])[0]) for x in arrays]
             if row == 0:
                 if len(rows) * sum(x.nbytes for pair in inputs for x in pair) > room:
@@ -196,34 +217,56 @@ class FeatureStore:
         """Inputs of prepared samples, of this data set or from anywhere else, with their category indices."""
         features, images = {}, {}
         for modality in self.modalities:
-            arrays = [getattr(each, modality) for each in prepared]
+            arrays = [each.images[modality] for each in prepared]
             features[modality] = self._features(arrays)
             images[modality] = _to_tensor(arrays)
         return Batch(features, images, torch.tensor(categories))
 
     def masks(self, sample_ids: Sequence[str]) -> Bool[np.ndarray, "n size size"]:
-        """Ground truth of these samples at the model's image size."""
-        return np.stack([self.prepared(sample_id).mask for sample_id in sample_ids])
+        """Ground truth of these samples at the model's image size.
+
+        Raises
+        ------
+        DataError
+            Of a sample it is not known which pixels are defective (`masked` of the index).
+        """
+        masks = [self.resized(sample_id).mask for sample_id in sample_ids]
+        for sample_id, mask in zip(sample_ids, masks, strict=True):
+            if mask is None:
+                raise DataError(
+                    f"{sample_id}: has no mask, so there is no ground truth of its pixels"
+                )
+        size = self._data.image_size
+        known = [mask for mask in masks if mask is not None]
+        return np.stack(known) if known else np.zeros((0, size, size), dtype=bool)
 
     def prepared(self, sample_id: str) -> Prepared:
-        """One sample as the model sees it, from the cache or made now."""
-        key = _digest(
-            f"{self._preparation}:{'depth' in self.modalities}:{self.dataset.fingerprint(sample_id)}"
+        """One sample as the model sees it."""
+        return scale(self.resized(sample_id), self.measure())
+
+    def resized(self, sample_id: str) -> Resized:
+        """One sample at the model's size, values as measured, from the cache or made now."""
+        size, encoding = self._data.image_size, self._data.depth_encoding
+        how = f"{PREPARE_VERSION}:{size}:{encoding}:{'+'.join(self._kinds)}"
+        path = self._path(
+            "prepared", _digest(f"{how}:{self.dataset.fingerprint(sample_id)}"), ".npz"
         )
-        path = self._path("prepared", key, ".npz")
         entry = _read(path)
         if entry is None:
-            modalities = ("rgb", "depth") if "depth" in self.modalities else ("rgb",)
-            made = prepare(self.dataset.load(sample_id), self._data, modalities)
-            arrays = {"rgb": made.rgb, "depth": made.depth, "mask": made.mask}
-            _write(path, {name: array for name, array in arrays.items() if array is not None})
+            made = resize(self.dataset.load(sample_id), size, encoding, self._kinds)
+            arrays = {f"image.{name}": image for name, image in made.images.items()}
+            arrays |= {f"range.{name}": np.array(limits) for name, limits in made.ranges.items()}
+            _write(path, arrays | ({} if made.mask is None else {"mask": made.mask}))
             return made
-        return Prepared(entry["rgb"], entry.get("depth"), entry["mask"])
+        images = {name: entry[f"image.{name}"] for name in self._kinds}
+        limits = {name: entry.get(f"range.{name}") for name in self._kinds}
+        ranges = {k: (float(v[0]), float(v[1])) for k, v in limits.items() if v is not None}
+        return Resized(images, entry.get("mask"), ranges)
 
     def _complete(self, sample_id: str) -> None:
         prepared = self.prepared(sample_id)
         for modality in self.modalities:
-            self._features([getattr(prepared, modality)])
+            self._features([prepared.images[modality]])
 
     def _features(self, arrays: Sequence[np.ndarray]) -> Float[Tensor, "b c g g"]:
         keys = [_digest(self.backbone.key, array) for array in arrays]
@@ -243,6 +286,25 @@ class FeatureStore:
 
     def _path(self, kind: str, key: str, suffix: str) -> Path:
         return self.cache / kind / key[:2] / f"{key}{suffix}"
+
+
+def in_threads(
+    work: Callable[[str], object],
+    sample_ids: Sequence[str],
+    advance: Callable[[int], object] | None = None,
+) -> None:
+    """Do the same for many samples in as many threads as torch may use; each then computes with one.
+
+    After the first error, or Ctrl-C, what was not begun is dropped.
+    """
+    pool = ThreadPoolExecutor(torch.get_num_threads())
+    try:
+        with one_thread():
+            for _ in pool.map(work, sample_ids):
+                if advance:
+                    advance(1)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def cache_size(cache: Path) -> dict[str, tuple[int, int]]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from iumad.config.files import build_study, merged, read_params
 from iumad.config.schema import RunConfig
 from iumad.data.check import detect_layout, open_folder
-from iumad.data.depth import training_range
+from iumad.data.prepare import Preparation
 from iumad.data.sample import Dataset
 from iumad.errors import CheckpointError, ConfigError, DataError
 from iumad.evaluation.evaluate import anomaly_maps
@@ -102,14 +102,7 @@ def own_run(
         "settings": [f"{len(dataset.categories)}-0"],
         "seeds": [0],
     }
-    study = build_study(content, str(params or root), assignments)
-    run = study.runs()[0]
-    if "depth" in dataset.modalities and run.data.depth_scaling == "sample":
-        scaling = _measured_range(open_folder(root))
-        run = run.model_copy(
-            update={"data": run.data.model_copy(update={"depth_scaling": scaling})}
-        )
-    return run
+    return build_study(content, str(params or root), assignments).runs()[0]
 
 
 def fit_folder(
@@ -143,13 +136,13 @@ def fit_folder(
         categories=categories,
         channels=store.backbone.channels,
         modalities=run.modalities,
-        camera=_camera(dataset),
-        n_train={name: len(_ids(dataset, "train", [name])) for name in categories},
+        preparation=store.measure(),
+        n_train={name: len(dataset.ids("train", [name])) for name in categories},
         thresholds=thresholds,
         seconds=round(time.monotonic() - clock, 1),
         torch=torch.__version__,
     )
-    kept = {name: _kept(store, held[name] or _ids(dataset, "train", [name])) for name in categories}
+    kept = {name: _kept(store, held[name] or dataset.ids("train", [name])) for name in categories}
     model = Model(card, run, detector.eval(), store.backbone, kept, memory)
     return Fitted(model, _table(model, store, dataset, categories))
 
@@ -167,11 +160,11 @@ def pack_run(run: RunConfig, results: Path, false_alarm_rate: float) -> Fitted:
         A category has fewer than two validation images.
     """
     work = RunWork(run)
-    step = steps_of(run, results, work.dataset.categories)[-1]
+    step = steps_of(run, results, work.dataset)[-1]
     if not step.checkpoint.exists():
         raise CheckpointError(f"{results}: {run_name(run)} is not trained; use `iumad run` first")
     detector, store, categories = load_detector(work, step), work.store, step.seen
-    held = {name: _ids(work.dataset, "validation", [name]) for name in categories}
+    held = {name: work.dataset.ids("validation", [name]) for name in categories}
     store.fill([i for ids in held.values() for i in ids])
     thresholds = {
         name: _threshold(name, _scores(detector, store, run, held[name]), false_alarm_rate)
@@ -187,8 +180,8 @@ def pack_run(run: RunConfig, results: Path, false_alarm_rate: float) -> Fitted:
         categories=tuple(categories),
         channels=store.backbone.channels,
         modalities=run.modalities,
-        camera=_camera(work.dataset),
-        n_train={name: len(_ids(work.dataset, "train", [name])) for name in categories},
+        preparation=store.measure(),
+        n_train={name: len(work.dataset.ids("train", [name])) for name in categories},
         thresholds=thresholds,
         seconds=provenance.duration_s,
         torch=torch.__version__,
@@ -234,7 +227,13 @@ def learn_folder(
     data = model.run.data.model_copy(update={"root": root, "name": detect_layout(root)})
     run = model.run.model_copy(update={"data": data})
     categories = (*model.card.categories, *dataset.categories)
-    store = _store(_Renumbered(dataset, categories), run, progress, cache)
+    how = model.card.preparation
+    if "depth" in model.card.modalities and dataset.reader != how.reader:
+        raise DataError(
+            f"{root}: its depth is read in another way than that of the model's images "
+            f"({dataset.reader}, not {how.reader}), so one model cannot serve both"
+        )
+    store = _store(_Renumbered(dataset, categories), run, progress, cache, how)
     detector = _new_detector(run, store, len(categories))
     load_grown(detector, model.detector.state_dict())
     learnt, held = _split(dataset, dataset.categories, detector.trained)
@@ -252,13 +251,13 @@ def learn_folder(
             "created": started.isoformat(timespec="seconds"),
             "categories": categories,
             "n_train": model.card.n_train
-            | {name: len(_ids(dataset, "train", [name])) for name in dataset.categories},
+            | {name: len(dataset.ids("train", [name])) for name in dataset.categories},
             "thresholds": model.card.thresholds | new,
             "seconds": round(time.monotonic() - clock, 1),
         }
     )
     kept = model.held | {
-        name: _kept(store, held[name] or _ids(dataset, "train", [name]))
+        name: _kept(store, held[name] or dataset.ids("train", [name]))
         for name in dataset.categories
     }
     grown = Model(card, model.run, detector.eval(), model.backbone, kept, memory)
@@ -282,21 +281,14 @@ def _epochs(images: int) -> int:
     return int(np.clip(20_000 // max(images, 1), 20, 400))
 
 
-def _measured_range(dataset: Dataset) -> tuple[float, float]:
-    """The range of z of all training images, with its margin, to the tenth of a millimetre."""
-    clouds = (dataset.load(i).xyz for i in _ids(dataset, "train", dataset.categories))
-    low, high = training_range(cloud for cloud in clouds if cloud is not None)
-    return float(np.floor(low * 1e4) / 1e4), float(np.ceil(high * 1e4) / 1e4)
-
-
-def _ids(dataset: Dataset, split: str, categories: Sequence[str]) -> list[str]:
-    index = dataset.index
-    chosen = (index["split"] == split) & index["category"].isin(list(categories))
-    return index.loc[chosen, "sample_id"].tolist()
-
-
-def _store(dataset: Any, run: RunConfig, progress: ShowBar, cache: Path | None) -> FeatureStore:
-    store = FeatureStore(dataset, run, cache)
+def _store(
+    dataset: Any,
+    run: RunConfig,
+    progress: ShowBar,
+    cache: Path | None,
+    preparation: Preparation | None = None,
+) -> FeatureStore:
+    store = FeatureStore(dataset, run, cache, preparation=preparation)
     ids = dataset.index["sample_id"].tolist()
     with progress("features", len(ids)) as advance:
         store.fill(ids, advance)
@@ -317,8 +309,8 @@ def _split(
     learnt: list[str] = []
     held: dict[str, list[str]] = {}
     for name in categories:
-        train = _ids(dataset, "train", [name])
-        held[name] = _ids(dataset, "validation", [name])
+        train = dataset.ids("train", [name])
+        held[name] = dataset.ids("validation", [name])
         if len(train) + len(held[name]) < 4:
             raise DataError(
                 f"{name}: needs at least 4 good images in train and validation, has "
@@ -390,7 +382,7 @@ def _held_out_scores(
     cross = [] if detector.trained else [n for n in categories if len(held[n]) < ENOUGH]
     if not cross:
         return scores
-    train = {name: _ids(store.dataset, "train", [name]) for name in categories}
+    train = {name: store.dataset.ids("train", [name]) for name in categories}
     with progress("threshold", FOLDS) as advance:
         for fold in range(FOLDS):
             part = _new_detector(run, store, detector.n_categories)
@@ -478,7 +470,7 @@ def _table(
             "threshold": threshold.value,
             "false alarms up to (%)": 100 * threshold.interval[1],
         }
-        test = _ids(dataset, "test", [name])
+        test = dataset.ids("test", [name])
         if test:
             labels = dataset.index.set_index("sample_id").loc[test, "label"].to_numpy()
             scores = np.asarray(_scores(model.detector, store, model.run, test))
@@ -491,12 +483,6 @@ def _table(
             }
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def _camera(dataset: Dataset) -> dict[str, Any] | None:
-    """How stored depth becomes metres, where the data set says so."""
-    camera = getattr(dataset, "camera", None)
-    return None if camera is None else camera.model_dump(mode="json")
 
 
 def _without_root(run: RunConfig) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from safetensors.torch import save as bytes_of
 from torch import Tensor
 
 from iumad.config.schema import RunConfig
+from iumad.data.prepare import Preparation
 from iumad.errors import CheckpointError
 from iumad.features.backbone import Backbone
 from iumad.inspection.threshold import Threshold
@@ -31,7 +32,7 @@ from iumad.machine import replacing
 from iumad.models.base import Detector, InputSpec
 from iumad.models.build import make_detector
 
-VERSION = 1
+VERSION = 2  # 2: how inputs are prepared is in the file
 CARD = "card.json"
 EPOCH = (1980, 1, 1, 0, 0, 0)  # of all members, so that equal models are equal files
 
@@ -49,7 +50,7 @@ class Card(BaseModel):
     categories: tuple[str, ...]
     channels: int
     modalities: tuple[str, ...]
-    camera: dict[str, Any] | None
+    preparation: Preparation
     n_train: dict[str, int]
     thresholds: dict[str, Threshold]
     seconds: float
@@ -66,7 +67,7 @@ class Model:
     ----------
     card : Card
     run : RunConfig
-        Its `data` section decides how inputs are prepared; the folder in it means nothing here.
+        The folder in it means nothing here.
     detector, backbone : in evaluation mode, on the CPU
     held : category -> name -> tensor, b x ...; `rgb.features` and `rgb.images` for every modality
     memory : what `iumad.training.increments.remember` gave

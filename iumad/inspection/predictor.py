@@ -6,7 +6,7 @@ time, so that a prediction does not depend on what is predicted beside it.
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +18,8 @@ from jaxtyping import Float32, UInt8
 from scipy import ndimage
 from torch import Tensor
 
-from iumad.data.files import cut_out
-from iumad.data.folders.own import Camera, project, read_points
-from iumad.data.images import read_header, read_rgb, read_xyz, require_same_size
-from iumad.data.prepare import Prepared, prepare
-from iumad.data.sample import Sample
+from iumad.data.images import read_header
+from iumad.data.prepare import Prepared, prepare_capture
 from iumad.errors import ConfigError, DataError
 from iumad.evaluation.metrics import image_scores
 from iumad.features.backbone import Backbone, one_thread
@@ -33,6 +30,7 @@ from iumad.machine import usable_cores
 SURE = 0.5  # probability of a category, or lead of the nearest bank, from which it counts as recognised
 EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
 Image = np.ndarray | Path | str
+Second = Image | Mapping[str, Image] | None
 
 
 @dataclass(frozen=True)
@@ -124,15 +122,15 @@ class Predictor:
         return cls(load_model(Path(path)), thresholds)
 
     def __call__(
-        self, rgb: Image, second: Image | None = None, category: str | None = None
+        self, rgb: Image, second: Second = None, category: str | None = None
     ) -> Prediction:
         """Score one image.
 
         Parameters
         ----------
         rgb : uint8 array h x w x 3, or the path of an image
-        second : the aligned second image; for depth: float32 point cloud h x w x 3 in metres, a depth map h x w in
-            the unit of the training files, or the path of either
+        second : the registered second image; for depth: float32 point cloud h x w x 3 in metres, a depth map h x w
+            in the unit of the training files, or the path of either. A model of several takes them by name.
         category : str, optional
             None: the model recognises it.
 
@@ -147,7 +145,7 @@ class Predictor:
 
     def batch(
         self,
-        images: Sequence[tuple[Image, Image | None]],
+        images: Sequence[tuple[Image, Second]],
         category: str | Sequence[str | None] | None = None,
     ) -> list[Prediction]:
         """Score several images, each pair as for a single call; `category` is one for all or one for each."""
@@ -178,43 +176,27 @@ class Predictor:
             )
         ]
 
-    def _inputs(self, rgb: Image, second: Image | None) -> tuple[Prepared, tuple[int, int]]:
-        name = str(rgb) if isinstance(rgb, Path | str) else "image"
-        image = read_rgb(Path(rgb)) if isinstance(rgb, Path | str) else rgb
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise DataError(
-                f"{name}: needs a uint8 array h x w x 3, got {image.dtype} {image.shape}"
-            )
-        cloud = None
-        if "depth" in self.modalities:
-            if second is None:
+    def _inputs(self, rgb: Image, second: Second) -> tuple[Prepared, tuple[int, int]]:
+        """What the model sees of a capture, and its height and width as given."""
+        further = [name for name in self.modalities if name != "rgb"]
+        if second is not None and not isinstance(second, Mapping):
+            if len(further) > 1:
                 raise DataError(
-                    f"{name}: this model needs {' and '.join(self.modalities)}; the depth image is missing"
+                    f"the model needs {', '.join(further)} beside rgb; give them by name"
                 )
-            cloud = self._cloud(second, name)
-            require_same_size(Path(str(name)), cloud.shape[:2], image.shape[:2])
-        mask = np.zeros(image.shape[:2], dtype=bool)
-        sample = Sample(name, "", "test", "good", image, cloud, mask, None, None)
-        return prepare(sample, self.model.run.data, ("rgb", *self.modalities)), image.shape[:2]
-
-    def _cloud(self, second: Image, name: str) -> Float32[np.ndarray, "h w 3"]:
-        """Points in metres, as the data set that the model was fitted on hands them over."""
-        camera = Camera.model_validate(self.model.card.camera or {})
-        if isinstance(second, Path | str):
-            own = self.model.card.camera is not None
-            path = Path(second)
-            cloud = (
-                read_points(path, camera)
-                if own or read_header(path).channels == 1
-                else read_xyz(path)
-            )
-        elif second.ndim == 2:
-            cloud = project(second.astype(np.float32) * np.float32(camera.depth_scale), camera)
-        else:
-            cloud = np.asarray(second, dtype=np.float32)
-        if getattr(self.model.run.data, "remove_plane", False):
-            cloud, _ = cut_out(cloud, name)
-        return cloud
+            second = dict.fromkeys(further, second)
+        given = {"rgb": rgb} | {
+            name: (second or {})[name] for name in further if name in (second or {})
+        }
+        capture = {
+            name: Path(image) if isinstance(image, str) else image for name, image in given.items()
+        }
+        prepared = prepare_capture(capture, self.model.card.preparation, ("rgb", *further))
+        first = capture["rgb"]
+        if isinstance(first, Path):
+            header = read_header(first)
+            return prepared, (header.height, header.width)
+        return prepared, (first.shape[0], first.shape[1])
 
     def _number(self, category: str) -> int:
         if category not in self.categories:
@@ -304,7 +286,7 @@ def encode(
     pool: ThreadPoolExecutor,
 ) -> Batch:
     """A batch of prepared samples; features are extracted one image at a time, so that bits depend on it alone."""
-    images = {m: [_image_tensor(getattr(each, m)) for each in prepared] for m in modalities}
+    images = {m: [_image_tensor(each.images[m]) for each in prepared] for m in modalities}
     features = {
         m: list(pool.map(lambda image: backbone(image[None])[0], many))
         for m, many in images.items()

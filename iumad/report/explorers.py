@@ -20,7 +20,7 @@ from PIL import Image
 
 from iumad.config.schema import RunConfig, StudyConfig
 from iumad.data import open_dataset
-from iumad.data.prepare import Prepared, prepare
+from iumad.data.prepare import for_the_eye
 from iumad.data.sample import GOOD, Dataset
 from iumad.errors import DataError
 from iumad.report.html import Html, fill
@@ -280,7 +280,7 @@ def _stronger(run: RunConfig, datasets: Sequence[Dataset], category: str) -> dic
 
 def _picture_data(dataset: Dataset, run: RunConfig, sample_id: str, title: str) -> dict[str, Any]:
     """Pictures of one sample as data addresses: title, rgb, depth (or None) and mask."""
-    prepared: Prepared = prepare(dataset.load(sample_id), run.data, dataset.modalities)
+    prepared = for_the_eye(dataset.load(sample_id), run.data, dataset.modalities)
     if prepared.rgb is None:
         raise DataError(f"{title}: an explorer shows colour images, and this sample has none")
     depth = None if prepared.depth is None else (255 * prepared.depth).round().astype(np.uint8)
@@ -288,7 +288,7 @@ def _picture_data(dataset: Dataset, run: RunConfig, sample_id: str, title: str) 
         "title": title,
         "rgb": jpeg(prepared.rgb),
         "depth": None if depth is None else jpeg(depth),
-        "mask": png(prepared.mask),
+        "mask": png(prepared.outline),
     }
 
 

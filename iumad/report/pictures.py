@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from iumad.config.schema import RunConfig
 from iumad.data import open_dataset
-from iumad.data.prepare import prepare
+from iumad.data.prepare import for_the_eye
 from iumad.errors import DataError
 from iumad.report.style import in_style, nothing_to_draw
 
@@ -49,7 +49,7 @@ def draw_maps(run: RunConfig, samples: pd.DataFrame, sample_ids: Sequence[str]) 
     if not ids:
         return nothing_to_draw()
     dataset = open_dataset(run.data)
-    prepared = [prepare(dataset.load(name), run.data, dataset.modalities) for name in ids]
+    prepared = [for_the_eye(dataset.load(name), run.data, dataset.modalities) for name in ids]
     of_method = {
         str(method): part.set_index("sample_id").loc[ids]
         for method, part in drawn.groupby("method", sort=False)
@@ -58,7 +58,7 @@ def draw_maps(run: RunConfig, samples: pd.DataFrame, sample_ids: Sequence[str]) 
     return anomaly_grid(
         [each.rgb for each in prepared if each.rgb is not None],
         [None if each.depth is None else each.depth[..., 0] for each in prepared],
-        [each.mask for each in prepared],
+        [each.outline for each in prepared],
         {
             name: [_map_of(row, size) for row in part.itertuples()]
             for name, part in of_method.items()

@@ -274,7 +274,7 @@ def defect_strength(dataset: MiniCandies, n: int = 12) -> pd.DataFrame:
     for row in chosen.sort_index().itertuples():
         damaged = dataset.load(row.sample_id)
         whole = dataset.load_without_defect(row.sample_id)
-        inside = damaged.mask
+        inside = np.asarray(damaged.mask)
         colour = np.abs(damaged.rgb.astype(float) - whole.rgb)[inside].mean()
         z_damaged, z_whole = (s.xyz[..., 2] for s in (damaged, whole) if s.xyz is not None)
         depth = 1000 * np.abs(z_damaged - z_whole)[inside].mean()

@@ -13,7 +13,7 @@ import pandas as pd
 
 from iumad.config.files import load_params
 from iumad.config.schema import StudyConfig
-from iumad.data import categories_of
+from iumad.data import data_of
 from iumad.study.costs import claim_values, read_costs
 from iumad.study.gates import FLOOR
 from iumad.study.load import load_rows, progress
@@ -274,7 +274,7 @@ def claim_evidence(
 
 def costs_evidence(study: StudyConfig, results: str | Path) -> Evidence:
     """Evidence from the measured costs of a study."""
-    categories = len(categories_of(study.data))
+    categories = len(data_of(study.data).categories)
     costs = read_costs(study, results)
     return evidence_of_costs(claim_values(costs, categories, study.data.image_size))
 

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 
 from iumad.config.schema import RunConfig, StudyConfig, stable_hash
-from iumad.study.published import read_published
+from iumad.machine import read_table
+from iumad.study.published import COSTS, NUMBERS, read_published
 
 REPEATS = 5  # batches of one image timed in a process, after one that is not
 COLUMNS = [
@@ -54,7 +55,7 @@ def read_costs(study: StudyConfig, folder: str | Path) -> pd.DataFrame:
     """
     path = costs_file(study, folder)
     if path.exists():
-        return pd.read_csv(path)
+        return read_table(path, NUMBERS[COSTS])
     published = read_published(folder).costs
     return published[published["costs_id"] == costs_id(study)].reindex(columns=COLUMNS)
 

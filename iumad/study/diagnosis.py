@@ -49,7 +49,7 @@ def diagnose(run: RunConfig, folder: str | Path) -> pd.DataFrame:
     """
     work = RunWork(run)
     records: list[dict] = []
-    for step in steps_of(run, folder, work.dataset.categories):
+    for step in steps_of(run, folder, work.dataset):
         detector = trained_detector(work, step)
         assert isinstance(detector, ReconstructionDetector)
         earlier = step.previous.seen if step.previous else ()
@@ -157,7 +157,7 @@ def bottleneck_features(
         The method has no bottleneck.
     """
     work = RunWork(run)
-    step = steps_of(run, folder, work.dataset.categories)[-1]
+    step = steps_of(run, folder, work.dataset)[-1]
     detector = trained_detector(work, step)
     bottleneck = getattr(detector, "bottleneck", None)
     if bottleneck is None:
@@ -176,7 +176,11 @@ def bottleneck_features(
         for redundant, spurious in itertools.product(doses, doses):
             perturb = PerturbConfig(redundant=redundant, spurious=spurious)
             dataset = PerturbedDataset(work.dataset, perturb, step.seen)
-            store = work.store if perturb.is_off else open_store(dataset, run, work.device)
+            store = (
+                work.store
+                if perturb.is_off
+                else open_store(dataset, run, work.device, work.store.measure())
+            )
             for start in range(0, len(ids), CHUNK):
                 with torch.no_grad():
                     detector.anomaly_maps(store.batch(ids[start : start + CHUNK]).to(work.device))

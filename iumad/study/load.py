@@ -9,11 +9,11 @@ from pathlib import Path
 import pandas as pd
 
 from iumad.config.schema import RunConfig, StudyConfig
-from iumad.data import categories_of
+from iumad.data import AbsentData, Dataset, data_of
 from iumad.study.provenance import Provenance, read_provenance
-from iumad.study.published import STEP_COLUMNS, read_published
+from iumad.study.published import STEP_COLUMNS, Published, read_published
 from iumad.study.results import LOG_SCHEMA, ROW_SCHEMA, read_step_table, validate_rows
-from iumad.study.steps import steps_of
+from iumad.study.steps import Step, steps_of
 
 RUN_LABELS = ["method", "modality", "setting", "seed"]
 OWN, PUBLISHED = "own", "published"
@@ -33,16 +33,16 @@ def load_rows(study: StudyConfig, results: str | Path) -> pd.DataFrame:
     DataFrame
         `iumad.study.results.ROW_SCHEMA` and source.
     """
-    categories = categories_of(study.data)
-    published = dict(iter(read_published(results).rows.groupby("run_id", sort=False)))
+    data, published = data_of(study.data), read_published(results)
+    published_rows = dict(iter(published.rows.groupby("run_id", sort=False)))
     found = []
     for run in study.runs():
-        steps = steps_of(run, results, categories)
+        steps = steps_of(run, results, data)
         if all(step.rows.exists() for step in steps):
             tables = [read_step_table(step.rows).assign(step=step.number) for step in steps]
             rows, source = pd.concat(tables, ignore_index=True), OWN
-        elif run.run_id in published:
-            rows, source = published[run.run_id], PUBLISHED
+        elif _is_published(run, steps, data, published):
+            rows, source = published_rows[run.run_id], PUBLISHED
         else:
             continue
         found.append(with_run_columns(rows, run).assign(source=source))
@@ -55,27 +55,28 @@ def load_rows(study: StudyConfig, results: str | Path) -> pd.DataFrame:
 
 def progress(study: StudyConfig, results: str | Path) -> pd.DataFrame:
     """All runs of a study: method, modality, setting, seed, finished (own or published), source ("" if not)."""
-    categories = categories_of(study.data)
-    published = set(read_published(results).runs.index)
+    data, published = data_of(study.data), read_published(results)
     records = []
     for run in study.runs():
-        own = all(step.rows.exists() for step in steps_of(run, results, categories))
-        source = OWN if own else PUBLISHED if run.run_id in published else ""
+        steps = steps_of(run, results, data)
+        source = OWN if all(step.rows.exists() for step in steps) else ""
+        if not source and _is_published(run, steps, data, published):
+            source = PUBLISHED
         records.append((run.method, run.modality, run.setting, run.seed, source != "", source))
     return pd.DataFrame(records, columns=[*RUN_LABELS, "finished", "source"])
 
 
 def training_log(study: StudyConfig, results: str | Path) -> pd.DataFrame:
     """Loss terms per epoch of the finished steps of a study: `iumad.study.results.LOG_SCHEMA` and source."""
-    categories = categories_of(study.data)
-    published = dict(iter(read_published(results).log.groupby("step_key", sort=False)))
+    data, published = data_of(study.data), read_published(results)
+    logs = dict(iter(published.log.groupby("step_key", sort=False)))
     found = []
     for run in study.runs():
-        for step in steps_of(run, results, categories):
+        for step, key in _with_published_keys(run, results, data, published):
             if step.checkpoint.exists():
                 log, source = read_step_table(step.log), OWN
-            elif step.key in published:
-                log, source = published[step.key], PUBLISHED
+            elif key in logs:
+                log, source = logs[key], PUBLISHED
             else:
                 continue
             if not log.empty:  # methods without epochs have none
@@ -95,21 +96,41 @@ def load_provenance(study: StudyConfig, results: str | Path) -> pd.DataFrame:
         run_id, method, modality, setting, seed, step, the columns of `iumad.study.published.STEP_COLUMNS`, source.
         A step that several runs share has a line for each of them, with one `step_key`.
     """
-    categories = categories_of(study.data)
-    published = read_published(results).steps
+    data, published = data_of(study.data), read_published(results)
     records = []
     for run in study.runs():
         labels = {"run_id": run.run_id} | {name: getattr(run, name) for name in RUN_LABELS}
-        for step in steps_of(run, results, categories):
+        for step, key in _with_published_keys(run, results, data, published):
             if step.checkpoint.exists():
                 facts, source = step_facts(step.key, read_provenance(step.provenance)), OWN
-            elif step.key in published.index:
-                facts, source = dict(published.loc[step.key]), PUBLISHED
+            elif key in published.steps.index:
+                facts, source = dict(published.steps.loc[key]), PUBLISHED
             else:
                 continue
             records.append({**labels, "step": step.number, **facts, "source": source})
     columns = ["run_id", *RUN_LABELS, "step", *STEP_COLUMNS, "source"]
     return pd.DataFrame(records, columns=columns)
+
+
+def _is_published(
+    run: RunConfig, steps: list[Step], data: Dataset | AbsentData, published: Published
+) -> bool:
+    """Whether there are published numbers of a run, made of the same data where these are on this machine."""
+    if run.run_id not in published.runs.index:
+        return False
+    keys = published.runs.loc[run.run_id, "steps"]
+    return isinstance(data, AbsentData) or list(keys) == [step.key for step in steps]
+
+
+def _with_published_keys(
+    run: RunConfig, results: str | Path, data: Dataset | AbsentData, published: Published
+) -> list[tuple[Step, str]]:
+    """Steps of a run and the keys under which they are published; without the data, only the tables know them."""
+    steps = steps_of(run, results, data)
+    keys = [step.key for step in steps]
+    if isinstance(data, AbsentData) and run.run_id in published.runs.index:
+        keys = list(published.runs.loc[run.run_id, "steps"])
+    return list(zip(steps, keys, strict=True))
 
 
 def step_facts(key: str, record: Provenance) -> dict[str, object]:
@@ -162,7 +183,7 @@ def with_run_columns(table: pd.DataFrame, run: RunConfig) -> pd.DataFrame:
     return table.assign(
         run_id=run.run_id,
         profile=run.profile,
-        dataset=run.data.name,
+        dataset=run.data.shown_name,
         method=run.method,
         modality=run.modality,
         setting=run.setting,

@@ -12,7 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from iumad.config.schema import RunConfig, StudyConfig
-from iumad.data import categories_of, open_dataset
+from iumad.data import data_of, open_dataset
 from iumad.data.sample import GOOD
 from iumad.errors import DataError
 from iumad.evaluation.details import Scored, compare, overwritten
@@ -154,7 +154,7 @@ def lottery(run: RunConfig, scored: Sequence[Scored]) -> pd.DataFrame:
 def epochs(run: RunConfig, results: str | Path) -> pd.DataFrame:
     """Image AUROC on the test images after each epoch of the last step, which is trained once more to watch it."""
     work, config = RunWork(run), run.evaluation
-    last = steps_of(run, results, work.dataset.categories)[-1]
+    last = steps_of(run, results, work.dataset)[-1]
     ids, index = work.ids(last.categories, "train"), work.dataset.index
     records = []
 
@@ -178,14 +178,16 @@ def perturbation(run: RunConfig, results: str | Path) -> pd.DataFrame:
     its own, is left out.
     """
     work = RunWork(run)
-    detector = load_detector(work, steps_of(run, results, work.dataset.categories)[-1])
+    detector = load_detector(work, steps_of(run, results, work.dataset)[-1])
     categories = work.dataset.categories[:CATEGORIES_PERTURBED]
     tables = []
     for kind, strengths in STRENGTHS.items():
         try:
             for strength in strengths:
                 dataset = perturbed(work.dataset, kind, strength)
-                store = FeatureStore(dataset, run, device=work.device)
+                store = FeatureStore(
+                    dataset, run, device=work.device, preparation=work.store.measure()
+                )
                 rows = evaluate(detector, store, categories, run.evaluation)
                 means = rows.groupby("metric", sort=False)["value"].mean().reset_index()
                 tables.append(means.assign(perturbation=kind, strength=strength))
@@ -201,14 +203,14 @@ def inside(run: RunConfig, results: str | Path) -> pd.DataFrame:
 
 def parts(run: RunConfig, _results: str | Path) -> pd.DataFrame:
     """`iumad.study.efficiency.model_card` with a logit for each category."""
-    return model_card(run, len(categories_of(run.data)))
+    return model_card(run, len(data_of(run.data).categories))
 
 
 def gradients(run: RunConfig, _results: str | Path) -> pd.DataFrame:
     """`iumad.study.efficiency.gradient_reach`, a line for each part and term."""
     if run.model.kind != "reconstruction":
         return pd.DataFrame()
-    wide = gradient_reach(run, len(categories_of(run.data))).reset_index()
+    wide = gradient_reach(run, len(data_of(run.data).categories)).reset_index()
     return wide.melt("part", var_name="term", value_name="share")
 
 

@@ -7,7 +7,6 @@ As for results, what was made here comes first; the column `source` says which: 
 """
 
 import gzip
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from iumad.config.sections import PerturbConfig
 from iumad.data.perturb import PerturbedDataset
 from iumad.data.sample import Dataset
 from iumad.errors import DataError
-from iumad.machine import replacing
+from iumad.machine import read_table, replacing
 from iumad.study.load import OWN, PUBLISHED, RUN_LABELS
 from iumad.study.steps import steps_of
 
@@ -160,11 +159,13 @@ def _read(path: Path, kind: str) -> pd.DataFrame:
     try:
         content = path.read_bytes()
         text = gzip.decompress(content) if path.suffix == ".gz" else content
-        table = pd.read_csv(io.BytesIO(text), dtype=str, keep_default_na=False)
-        numbers = [name for name, type_ in KINDS[kind].items() if type_ is not str]
-        table[numbers] = table[numbers].replace("", "nan").astype(float)
-        return table.astype({n: int for n in numbers if KINDS[kind][n] is int})
-    except (OSError, EOFError, ValueError, KeyError) as error:
+        numbers = {name: type_ for name, type_ in KINDS[kind].items() if type_ is not str}
+        table = read_table(text, numbers, str(path))
+        lacks = [name for name in KINDS[kind] if name not in table]
+        if lacks:
+            raise ValueError(f"it lacks the column {lacks[0]}")
+        return table
+    except (OSError, EOFError, ValueError) as error:
         raise DataError(
             f"{path}: cannot be read as a table of {kind}: {error}; delete it and measure again"
         ) from error

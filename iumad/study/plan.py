@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from iumad.config.schema import RunConfig, StudyConfig
-from iumad.data import categories_of
+from iumad.data import data_of
 from iumad.study.provenance import read_provenance
 from iumad.study.published import Published, read_published
 from iumad.study.steps import Step, steps_of
@@ -35,8 +35,8 @@ def plan(study: StudyConfig, results: Path) -> tuple[pd.DataFrame, float | None]
         modality for as many categories, made here or published.
     """
     published = read_published(results)
-    categories = categories_of(study.data)
-    steps = [(run, steps_of(run, results, categories)) for run in study.runs()]
+    data = data_of(study.data)
+    steps = [(run, steps_of(run, results, data)) for run in study.runs()]
     known = _times(steps, published)
     records: list[dict[str, object]] = []
     missing: dict[str, float] = {}

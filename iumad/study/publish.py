@@ -63,7 +63,7 @@ def publish(studies: Sequence[StudyConfig], results: Path, profile: str) -> dict
 def _run(run: RunConfig) -> dict[str, object]:
     labels = {name: getattr(run, name) for name in RUN_LABELS}
     keys = [step.key for step in steps_of(run, "")]
-    return {"run_id": run.run_id, "dataset": run.data.name, **labels, "steps": keys}
+    return {"run_id": run.run_id, "dataset": run.data.shown_name, **labels, "steps": keys}
 
 
 def _require_committed(steps: pd.DataFrame) -> None:

@@ -10,8 +10,6 @@ Everything is found by the `run_id` or the step's key, so a study sees what anot
 """
 
 import gzip
-import io
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from iumad.errors import DataError
-from iumad.machine import replacing
+from iumad.machine import read_table, replacing
 
 RUNS, ROWS, STEPS, LOG, COSTS = "runs.csv", "rows.csv.gz", "steps.csv", "log.csv.gz", "costs.csv"
 UNDEFINED = "undefined"  # a metric without a value; an empty cell is a metric that was not measured
@@ -42,10 +40,12 @@ STEP_COLUMNS = [
 """What is known of a trained step: seconds of training with all resumed parts and evaluation; 10^6 bytes."""
 
 _ROW_KEYS = ["run_id", "step", "category", "n_good", "n_defect"]
-_TYPES: dict[str, dict[str, type]] = {
+NUMBERS: dict[str, dict[str, type]] = {
     RUNS: {"seed": int},
     ROWS: {"step": int, "n_good": int, "n_defect": int},
+    STEPS: dict.fromkeys(["seconds", "peak_memory_mb", "threads", "cores"], float),
     LOG: {"epoch": int, "value": float},
+    COSTS: dict.fromkeys(["categories", "image_size", "batch", "repeat", "value"], float),
 }
 _COLUMNS = {
     RUNS: ["run_id", "dataset", "method", "modality", "setting", "seed", "steps"],
@@ -138,20 +138,19 @@ def _read_all(files: tuple[tuple[Path, int, int], ...]) -> Published:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    types = _TYPES.get(path.name, {})
     try:
         content = path.read_bytes()
-        text = gzip.decompress(content) if path.suffix == ".gz" else content
-        table = pd.read_csv(io.BytesIO(text), dtype=str, keep_default_na=False)
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
+        table = read_table(content, NUMBERS.get(path.name), str(path))
         lacks = [column for column in _COLUMNS[path.name] if column not in table]
         if lacks:
             raise ValueError(f"it lacks the column {lacks[0]}")
-        table = table.astype(types)
     except (OSError, EOFError, ValueError) as error:
         raise DataError(
             f"{path}: cannot be read as a published table: {error}; get it again with git"
         ) from error
-    return _PARSE.get(path.name, lambda table: table)(table)
+    return table
 
 
 def _long(wide: pd.DataFrame) -> pd.DataFrame:
@@ -163,13 +162,3 @@ def _long(wide: pd.DataFrame) -> pd.DataFrame:
     values = long["text"].mask(undefined, "nan").astype(float)
     columns = ["run_id", "step", "category", "metric", "value", "n_good", "n_defect"]
     return long.assign(value=values)[columns].reset_index(drop=True)
-
-
-def _numbers(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    return table.assign(**{name: table[name].replace("", "nan").astype(float) for name in columns})
-
-
-_PARSE: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
-    STEPS: lambda table: _numbers(table, ["seconds", "peak_memory_mb", "threads", "cores"]),
-    COSTS: lambda table: _numbers(table, ["categories", "image_size", "batch", "repeat", "value"]),
-}

@@ -3,7 +3,6 @@
 One row is one number. Metrics of detection are fractions in [0, 1]; the paper prints percent.
 """
 
-import io
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -14,7 +13,7 @@ import pandera.pandas as pa
 from pandera.errors import SchemaError, SchemaErrors
 
 from iumad.errors import DataError, MetricError
-from iumad.machine import read_sealed, replacing, write_sealed
+from iumad.machine import read_sealed, read_table, replacing, write_sealed
 
 RUN_COLUMNS = ["run_id", "profile", "dataset", "method", "modality", "setting", "seed"]
 FRACTIONS = ("i_auroc", "p_auroc", "aupro")
@@ -119,11 +118,8 @@ def read_step_table(path: Path) -> pd.DataFrame:
     DamagedFileError
         The file was changed since.
     """
-    # Given types, because a category 001 would else become a number; pandas >= 3.1 reads all digits as written.
-    text = dict.fromkeys(("category", "metric", "term"), str)
-    content = io.BytesIO(read_sealed(path))
-    table = pd.read_csv(content, dtype=text, keep_default_na=False, na_values={"value": [""]})
-    return table.astype({"value": float})
+    numbers = {"value": float, "step": int, "epoch": int, "n_good": int, "n_defect": int}
+    return read_table(read_sealed(path), numbers, str(path))
 
 
 def last_step(rows: pd.DataFrame) -> pd.DataFrame:
@@ -241,8 +237,8 @@ def paper_results() -> pd.DataFrame:
         source (table), dataset, modality, method, setting, category (or "mean"), metric, value:
         percent for i_auroc, p_auroc, aupro and their fm_*; Hz for frame_rate_hz; MB for memory_mb.
     """
-    with resources.files("iumad").joinpath("reference/paper_results.csv").open() as file:
-        return pd.read_csv(file)
+    content = resources.files("iumad").joinpath("reference/paper_results.csv").read_bytes()
+    return read_table(content, {"value": float}, "the paper's numbers")
 
 
 def beside_paper(summary: pd.DataFrame) -> pd.DataFrame:

@@ -20,7 +20,7 @@ from jaxtyping import Float32
 from tqdm import tqdm
 
 from iumad.config.schema import RunConfig, StudyConfig
-from iumad.data import open_dataset
+from iumad.data import data_of, open_dataset
 from iumad.data.perturb import PerturbedDataset
 from iumad.errors import ConfigError, Interrupted
 from iumad.evaluation.details import Scored
@@ -131,7 +131,7 @@ def run_one(
     """
     work = RunWork(run, device, label, threads, show, wait)
     tables = []
-    for step in steps_of(run, results, work.dataset.categories):
+    for step in steps_of(run, results, work.dataset):
         if not step.rows.exists():
             detector = trained_detector(work, step)
             evaluate_step(work, step, detector)
@@ -166,13 +166,21 @@ class RunWork:
         if not self.run.perturb.reaches(step.number):
             return self.store
         dataset = PerturbedDataset(self.dataset, self.run.perturb, step.seen)
-        return open_store(dataset, self.run, self.device)
+        return open_store(dataset, self.run, self.device, self.store.measure())
+
+    @cached_property
+    def test_store(self) -> FeatureStore:
+        """The inputs of test images: the cached ones, or perturbed ones where the run asks for them."""
+        perturb = self.run.perturb
+        if perturb.is_off or not perturb.test:
+            return self.store
+        base = self.run.steps_of(self.dataset.categories)[0]
+        dataset = PerturbedDataset(self.dataset, perturb, base)
+        return open_store(dataset, self.run, self.device, self.store.measure())
 
     def ids(self, categories: Sequence[str], split: str) -> list[str]:
         """Samples of some categories in one split."""
-        index = self.dataset.index
-        chosen = index[index["category"].isin(list(categories)) & (index["split"] == split)]
-        return chosen["sample_id"].tolist()
+        return self.dataset.ids(split, categories)
 
     def new_detector(self, step: Step) -> Detector:
         """The method with the weights that a step begins with where there is no earlier one."""
@@ -210,6 +218,8 @@ def train_step(work: RunWork, step: Step, earlier: Detector | None) -> None:
     effort, log = Effort(step.unfinished, work.threads), []
     with computing_threads(effort.threads):
         store = work.training_store(step)
+        with work.show(work.title(step, "images"), len(ids)) as advance:
+            store.measure(counted(advance, effort))
         with work.show(work.title(step, "features"), len(ids)) as advance:
             store.fill(ids, counted(advance, effort))
         if earlier is not None:
@@ -224,7 +234,8 @@ def train_step(work: RunWork, step: Step, earlier: Detector | None) -> None:
                 plan, watch = StepPlan.of(run, step.number), Watch(counted(advance, effort))
                 log = train.fit_step(detector, store, ids, plan, remembered, step.partial, watch)
     write_step_table(pd.DataFrame(log, columns=["epoch", "term", "value"]), step.log)
-    params = run.model_dump(mode="json")
+    prepared = work.store.measure().model_dump(mode="json")
+    params = run.model_dump(mode="json") | {"preparation": prepared}
     device = device_name(work.device)
     record = record_provenance(run.run_id, params, device, effort.finish())
     write_provenance(record, step.provenance)
@@ -240,8 +251,8 @@ def evaluate_step(work: RunWork, step: Step, detector: Detector) -> None:
         forget_peak_memory()
         began = time.monotonic()
         with work.show(work.title(step, "test"), len(ids)) as advance:
-            work.store.fill(ids)
-            rows = evaluate(detector, work.store, step.seen, work.run.evaluation, advance)
+            work.test_store.fill(ids)
+            rows = evaluate(detector, work.test_store, step.seen, work.run.evaluation, advance)
         add_evaluation(step.provenance, time.monotonic() - began, peak_memory_mb())
         write_step_table(rows, step.rows)
 
@@ -326,7 +337,8 @@ def counted(advance: Callable[[int], object], effort: Effort) -> Callable[[int],
 
 def saved_text(study: StudyConfig, results: str | Path) -> str:
     """What an interrupted study has saved."""
-    done = sum(is_evaluated(run, results) for run in study.runs())
+    data = data_of(study.data)
+    done = sum(is_evaluated(run, results, data) for run in study.runs())
     return (
         f"interrupted: {done} of {len(study.runs())} runs are finished in {results}; of the others the finished "
         "steps and the saved epochs are kept"
@@ -338,18 +350,18 @@ def score_samples(
 ) -> Float32[np.ndarray, "n size size"]:
     """Anomaly maps of samples by the model of a run after a step (default: the last), trained if need be."""
     work = RunWork(run)
-    chosen = steps_of(run, results, work.dataset.categories)[step]
+    chosen = steps_of(run, results, work.dataset)[step]
     with computing_threads(work.threads):
         return anomaly_maps(trained_detector(work, chosen), work.store, sample_ids)
 
 
 def score_categories(run: RunConfig, results: str | Path = RESULTS) -> Iterator[Scored]:
-    """Yield the test images of each category scored by a run's last model, trained if need be."""
+    """Yield the test images with a mask of each category scored by a run's last model, trained if need be."""
     work = RunWork(run)
     index = work.dataset.index
-    detector = trained_detector(work, steps_of(run, results, work.dataset.categories)[-1])
+    detector = trained_detector(work, steps_of(run, results, work.dataset)[-1])
     for category in work.dataset.categories:
-        chosen = (index["category"] == category) & (index["split"] == "test")
+        chosen = (index["category"] == category) & (index["split"] == "test") & index["masked"]
         test = index[chosen].reset_index(drop=True)
         ids = test["sample_id"].tolist()
         with computing_threads(work.threads):

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from iumad.config.schema import RunConfig, stable_hash
-from iumad.config.settings import parse_setting
-from iumad.data import categories_of
+from iumad.data import AbsentData, Dataset, data_of
 
 
 @dataclass(frozen=True)
@@ -76,28 +75,28 @@ class Step:
         return self.folder / "lock"
 
 
-def step_categories(run: RunConfig, categories: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
-    """Categories that each step of a run learns; joint training has one step, whatever the setting."""
-    steps = parse_setting(run.setting, categories)
-    return (categories,) if run.increment.strategy == "joint" else steps
-
-
 def steps_of(
-    run: RunConfig, results: str | Path, categories: tuple[str, ...] | None = None
+    run: RunConfig, results: str | Path, data: Dataset | AbsentData | None = None
 ) -> list[Step]:
-    """Steps of a run in order, finished or not; `categories` are the data set's, where the caller has them."""
-    learnt = step_categories(run, categories or categories_of(run.data))
-    evaluation = stable_hash(run.evaluation.model_dump(mode="json"))
+    """Steps of a run in order, finished or not; `data` is the data set, where the caller has opened it."""
+    data = data or data_of(run.data)
+    learnt = run.steps_of(data.categories)
+    evaluation = run.evaluation.model_dump(mode="json")
     protection = run.increment.model_dump(mode="json")
     steps: list[Step] = []
     for number in range(len(learnt)):
-        folder = Path(results) / "steps" / run.step_key(learnt[: number + 1])
+        seen = tuple(name for names in learnt[: number + 1] for name in names)
+        key = run.step_key(learnt[: number + 1], data.digest("train", seen))
+        tested = [data.digest("test", seen)]
+        if run.perturb.test:
+            tested.append(run.perturb.model_dump_json(exclude={"where"}))
+        folder = Path(results) / "steps" / key
         step = Step(
             number=number,
             categories=learnt[number],
-            seen=tuple(name for names in learnt[: number + 1] for name in names),
+            seen=seen,
             folder=folder,
-            rows=folder / f"rows-{evaluation}.csv",
+            rows=folder / f"rows-{stable_hash([evaluation, *tested])}.csv",
             remembered=folder / f"remembered-{stable_hash([protection, run.seed])}.pt",
             previous=steps[-1] if steps else None,
         )
@@ -110,9 +109,11 @@ def is_trained(run: RunConfig, results: str | Path) -> bool:
     return steps_of(run, results)[-1].checkpoint.exists()
 
 
-def is_evaluated(run: RunConfig, results: str | Path) -> bool:
+def is_evaluated(
+    run: RunConfig, results: str | Path, data: Dataset | AbsentData | None = None
+) -> bool:
     """Whether the rows of all steps of a run exist."""
-    return all(step.rows.exists() for step in steps_of(run, results))
+    return all(step.rows.exists() for step in steps_of(run, results, data))
 
 
 def run_name(run: RunConfig) -> str:

@@ -21,7 +21,7 @@ from iumad.data.minicandies.defects import DRAW
 from iumad.data.minicandies.objects import SHAPES, TABLES
 from iumad.data.minicandies.render import draw_light, photograph, point_cloud
 from iumad.data.minicandies.shapes import Grid
-from iumad.data.sample import GOOD, SPLITS, Sample, Split, build_index
+from iumad.data.sample import GOOD, SPLITS, Dataset, Sample, Split, build_index
 from iumad.errors import ConfigError, DataError
 
 CATEGORIES: tuple[str, ...] = tuple(SHAPES)
@@ -31,7 +31,7 @@ TURN = {"chocolate": 8.0, "pretzel": 8.0, "madeleine": 20.0, "waffle": 6.0}
 ANY = 360.0  # and for all others: so wide that every angle is as likely
 
 
-class MiniCandies:
+class MiniCandies(Dataset):
     """The generator as a data set.
 
     Parameters
@@ -93,11 +93,9 @@ class MiniCandies:
                 "defect": defect,
                 "label": int(defect != GOOD),
                 "geometric": DEFECTS.get(defect),
+                "masked": True,
                 "height": self.config.image_size,
                 "width": self.config.image_size,
-                "rgb": "",
-                "xyz": "",
-                "mask": "",
             }
             for sample_id, (category, split, defect) in self._names.items()
         ]
