@@ -5,6 +5,7 @@ import math
 import shutil
 import zipfile
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,10 @@ from iumad import Predictor
 from iumad.config.files import build_study
 from iumad.data import open_dataset
 from iumad.data.export import export_mvtec3d
+from iumad.data.folders.new import Mapping, new_dataset
+from iumad.data.images import read_header, read_rgb, read_xyz
 from iumad.data.minicandies import MiniCandies
+from iumad.data.prepare import prepare_capture
 from iumad.errors import CheckpointError, ConfigError, DataError
 from iumad.evaluation.evaluate import anomaly_maps
 from iumad.features.cache import FeatureStore
@@ -185,37 +189,9 @@ def pair(folder, category, defect="good"):
     return image, next((folder / category / "test" / defect / "xyz").glob(f"{image.stem}.*"))
 
 
-@pytest.mark.parametrize("encoding", ["z", "z+normals", "xyz255"])
-@pytest.mark.parametrize("scaling", ["sample", "[0.2, 0.9]"])
-@pytest.mark.parametrize("kind", ["mvtec3d", "mvtec3d with remove_plane", "folder of depth maps"])
-def test_a_prediction_is_the_study_s_map_bit_for_bit(folder, tmp_path, kind, encoding, scaling):
-    root = folder
-    if kind == "folder of depth maps":
-        root = depth_maps(folder, tmp_path / "maps")
-    changes = [*SMALL, f"data.depth_encoding={encoding}", f"data.depth_scaling={scaling}"]
-    if kind.endswith("plane"):
-        changes.append("data.remove_plane=true")
-    run = own_run(root, assignments=changes)
-    model = fit_folder(root, run, 0.05, silent).model
-    dataset = open_dataset(run.data)
-    store = FeatureStore(dataset, run)
-    index = dataset.index[dataset.index["split"] == "test"]
-    chosen = index.groupby("category").head(2)
-    maps = anomaly_maps(model.detector, store, chosen["sample_id"].tolist())
-    pairs = [
-        (root / rgb, root / xyz) for rgb, xyz in zip(chosen["rgb"], chosen["xyz"], strict=True)
-    ]
-    predictions = Predictor(model).batch(pairs, chosen["category"].tolist())
-    for predicted, expected in zip(predictions, maps, strict=True):
-        np.testing.assert_array_equal(predicted.anomaly_map, expected)
-
-
-def depth_maps(folder, root):
+def depth_maps(folder, place):
     """The same data as 16-bit depth maps in tenths of a millimetre, mapped by `iumad data new`."""
-    from iumad.data.folders.own import Mapping, new_dataset, validated
-    from iumad.data.images import read_xyz
-
-    categories = {}
+    root, categories = place / "maps", {}
     for category in ("chocolate", "pretzel"):
         for split in ("train", "test"):
             for rgb in (folder / category / split / "good" / "rgb").glob("*.png"):
@@ -230,13 +206,110 @@ def depth_maps(folder, root):
             "good": {"rgb": str(root / category), "depth": str(root / f"{category}_z")}
         }
     content = {"depth_scale": 1e-4, "categories": categories}
-    new_dataset(validated(root / "mapping.yaml", content, Mapping), root)
+    new_dataset(Mapping.model_validate(content), root)
     return root
 
 
-def test_a_prediction_does_not_depend_on_its_neighbours_or_on_arrays(folder, file):
-    from iumad.data.images import read_rgb, read_xyz
+def further_image(folder, place):
+    """The same data with a third image of 16 bits."""
+    root = Path(shutil.copytree(folder, place / "heated"))
+    for rgb in root.rglob("rgb/*.png"):
+        heat = read_rgb(rgb)[..., 1].astype(np.uint16) * 31
+        trees.write_png(rgb.parents[1] / "ir" / rgb.name, heat)
+    return root
 
+
+def eyecandies(folder, place):
+    """Two categories in the layout of Eyecandies, with depth between limits that differ from sample to sample."""
+    root = place / "eyecandies"
+    for category in ("chocolate", "pretzel"):
+        for split, name in (("train", "train"), ("validation", "val"), ("test", "test_public")):
+            source = folder / category / split / "good"
+            for rgb in sorted((source / "rgb").glob("*.png")):
+                target = root / category / name / "data" / rgb.stem
+                trees.write_png(target.with_name(f"{rgb.stem}_image_4.png"), read_rgb(rgb))
+                z = read_xyz(source / "xyz" / f"{rgb.stem}.tiff")[..., 2]
+                low, high = float(z[z > 0].min()) - 0.01, float(z.max()) + 0.01
+                stored = np.clip((z - low) / (high - low), 0, 1) * 65535
+                trees.write_png(target.with_name(f"{rgb.stem}_depth.png"), stored.astype(np.uint16))
+                limits = f"normalization: {{min: {low}, max: {high}}}"
+                target.with_name(f"{rgb.stem}_info_depth.yaml").write_text(limits)
+                if split == "test":
+                    mask = np.zeros((32, 32), np.uint8)
+                    trees.write_png(target.with_name(f"{rgb.stem}_mask.png"), mask)
+                    target.with_name(f"{rgb.stem}_metadata.yaml").write_text("anomalous: 0")
+    return root
+
+
+MAKERS = {
+    "folder of depth maps": depth_maps,
+    "depth and infrared of 16 bits": further_image,
+    "eyecandies": eyecandies,
+}
+
+
+@pytest.fixture(scope="module", params=["mvtec3d", "mvtec3d with remove_plane", *MAKERS])
+def kind_and_root(request, folder, tmp_path_factory):
+    """Every kind of data on disk."""
+    kind = request.param
+    root = MAKERS[kind](folder, tmp_path_factory.mktemp("kind")) if kind in MAKERS else folder
+    return kind, root
+
+
+def own_run_of(kind, root, *changes):
+    plane = ["data.remove_plane=true"] if kind.endswith("plane") else []
+    return own_run(root, assignments=[*SMALL, *plane, *changes])
+
+
+def captures_of(dataset, count=2):
+    """Ids of the first test images of each category, and the files of their images."""
+    test = dataset.index[dataset.index["split"] == "test"].groupby("category").head(count)
+    ids = test["sample_id"].tolist()
+    return ids, [{k: v for k, v in dataset.files(each).items() if k != "mask"} for each in ids]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "scaling"),
+    [
+        *((encoding, "measured") for encoding in ("z", "z+normals", "xyz255")),
+        *((encoding, "sample") for encoding in ("z", "z+normals")),
+        *((encoding, "[0.2, 0.9]") for encoding in ("z", "z+normals")),
+    ],
+)
+def test_files_are_prepared_as_the_study_s_images_bit_for_bit(kind_and_root, encoding, scaling):
+    changes = (f"data.depth_encoding={encoding}", f"data.depth_scaling={scaling}")
+    run = own_run_of(*kind_and_root, *changes)
+    dataset = open_dataset(run.data)
+    store = FeatureStore(dataset, run)
+    for sample_id, files in zip(*captures_of(dataset), strict=True):
+        expected, made = (
+            store.prepared(sample_id),
+            prepare_capture(files, store.measure(), run.modalities),
+        )
+        assert made.images.keys() == expected.images.keys() == set(run.modalities)
+        for name, image in made.images.items():
+            assert image.dtype == expected.images[name].dtype
+            np.testing.assert_array_equal(image, expected.images[name])
+        if files.keys() == {"rgb", "depth"} and read_header(files["depth"]).channels == 3:
+            arrays = {"rgb": read_rgb(files["rgb"]), "depth": read_xyz(files["depth"])}
+            again = prepare_capture(arrays, store.measure(), run.modalities)
+            np.testing.assert_array_equal(again.depth, expected.depth)
+
+
+def test_a_prediction_is_the_study_s_map_bit_for_bit(kind_and_root):
+    kind, root = kind_and_root
+    run = own_run_of(kind, root, "data.depth_encoding=z+normals")
+    model = fit_folder(root, run, 0.05, silent).model
+    dataset = open_dataset(run.data)
+    ids, files = captures_of(dataset)
+    maps = anomaly_maps(model.detector, FeatureStore(dataset, run), ids)
+    told = [each.split("/")[0] for each in ids]
+    predictions = Predictor(model).batch([(each.pop("rgb"), each) for each in files], told)
+    for predicted, expected in zip(predictions, maps, strict=True):
+        np.testing.assert_array_equal(predicted.anomaly_map, expected)
+
+
+def test_a_prediction_does_not_depend_on_its_neighbours_or_on_arrays(folder, file):
     predictor = Predictor.load(file)
     pairs = [pair(folder, name) for name in predictor.categories]
     together = predictor.batch(pairs)
@@ -251,8 +324,10 @@ def test_a_prediction_does_not_depend_on_its_neighbours_or_on_arrays(folder, fil
 def test_what_cannot_be_predicted_is_named(folder, file):
     predictor = Predictor.load(file)
     image, cloud = pair(folder, "chocolate")
-    with pytest.raises(DataError, match="depth image is missing"):
+    with pytest.raises(DataError, match=r"000\.png: .*the depth image is missing"):
         predictor(image)
+    with pytest.raises(DataError, match=r"000\.tiff: needs the size|needs the size of its RGB"):
+        predictor(trees.rgb_array(), cloud)
     with pytest.raises(ConfigError, match="unknown category 'cooky'"):
         predictor(image, cloud, "cooky")
     with pytest.raises(DataError, match="uint8"):
@@ -338,7 +413,6 @@ def test_the_table_counts_false_alarms_and_misses(fitted):
 
 def test_own_images_get_a_measured_depth_range_and_sizes_that_fit(folder):
     run = own_run(folder)
-    low, high = run.data.depth_scaling
-    assert 0 < low < high
+    assert run.data.depth_scaling == "measured"
     assert run.data.image_size == 128
     assert torch.get_num_threads() >= 1

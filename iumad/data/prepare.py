@@ -123,7 +123,7 @@ def prepare_capture(
     missing = [kind for kind in modalities if kind not in capture]
     if missing:
         raise DataError(
-            f"{name}: the model needs {' + '.join(modalities)}, so {missing[0]} as well"
+            f"{name}: the model needs {' + '.join(modalities)}; the {missing[0]} image is missing"
         )
     images = how.reader.read(capture)
     sample = Sample(

@@ -5,6 +5,7 @@ else a part of `train` that is held out (methods that are trained) or every imag
 in closed form, which cost seconds).
 """
 
+import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from iumad.config.files import build_study, merged, read_params
 from iumad.config.schema import RunConfig
+from iumad.data import open_dataset
 from iumad.data.check import detect_layout, open_folder
 from iumad.data.prepare import Preparation
 from iumad.data.sample import Dataset
@@ -120,7 +122,7 @@ def fit_folder(
         The folder cannot be used, or a category has too few good images for a threshold.
     """
     started, clock = datetime.now(UTC), time.monotonic()
-    dataset = open_folder(root)
+    dataset = open_dataset(run.data.model_copy(update={"root": root}))
     store = _store(dataset, run, progress, cache)
     detector = _new_detector(run, store, len(dataset.categories))
     categories = dataset.categories
@@ -214,7 +216,9 @@ def learn_folder(
     ConfigError
         A category is known already, or its modalities are others.
     """
-    dataset = open_folder(root)
+    layout = {"root": root, "name": detect_layout(root), "categories": None}
+    run = model.run.model_copy(update={"data": model.run.data.model_copy(update=layout)})
+    dataset = open_dataset(run.data)
     again = [name for name in dataset.categories if name in model.card.categories]
     if again:
         raise ConfigError(f"{root}: the model knows {', '.join(again)} already; rename the folder")
@@ -224,8 +228,6 @@ def learn_folder(
             f"{root}: the model needs {', '.join(absent)}, which these images do not have"
         )
     started, clock = datetime.now(UTC), time.monotonic()
-    data = model.run.data.model_copy(update={"root": root, "name": detect_layout(root)})
-    run = model.run.model_copy(update={"data": data})
     categories = (*model.card.categories, *dataset.categories)
     how = model.card.preparation
     if "depth" in model.card.modalities and dataset.reader != how.reader:
@@ -233,7 +235,9 @@ def learn_folder(
             f"{root}: its depth is read in another way than that of the model's images "
             f"({dataset.reader}, not {how.reader}), so one model cannot serve both"
         )
-    store = _store(_Renumbered(dataset, categories), run, progress, cache, how)
+    counted = copy.copy(dataset)
+    counted.categories = categories  # the new ones are counted after those that the model knows
+    store = _store(counted, run, progress, cache, how)
     detector = _new_detector(run, store, len(categories))
     load_grown(detector, model.detector.state_dict())
     learnt, held = _split(dataset, dataset.categories, detector.trained)
@@ -266,23 +270,13 @@ def learn_folder(
     )
 
 
-class _Renumbered:
-    """A data set whose categories are counted within a longer list."""
-
-    def __init__(self, dataset: Dataset, categories: tuple[str, ...]) -> None:
-        self._dataset, self.categories = dataset, categories
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._dataset, name)
-
-
 def _epochs(images: int) -> int:
     """Enough for about 20,000 image-steps, between 20 and 400."""
     return int(np.clip(20_000 // max(images, 1), 20, 400))
 
 
 def _store(
-    dataset: Any,
+    dataset: Dataset,
     run: RunConfig,
     progress: ShowBar,
     cache: Path | None,
