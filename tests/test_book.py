@@ -1,7 +1,6 @@
 """The book: a failed notebook is noticed, and the pages are whole and work without a network."""
 
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -9,6 +8,7 @@ from urllib.parse import unquote, urlsplit
 import nbformat
 import pytest
 import yaml
+from books import bare_book
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_notebook
 
@@ -207,15 +207,9 @@ def test_pages_are_small(built_book):
 
 
 @pytest.mark.slow
-def test_a_warning_fails_the_build(built_book, repository, tmp_path):
-    root = tmp_path / "repository"
-    (root / "book" / "_vendor").mkdir(parents=True)
-    shutil.copytree(repository / "book" / "_theme", root / "book" / "_theme")
-    for name in ("logo.svg", "favicon.svg", "references.bib"):
-        shutil.copy(repository / "book" / name, root / "book")
-    shutil.copy(repository / "_config.yml", root)
-    (root / "book" / "_toc.yml").write_text("format: jb-book\nroot: intro\n")
-    (root / "book" / "intro.md").write_text("# Title\n\n[](nowhere.md)\n")
-    executed = sorted((built_book.parent / "executed").glob("*.ipynb"))
+def test_a_warning_fails_the_build(repository, tmp_path):
+    root = bare_book(repository, tmp_path / "repository", "# Title\n\n[](nowhere.md)\n")
     with pytest.raises(BookError, match="nowhere"):
-        build_book(executed, tmp_path / "out", root)
+        build_book(
+            sorted((repository / "book" / "executed").glob("12*.ipynb")), tmp_path / "out", root
+        )

@@ -4,7 +4,13 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import nbformat
+import papermill
 import pytest
+from books import bare_book
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from iumad.report.book import build_book
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -143,4 +149,65 @@ def test_search_finds_a_word(browser, built_book):
     page.goto((built_book / "search.html").as_uri() + "?q=bottleneck")
     page.wait_for_selector("#search-results li", timeout=20_000)
     assert page.locator("#search-results li a").count() >= 2
+    page.close()
+
+
+HOSTILE = """
+import pandas as pd
+from markupsafe import Markup
+from iumad.config.schema import StudyConfig
+from iumad.report import explorers, figures, html, tables, text
+from iumad.study.results import ROW_SCHEMA
+
+names = ["<script>alert(1)</script>", "</script><img src=x onerror=alert(2)>", '"><svg onload=alert(3)>',
+         "[a](javascript:alert(4))", "$x$", r"\\(y\\)", "{{ 7 * 7 }}", "`code`", "_a_", "<b>bold</b>"]
+rows = pd.DataFrame([
+    (method + str(seed), method, method, method, "rgb", "1-1", seed, step, category, metric, 0.5, 1, 1)
+    for method in ("iuf", "ib-iumad", *names) for seed in (0, 1) for step in (0, 1)
+    for category in names[: 5 + 5 * step] for metric in ("i_auroc", "p_auroc", "aupro")
+], columns=list(ROW_SCHEMA.columns)).assign(dataset=names[0], profile=names[1])
+"""
+SHOWN = [
+    "html.table(tables.category_table(StudyConfig(), rows, 'i_auroc'), csv=names[2])",
+    "html.fold(names[0], *names, html.box(text.place_among(rows), names[2]))",
+    "html.table(pd.DataFrame({name: names for name in names}))",
+    "explorers.explorer('forgetting', explorers.forgetting_data(rows))",
+    "figures.metric_per_step(rows.query('method == \"iuf\"').assign(method=names[0], dataset='d'))",
+    "figures.method_heatmap(rows)",
+]
+
+
+def test_nothing_from_data_runs_in_a_page(browser, repository, tmp_path):
+    """Names that are html, scripts, links, formulas or templates stay the names that they are."""
+    cells = [new_markdown_cell("# Names"), *map(new_code_cell, (HOSTILE, *SHOWN))]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook = tmp_path / "hostile.ipynb"
+    nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": kernel}), notebook)
+    papermill.execute_notebook(notebook, notebook, progress_bar=False)
+    root = bare_book(repository, tmp_path / "root", "# A title\n", "executed/hostile")
+    (root / "book" / "figures").mkdir()
+    html = build_book([notebook], tmp_path / "out", root).parent / "executed" / "hostile.html"
+
+    page, dialogs = browser.new_page(), []
+    page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+    page.goto(html.as_uri(), wait_until="load")
+    page.wait_for_selector("#iumad-forgetting[data-ready]")
+    page.locator("#iumad-forgetting").get_by_role("combobox", name="Method").select_option(index=3)
+    page.wait_for_timeout(500)  # MathJax starts after loading
+    assert dialogs == []
+    shown = page.locator("article .iumad")
+    assert shown.locator("img, mjx-container, b").count() == 0
+    scripts = shown.locator("script:not([type='application/json'])").evaluate_all(
+        "all => all.map((s) => s.text)"
+    )
+    assert not [script for script in scripts if "alert(" in script]
+    text = shown.first.inner_text()
+    for name in (
+        "<script>alert(1)</script>",
+        "$x$",
+        "\\(y\\)",
+        "{{ 7 * 7 }}",
+        "[a](javascript:alert(4))",
+    ):
+        assert name in text
     page.close()

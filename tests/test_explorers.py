@@ -176,7 +176,7 @@ def test_maps_tell_the_score_of_the_sample(page, data):
     )
     method = page.locator("#iumad-maps").get_by_role("combobox", name="Method").input_value()
     score = data["maps"]["runs"][int(method)]["categories"][2]["samples"][0]["score"]
-    told = float(re.search(r"Image score ([\d.e+-]+)\.", now[2])[1])
+    told = float(re.search(r"image score ([\d.e+-]+)\.", now[2])[1])
     assert told == pytest.approx(score, rel=5e-3)  # three digits
 
 

@@ -148,25 +148,50 @@ window.iumadExplorers = window.iumadExplorers || (function () {
     const lut = colours(data.colours);
     const samples = () => data.categories[category.value].samples;
     const names = () => samples().map((one) => one.title);
-    const category = choice(controls, "Category", data.categories.map((one) => one.name), () => { sample.fill(names()); draw(); });
-    const sample = choice(controls, "Sample", data.categories[0].samples.map((one) => one.title), () => draw(), 1);
-    const run = choice(controls, "Method, modality", data.runs.map((one) => one.name), () => draw());
+    const runs = data.runs.map((one) => one.name), start = data.start;
+    const category = choice(controls, "Category", data.categories.map((one) => one.name), () => { sample.fill(names()); draw(); }, start.category);
+    const sample = choice(controls, "Sample", data.categories[start.category].samples.map((one) => one.title), () => draw(), start.sample);
+    const run = choice(controls, "Method", runs, () => draw(), start.run);
+    const second = choice(controls, "Beside it", ["nothing", ...runs], () => draw(), start.second);
     const threshold = slider(controls, "Threshold", 1, 0.6, () => draw(), (part) => percent(part, 0) + " of the range");
     const opacity = slider(controls, "Opacity of the map", 1, 0.6, () => draw(), (part) => percent(part, 0));
     const outline = tick(controls, "Outline the true defect", true, () => draw());
-    const plain = canvas(shown, "Image"), depth = canvas(shown, "Depth"), overlay = canvas(shown, "Anomaly map over the image");
-    const chart = el("div", { class: "chart" });
-    shown.append(el("figure", {}, chart, el("figcaption", {}, "Scores of the category's test images")));
+    const plain = canvas(shown, "Image"), depth = canvas(shown, "Depth");
+    const views = [0, 1].map(() => {
+      const map = canvas(shown, "Anomaly map"), chart = el("div", { class: "chart" });
+      const figure = el("figure", {}, chart, el("figcaption", {}, "Scores of the category's test images"));
+      shown.append(figure);
+      return { map, chart, figure };
+    });
     let turn = 0;
 
     async function draw() {
-      const mine = ++turn, one = samples()[sample.value], of = data.runs[run.value].categories[category.value];
-      const found = of.samples[sample.value];
-      const [rgb, z, map, mask] = await Promise.all(
-        [pixels(one.rgb, true), one.depth ? pixels(one.depth, true) : null, pixels(found.map, true), pixels(one.mask, false)]);
+      const mine = ++turn, one = samples()[sample.value], chosen = [run.value, second.value - 1];
+      const found = chosen.map((i) => (i < 0 ? null : data.runs[i].categories[category.value]));
+      const [rgb, z, mask, ...maps] = await Promise.all([
+        pixels(one.rgb, true), one.depth ? pixels(one.depth, true) : null, pixels(one.mask, false),
+        ...found.map((of) => (of ? pixels(of.samples[sample.value].map, true) : null))]);
       if (mine !== turn) return;  // a newer change is on its way
-      const level = 255 * threshold.value;
-      const isDefect = (i) => mask[4 * i] > 127, isAbove = (i) => map[4 * i] >= level;
+      const isDefect = (i) => mask[4 * i] > 127, what = `${data.categories[category.value].name}, ${one.title}`;
+      const outlined = (source) => {
+        const copy = new Uint8ClampedArray(source);
+        if (outline.value) for (let i = 0; i < SIZE * SIZE; i++) if (onEdge(isDefect, i)) copy.set(OUTLINE, 4 * i);
+        return copy;
+      };
+      paint(plain, outlined(rgb), `Colour image of ${what}.`);
+      depth.parentNode.hidden = !z;
+      if (z) paint(depth, outlined(z), `Depth image of ${what}.`);
+      const told = views.map((view, k) => {
+        view.map.parentNode.hidden = view.figure.hidden = !found[k];
+        return found[k] ? show(view, runs[chosen[k]], found[k], maps[k], rgb, isDefect, one, what) : "";
+      });
+      values.replaceChildren(...told.filter(Boolean).map((text) => el("span", {}, text)));
+      root.dataset.ready = String(mine);
+    }
+
+    // One method's map over the grey image, its histogram, and what both say.
+    function show(view, name, of, map, rgb, isDefect, one, what) {
+      const level = 255 * threshold.value, isAbove = (i) => map[4 * i] >= level, score = of.samples[sample.value].score;
       const mixed = new Uint8ClampedArray(rgb.length);
       let above = 0, both = 0, either = 0;
       for (let i = 0; i < SIZE * SIZE; i++) {
@@ -178,21 +203,12 @@ window.iumadExplorers = window.iumadExplorers || (function () {
         mixed[4 * i + 3] = 255;
         above += isAbove(i); both += isAbove(i) && isDefect(i); either += isAbove(i) || isDefect(i);
       }
-      const outlined = (source) => {
-        const copy = new Uint8ClampedArray(source);
-        if (outline.value) for (let i = 0; i < SIZE * SIZE; i++) if (onEdge(isDefect, i)) copy.set(OUTLINE, 4 * i);
-        return copy;
-      };
-      const what = `${data.categories[category.value].name}, ${one.title}`;
-      paint(plain, outlined(rgb), `Colour image of ${what}.`);
-      depth.parentNode.hidden = !z;
-      if (z) paint(depth, outlined(z), `Depth image of ${what}.`);
-      paint(overlay, mixed, `Anomaly map of ${data.runs[run.value].name} for ${what}; ${percent(above / SIZE / SIZE)} of the pixels are above the threshold.`);
-      histogram(chart, of.good, of.defect, found.score);
-      const cut = of.low + threshold.value * (of.high - of.low);
-      values.textContent = `Image score ${say(found.score)}. Threshold ${say(cut)}: ${percent(above / SIZE / SIZE)} of the pixels are above it (white line)` +
-        (one.label ? `, overlap with the true defect (IoU) ${either ? (both / either).toFixed(2) : "–"}.` : "; a good object, so nothing should be.");
-      root.dataset.ready = String(mine);
+      const share = percent(above / SIZE / SIZE), cut = of.low + threshold.value * (of.high - of.low);
+      paint(view.map, mixed, `Anomaly map of ${name} for ${what}; ${share} of the pixels are above the threshold.`);
+      view.map.parentNode.querySelector("figcaption").textContent = `Map of ${name}`;
+      histogram(view.chart, of.good, of.defect, score);
+      return `${name}: image score ${say(score)}. Threshold ${say(cut)}: ${share} of the pixels are above it (white line)` +
+        (one.label ? `, overlap with the true defect (IoU) ${either ? (both / either).toFixed(2) : "-"}. ` : "; a good object, so nothing should be. ");
     }
     threshold.tell(); opacity.tell(); draw();
   }
@@ -219,7 +235,7 @@ window.iumadExplorers = window.iumadExplorers || (function () {
     if (x.now !== undefined) node.append(svg("line", { x1: px(x.now), x2: px(x.now), y1: top, y2: base, class: "now" }));
     const labels = [], places = [];
     lines.forEach((line, k) => {
-      const colour = line.faint ? "#9a9a9a" : COLOURS[k % COLOURS.length];
+      const colour = line.faint ? "#9a9a9a" : line.colour || COLOURS[k % COLOURS.length];
       const points = line.values.map((value, i) => (value === null ? null : [px(i), py(value)]));
       const path = points.map((at, i) => (at ? (i && points[i - 1] ? "L" : "M") + at.join(" ") : "")).join("");
       node.append(svg("path", { d: path, fill: "none", stroke: colour, "stroke-width": line.faint ? 1 : 2, "stroke-dasharray": DASHES[k % DASHES.length], opacity: line.faint ? 0.5 : 1 }));
@@ -267,8 +283,9 @@ window.iumadExplorers = window.iumadExplorers || (function () {
       const lines = data.categories.map((name, i) => ({ name, values: found.values[key][i], faint: one.value > 0 && one.value !== i + 1 }));
       const ticks = of.learnt.map(String);
       curves(chart, lines, { label: "categories learnt", ticks }, data.metrics[metric.value].label, (told) => { values.textContent = told; });
-      const fm = found.forgetting[key];
-      values.textContent = `${found.name}, ${of.name}: ` + (fm === null ? "one step, so nothing can be forgotten." : `forgetting ${fm.toFixed(1)} points after the last step.`);
+      const fm = found.forgetting[key], learnt = found.new[key];
+      values.textContent = `${found.name}, ${of.name}: ` + (fm === null ? "one step, so nothing can be forgotten." :
+        `forgetting ${fm.toFixed(1)} points after the last step; new categories reached ${learnt.toFixed(1)} % when they were learnt.`);
       tabulate(table, ["category", ...ticks], lines.map((line) => [line.name, ...line.values.map((v) => (v === null ? "–" : v.toFixed(1)))]));
       root.dataset.ready = [metric.value, group.value, method.value, one.value].join("-");
     }
@@ -297,7 +314,7 @@ window.iumadExplorers = window.iumadExplorers || (function () {
       paint(image, new Uint8ClampedArray(rgb), `Colour image of ${what}.`);
       depth.parentNode.hidden = !z;
       if (z) paint(depth, new Uint8ClampedArray(z), `Depth image of ${what}.`);
-      const lines = of.runs.map((run) => ({ name: run.name, values: run.values[key] }));
+      const lines = of.runs.map((run) => ({ name: run.name, colour: run.colour, values: run.values[key] }));
       curves(chart, lines, { label: "strength", ticks: of.strengths.map(String), now: at }, data.metrics[metric.value].label, (told) => { values.textContent = told; });
       values.textContent = `${of.name} ${of.strengths[at]}: ` + lines.map((line) => `${line.name} ${line.values[at] === null ? "–" : line.values[at].toFixed(1)}`).join(", ") + ` (${data.metrics[metric.value].label}).`;
       root.dataset.ready = String(mine);

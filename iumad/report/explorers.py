@@ -40,7 +40,7 @@ PICTURE = 128  # pixels, largest side of an embedded picture
 QUALITY = 82  # of JPEG
 SHOWN_METRICS = ("i_auroc", "p_auroc", "aupro")
 KINDS_SHOWN = 3  # samples of a category in the explorer of maps, one of them good
-OURS = "ib-iumad"  # whose maps are seen first
+OURS, BESIDE = "ib-iumad", "iuf"  # whose maps are seen first
 
 
 def explorer(kind: Kind, data: dict[str, Any] | None) -> Html:
@@ -264,7 +264,8 @@ def _start(categories: list[dict[str, Any]], runs: list[dict[str, Any]]) -> dict
                 spread = np.std(of["good"]) or 1.0
                 found[place, number] = (scored["score"] - max(of["good"])) / spread
     place, number = max(found, key=found.__getitem__)
-    return {"run": run, "category": place, "sample": number}
+    second = next((i for i, one in enumerate(runs) if one["method"] == BESIDE and i != run), -1)
+    return {"run": run, "second": second + 1, "category": place, "sample": number}
 
 
 def _stronger(run: RunConfig, datasets: Sequence[Dataset], category: str) -> dict[str, Any]:
