@@ -138,7 +138,7 @@ def test_one_seed_claims_nothing_and_what_is_missing_is_said(study, tmp_path):
     empty = Page(study, tmp_path, tmp_path, no_rows())
     compared = empty.compared("iuf")
     assert text.learning_in_steps(no_rows(), compared) == [text.NOT_ANSWERED]
-    assert text.over_settings(no_rows(), compared, compared) == [text.NOT_ANSWERED]
+    assert text.over_settings(no_rows(), compared) == [text.NOT_ANSWERED]
     assert text.against_the_mark(no_rows()) == [text.NOT_ANSWERED]
 
 

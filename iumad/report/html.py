@@ -126,7 +126,11 @@ def csv_link(frame: pd.DataFrame, name: str) -> Markup:
 def _head(frame: pd.DataFrame) -> Markup:
     """Rows of headings; equal neighbours of the upper row share a cell."""
     if frame.columns.nlevels == 1:
-        cells = (fill('<th scope="col">{}</th>', name) for name in frame.columns)
+        numbers = [pd.api.types.is_numeric_dtype(kind) for kind in frame.dtypes]
+        cells = (
+            fill('<th scope="col"{}>{}</th>', Markup(' class="number"') if number else "", name)
+            for name, number in zip(frame.columns, numbers, strict=True)
+        )
         return fill("<tr>{}</tr>", Markup("").join(cells))
     upper: list[list[Any]] = []
     for name, _ in frame.columns:

@@ -57,7 +57,8 @@ def paper_table(study: StudyConfig, rows: pd.DataFrame, metrics: Sequence[str]) 
     -------
     DataFrame
         Columns of two levels, cells as html: the best of a modality and column is bold, the paper's value
-        (`paper_name`) stands below in grey, "not run" where a run of the grid is missing.
+        (`paper_name`) stands beside in grey, "not run" where a run of the grid is missing. Seeds are a column
+        where their number differs.
     """
     summary = _summary(rows)
     asked = dict.fromkeys((str(run.modality), run.method) for run in study.runs())
@@ -66,7 +67,9 @@ def paper_table(study: StudyConfig, rows: pd.DataFrame, metrics: Sequence[str]) 
     lines = sorted(asked, key=lambda key: order[key[0]])
     columns: dict[tuple[str, str], list[Any]] = {("", "modality"): [m for m, _ in lines]}
     columns["", "method"] = [fill("<code>{}</code>", method) for _, method in lines]
-    columns["", "seeds"] = [_seeds_text(summary, key) for key in lines]
+    seeds = [_seeds_text(summary, key) for key in lines]
+    if len(set(seeds)) > 1:
+        columns["", "seeds"] = seeds
     for metric in metrics:
         for setting in study.settings:
             if metric.startswith(CONTINUAL) and setting.endswith("-0"):
@@ -132,10 +135,13 @@ def claim_table(answers: pd.DataFrame) -> pd.DataFrame:
         interval_text(row.estimate, row.low, row.high) if row.n and row.n > 0 else ""
         for row in answers.itertuples()
     ]
+    claims = [
+        fill('{} <span class="paper">{}</span>', row.statement, row.where)
+        for row in answers.itertuples()
+    ]
     return pd.DataFrame(
         {
-            "claim": answers["statement"],
-            "where": answers["where"],
+            "claim": claims,
             "verdict": [verdict_word(word) for word in answers["verdict"]],
             "difference": intervals,
             "paper": answers["paper"].astype(float),
@@ -143,6 +149,23 @@ def claim_table(answers: pd.DataFrame) -> pd.DataFrame:
             "why": answers["reason"],
         }
     )
+
+
+def cost_table(summary: pd.DataFrame) -> pd.DataFrame:
+    """Costs of methods side by side (`iumad.study.costs.summary`): one line a method and modality."""
+    if summary.empty:
+        return summary
+    keys = ["modality", "method"]
+    one = summary[summary["batch"] == 1].drop(columns="batch")
+    many = summary[summary["batch"] > 1]
+    if len(many):
+        name = f"frames/s, batch {many['batch'].iloc[0]:.0f}"
+        one = one.merge(
+            many[[*keys, "frames/s"]].rename(columns={"frames/s": name}), "left", on=keys
+        )
+    sizes = [n for n in one if n.startswith(("model", "peak", "parameters", "operations"))]
+    table = one[[*keys, *(n for n in one if n not in (*keys, *sizes)), *sizes]]
+    return table.drop(columns="modality") if len(set(table["modality"])) == 1 else table
 
 
 def contrast_table(judged: pd.DataFrame) -> pd.DataFrame:

@@ -19,6 +19,7 @@ from iumad.study.verdicts import NOT_RUN
 
 OURS, BASELINE, MARK = "ib-iumad", "iuf", "bank"
 MAIN = ("i_auroc", "aupro")
+FEW = 6  # claims that are said one by one
 UNMEASURED = (
     Markup("Not measured on these runs; <code>iumad measure</code> does it where they were made."),
 )
@@ -173,7 +174,7 @@ def verdict_counts(answers: pd.DataFrame) -> list[Markup]:
     answers : DataFrame
         statement, verdict (`iumad.study.claims.verdicts`).
     """
-    if len(answers) <= 4:
+    if len(answers) <= FEW:
         return [
             fill("{} {}", verdict_word(row.verdict), row.statement) for row in answers.itertuples()
         ]
@@ -284,21 +285,17 @@ def inside(table: pd.DataFrame) -> list[Markup]:
     return said
 
 
-def over_settings(
-    page_rows: pd.DataFrame, compared: pd.DataFrame, here: pd.DataFrame
-) -> list[Markup]:
-    """How often a method is told apart from the reference over a grid, and how far in one cell of it.
+def over_settings(rows: pd.DataFrame, compared: pd.DataFrame) -> list[Markup]:
+    """How often a method is told apart from the reference over a grid, and values of one cell of it.
 
     Parameters
     ----------
-    page_rows : DataFrame
+    rows : DataFrame
         Rows of one setting and modality, for the values.
     compared : DataFrame
         The whole grid (`iumad.report.page.Page.compared`).
-    here : DataFrame
-        The part of `compared` that belongs to `page_rows`.
     """
-    if compared.empty or page_rows.empty:
+    if compared.empty or rows.empty:
         return [NOT_ANSWERED]
     said = []
     for metric in ("i_auroc", "fm_i_auroc"):
@@ -313,10 +310,8 @@ def over_settings(
                     Markup(", ").join(found),
                 )
             )
-    methods = list(dict.fromkeys(page_rows["method"]))
-    values = standing(page_rows, methods, ["i_auroc"])
-    said.append(fill("On {}: {}.", circumstances(page_rows), values))
-    return [*said, *verdict(here[here["metric"].isin(["i_auroc", "fm_i_auroc"])])]
+    values = standing(rows, list(dict.fromkeys(rows["method"])), ["i_auroc"])
+    return [*said, fill("On {}: {}.", circumstances(rows), values)]
 
 
 def data_answer(dataset: Dataset, strength: pd.DataFrame) -> list[Markup]:
