@@ -134,18 +134,6 @@ def test_evaluate_prints_and_writes_the_rows(iumad, finished, tmp_path):
     assert f"{len(rows)} rows written to rows.csv" in out
 
 
-def test_predict_prints_the_score_and_writes_the_map(iumad, finished, files, tmp_path):
-    code, out, _ = iumad(
-        *("predict", files["image"], files["cloud"], "--params", finished.params),
-        *("--results", finished.results, "--out", "maps"),
-    )
-    assert code == 0
-    (saved,) = (tmp_path / "maps").glob("image-*_map.npy")
-    anomaly_map = np.load(saved)
-    assert anomaly_map.shape == (tiny.SIZE, tiny.SIZE)
-    score = float(out.split()[1])
-    assert anomaly_map.mean() < score <= round(float(anomaly_map.max()), 4)
-    assert saved.with_suffix(".png").exists()
 
 
 def test_params_prints_all_keys_and_checks_files(iumad, finished):
@@ -222,38 +210,6 @@ def test_every_command_refuses_a_missing_params_file(iumad, command):
     check_refusal(iumad(command, "nowhere.yaml"), ["nowhere.yaml: cannot be read"])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "parts"),
-    [
-        (["nowhere.png", "{cloud}"], ["nowhere.png"]),
-        (["{truncated}", "{cloud}"], ["truncated.png"]),
-        (["{image}"], ["image.png", "a file for depth as well"]),
-        (["{image}", "nowhere.tiff"], ["nowhere.tiff"]),
-        (["{image}", "{small}"], ["small.tiff", "8", "32"]),
-        (["{image}", "{cloud}", "--category", "cooky"], ["unknown category 'cooky'", "chocolate"]),
-        (["{image}", "{cloud}", "--method", "bank"], ["needs --category"]),
-        (["{image}", "{cloud}", "--method", "uniad"], ["'uniad'", "not in profile 'tiny'"]),
-        (["{image}", "{cloud}", "--seed", "3"], ["seeds [3] not in profile 'tiny'"]),
-        (["{image}", "{cloud}", "--results", "nowhere"], ["nowhere: ib-iumad", "is not trained"]),
-        (["{image}", "{cloud}", "--results", "{damaged}"], ["from another place"]),
-        (
-            ["{image}", "{cloud}", "--results", "{damaged}", "--method", "iuf"],
-            ["checkpoint.pt: damaged"],
-        ),
-        (["{image}", "{cloud}", "--device", "gpu"], ["device must be", "'gpu'"]),
-        (["{image}", "{cloud}", "--set", "training.epoch=3"], ["did you mean 'epochs'?"]),
-        (["{image}", "{cloud}", "--set", "training"], ["--set training: needs KEY=VALUE"]),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else value,
-)
-def test_predictions_that_cannot_be_made(iumad, finished, files, tmp_path, arguments, parts):
-    before = everything(tmp_path)
-    given = [text.format(**files) for text in arguments]
-    defaults = ["--params", finished.params]
-    if "--results" not in given:
-        defaults += ["--results", finished.results]
-    check_refusal(iumad("predict", *given, *defaults), parts)
-    assert everything(tmp_path) == before
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without CUDA")
