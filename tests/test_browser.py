@@ -73,6 +73,29 @@ def test_pages_work_alone(browser, built_book, screenshots, width):
     assert trouble == []
 
 
+HIGHEST = 6000  # pixels at the width of a laptop
+MEASURE = """() => {
+    const seen = [...document.querySelectorAll("article table")].filter((t) => !t.closest("details:not([open])"));
+    return {
+        height: document.documentElement.scrollHeight,
+        cut: seen.filter((t) => t.scrollWidth > t.clientWidth + 1).map((t) => t.innerText.slice(0, 60)),
+    };
+}"""
+
+
+def test_results_fit_a_laptop(browser, built_book):
+    """No page of a notebook is endless, and no table that is not folded away is cut."""
+    page, trouble = browser.new_page(viewport={"width": WIDTHS[0], "height": 900}), {}
+    for path in sorted((built_book / "executed").glob("*.html")):
+        page.goto(path.as_uri(), wait_until="load")
+        page.wait_for_timeout(300)
+        found = page.evaluate(MEASURE)
+        if found["cut"] or found["height"] > HIGHEST:
+            trouble[path.stem] = found
+    page.close()
+    assert trouble == {}
+
+
 def test_formulas_are_typeset(browser, built_book):
     page = browser.new_page()
     page.goto((built_book / "method.html").as_uri())

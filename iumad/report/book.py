@@ -7,6 +7,7 @@ Neither step needs torch, unless a notebook is told to run its study.
 """
 
 import base64
+import itertools
 import multiprocessing
 import os
 import shutil
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,8 +76,7 @@ def make_book(
         executed = execute_notebooks(params, out / "executed", root, results)
     elif execute:
         executed = republish(published, root)
-        for path in executed:
-            extract_figures(path, root / "book" / "figures")
+        _refresh(root / "book" / "figures", executed, out / "figures")
     else:
         executed = sorted(published.glob("*.ipynb"))
     return build_book(executed, out, root)
@@ -226,7 +226,7 @@ def extract_figures(notebook: Path, folder: Path) -> dict[str, list[str]]:
     dict
         Figure -> names of its files.
     """
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     files: dict[str, list[str]] = {}
     for cell in nbformat.read(notebook, as_version=4).cells:
         name = cell.metadata.get("mystnb", {}).get("figure", {}).get("name")
@@ -238,6 +238,14 @@ def extract_figures(notebook: Path, folder: Path) -> dict[str, list[str]]:
                     (folder / f"{name}.{suffix}").write_bytes(data)
                     files.setdefault(name, []).append(f"{name}.{suffix}")
     return files
+
+
+def _refresh(folder: Path, executed: Sequence[Path], out: Path) -> None:
+    """Replace the pictures in a folder that notebooks made; those that they did not make stay."""
+    for path in executed:
+        for name in itertools.chain(*extract_figures(path, out).values()):
+            if (folder / name).exists():
+                shutil.copy(out / name, folder)
 
 
 def _write_with_links(notebook: Path, copy: Path, files: Mapping[str, list[str]]) -> None:

@@ -101,8 +101,9 @@ def table(frame: pd.DataFrame, precision: int = 1, csv: str | None = None) -> Ht
 
 
 def page_links(frame: pd.DataFrame, column: str) -> pd.DataFrame:
-    """The table whose column names notebooks, "" for none, with a link to the page of each instead."""
-    links = [fill('<a href="{0}.html">{0}</a>', name) if name else "" for name in frame[column]]
+    """The table whose column names notebooks, "" for none, with a link that says the number of each instead."""
+    link = '<a href="{0}.html" title="{0}">{1}</a>'
+    links = [fill(link, name, name[:2]) if name else "" for name in frame[column]]
     return frame.assign(**{column: links})
 
 

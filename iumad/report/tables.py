@@ -32,6 +32,14 @@ CELL = ["modality", "setting", "method"]
 PAIR = ("seed", "category")
 BETTER_OR_WORSE = {SUPPORTED: "better", CONTRADICTED: "worse"}  # of a method against a reference
 LESS_IS_BETTER = "fm_"
+COST_NAMES = {
+    "latency p50 (ms)": "ms, median",
+    "latency p95 (ms)": "ms, 95 %",
+    "model (MB)": "model, MB",
+    "peak memory (MB)": "process, MB",
+    "parameters (M)": "parameters, 10⁶",
+    "operations (10^9)": "GFLOP",
+}
 CONTINUAL = ("fm_", "new_", "bwt_")  # beginnings of metrics of learning in steps
 PAPER_DATA = ("mvtec3d", "eyecandies")
 
@@ -165,7 +173,8 @@ def cost_table(summary: pd.DataFrame) -> pd.DataFrame:
         )
     sizes = [n for n in one if n.startswith(("model", "peak", "parameters", "operations"))]
     table = one[[*keys, *(n for n in one if n not in (*keys, *sizes)), *sizes]]
-    return table.drop(columns="modality") if len(set(table["modality"])) == 1 else table
+    table = table.drop(columns="modality") if len(set(table["modality"])) == 1 else table
+    return table.rename(columns=COST_NAMES)
 
 
 def contrast_table(judged: pd.DataFrame) -> pd.DataFrame:
