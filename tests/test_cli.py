@@ -134,8 +134,6 @@ def test_evaluate_prints_and_writes_the_rows(iumad, finished, tmp_path):
     assert f"{len(rows)} rows written to rows.csv" in out
 
 
-
-
 def test_params_prints_all_keys_and_checks_files(iumad, finished):
     code, out, _ = iumad("params")
     assert code == 0
@@ -210,17 +208,9 @@ def test_every_command_refuses_a_missing_params_file(iumad, command):
     check_refusal(iumad(command, "nowhere.yaml"), ["nowhere.yaml: cannot be read"])
 
 
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without CUDA")
-@pytest.mark.parametrize("command", ["run", "predict"])
-def test_cuda_where_there_is_none(iumad, finished, files, command):
-    arguments = (
-        (finished.params,)
-        if command == "run"
-        else (files["image"], files["cloud"], "--params", finished.params)
-    )
-    result = iumad(command, *arguments, "--device", "cuda", "--results", finished.results)
+def test_cuda_where_there_is_none(iumad, finished):
+    result = iumad("run", finished.params, "--device", "cuda", "--results", finished.results)
     check_refusal(result, ["cuda", "this machine has only: cpu"])
 
 

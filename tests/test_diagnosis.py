@@ -62,7 +62,7 @@ def test_features_around_the_bottleneck_are_what_its_heads_see(finished):
     clean = images.query("redundant == 0 and spurious == 0")
     assert images["sample_id"].nunique() == len(clean) == 3
     work = RunWork(run)
-    detector = trained_detector(work, steps_of(run, finished.results, work.dataset.categories)[-1])
+    detector = trained_detector(work, steps_of(run, finished.results, work.dataset)[-1])
     output = detector(work.store.batch(clean["sample_id"].tolist()))
     for name, logits in (("before", output.fused_logits), ("after", output.filtered_logits)):
         head = {

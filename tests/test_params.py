@@ -40,13 +40,16 @@ def test_later_bases_lie_on_earlier_ones_and_other_data_replace_the_section(tmp_
     write(
         tmp_path,
         grid={"methods": {"iuf": {}}, "data": {"n_train": 3}, "training": {"epochs": 2}},
-        size={"data": {"name": "mvtec", "root": "somewhere"}, "training": {"epochs": 7}},
+        size={
+            "data": {"name": "mvtec3d", "root": "somewhere"},
+            "training": {"epochs": 7},
+        },
         both={"base": ["grid.yaml", "size.yaml"]},
     )
     study = load_params(tmp_path / "both.yaml")
     assert list(study.methods) == ["iuf"]
     assert study.training.epochs == 7
-    assert study.data.name == "mvtec"
+    assert study.data.name == "mvtec3d"
 
 
 def test_circles_and_missing_bases_are_refused_by_name(tmp_path):

@@ -7,6 +7,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+SUMMARY = ("i_auroc", "p_auroc", "aupro", "accuracy", "fm_i_auroc", "fm_aupro")
 console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 200)
 
 
@@ -15,8 +16,11 @@ def print_summary(rows: pd.DataFrame) -> None:
     from iumad.study.results import final_table
 
     keys = ["method", "modality", "setting", "seed"]
-    table = final_table(rows).pivot_table(index=keys, columns="metric", values="value", sort=False)
-    print_table(table.reset_index())
+    table = final_table(rows)
+    table = table[table["metric"].isin(SUMMARY)]
+    print_table(
+        table.pivot_table(index=keys, columns="metric", values="value", sort=False).reset_index()
+    )
 
 
 def print_table(frame: pd.DataFrame) -> None:

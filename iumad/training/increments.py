@@ -199,11 +199,11 @@ class Guard:
     config, memory : strategy and what is remembered; an empty memory protects nothing
     """
 
-    def __init__(self, detector: Detector, config: IncrementConfig, memory: Memory) -> None:
+    def __init__(self, detector: nn.Module, config: IncrementConfig, memory: Memory) -> None:
         self.config, self.memory = config, memory
         self._parameters = _trained(detector)
         self._old = {name: p.detach().clone() for name, p in self._parameters.items()}
-        device = detector.device
+        device = next(detector.parameters()).device
         self._importance = {
             name: with_rows(memory[name], len(p)).to(device)
             for name, p in self._parameters.items()
