@@ -192,7 +192,7 @@ class ReconstructionDetector(Detector):
         config, output = self.config, self(batch, generator)
         weights = {"rgb": config.lambda_rgb, "depth": config.lambda_depth}
         terms = {
-            f"category_{modality}": weights[modality]
+            f"category_{modality}": weights.get(modality, config.lambda_depth)
             * functional.cross_entropy(_wide(logits), batch.category)
             for modality, logits in output.logits.items()
         }
