@@ -6,6 +6,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from iumad.features.cache import Batch
+from iumad.study.parallel import share_card
 from iumad.study.runner import run_one
 from iumad.training.loop import LossLog, autocast, compile_networks
 
@@ -73,3 +74,16 @@ def test_compiled_networks_compute_the_same():
         each.losses(batch, torch.Generator(DEVICE).manual_seed(0)) for each in (plain, compiled)
     )
     torch.testing.assert_close(second["fusion"], first["fusion"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("card", "shares"), [("cpu", []), ("cuda:1", [(0.25, "cuda:1")])])
+def test_processes_share_the_memory_of_a_card(monkeypatch, card, shares):
+    given = []
+    monkeypatch.setattr("iumad.study.parallel.pick_device", lambda _: torch.device(card))
+    monkeypatch.setattr(
+        torch.cuda,
+        "set_per_process_memory_fraction",
+        lambda part, on: given.append((part, str(on))),
+    )
+    share_card("auto", 4)
+    assert given == shares

@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from iumad.config.schema import RunConfig, StudyConfig
@@ -70,8 +71,8 @@ def run_parallel(
     waiting = [run for run in study.runs() if not is_evaluated(run, results)]
     if min(jobs, len(waiting)) < 2:
         return
-    context = _context()
-    how = (str(results), device, threads)
+    context = _context(device)
+    how = (str(results), device, threads, jobs)
     working: list[_Worker] = []
     held_up: list[RunConfig] = []  # by another worker or another process
     interval = 0.5 if sys.stderr.isatty() else 30.0  # seconds; a log file needs no more
@@ -108,9 +109,12 @@ def run_parallel(
                 worker.bar.close()
 
 
-def _context() -> Any:
-    """How processes are started: copies of one that has imported everything, where the system can do that."""
-    if sys.platform != "linux":
+def _context(device: str) -> Any:
+    """How processes are started: copies of one that has imported everything, where the system can do that.
+
+    A copy could not use a card that the copied process has touched, so there every process begins anew.
+    """
+    if sys.platform != "linux" or pick_device(device).type == "cuda":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["iumad.study.runner", "timm"])  # timm is imported late
@@ -118,7 +122,7 @@ def _context() -> Any:
 
 
 def _start(
-    context: Any, run: RunConfig, how: tuple[str, str, int], patient: bool, line: int
+    context: Any, run: RunConfig, how: tuple[str, str, int, int], patient: bool, line: int
 ) -> _Worker:
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(theirs, run, how, patient), daemon=True)
@@ -172,13 +176,15 @@ def _listen(worker: _Worker, interval: float) -> str | None:
     return what
 
 
-def _work(messages: Connection, run: RunConfig, how: tuple[str, str, int], patient: bool) -> None:
+def _work(
+    messages: Connection, run: RunConfig, how: tuple[str, str, int, int], patient: bool
+) -> None:
     """Make one run and tell the parent; what is told are pairs of a word and a value."""
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C reaches all processes; the parent ends them
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    results, device, threads = how
+    results, device, threads, jobs = how
 
     @contextmanager
     def tell_bar(title: str, total: int) -> Iterator[Callable[[int], object]]:
@@ -186,6 +192,7 @@ def _work(messages: Connection, run: RunConfig, how: tuple[str, str, int], patie
         yield lambda images: messages.send(("advance", images))
 
     try:
+        share_card(device, jobs)
         run_one(run, results, device, threads=threads, show=tell_bar, wait=patient)
         messages.send(("done", None))
     except InUseError:
@@ -196,6 +203,16 @@ def _work(messages: Connection, run: RunConfig, how: tuple[str, str, int], patie
         reason = f"{run_name(run)}: {type(error).__name__}: {error}"
         messages.send(("error", WorkerError(reason)))
         raise
+
+
+def share_card(device: str, jobs: int) -> None:
+    """Leave other processes their part of a card's memory: who needs more fails alone, and does not take theirs.
+
+    Kernels that Triton and torch.compile have made are shared through their folders on disk.
+    """
+    card = pick_device(device)
+    if card.type == "cuda":
+        torch.cuda.set_per_process_memory_fraction(1 / jobs, card)
 
 
 def _end_with_parent() -> None:
