@@ -115,7 +115,8 @@ class RunConfig(Section):
     def _content(self, exclude: set[str]) -> dict[str, Any]:
         """The run as plain values, without the place of its data."""
         content = self.model_dump(mode="json", exclude=exclude)
-        content["data"].pop("root", None)
+        for key in ("root", "source"):
+            content["data"].pop(key, None)
         return content
 
 

@@ -4,6 +4,7 @@ Symbols: C channels of the aligned features, g grid (tokens = g x g).
 """
 
 import math
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -122,13 +123,25 @@ class MiniCandiesConfig(_AnyData):
         return 0 if self.seed == "run" else self.seed
 
 
-class FolderConfig(_AnyData):
+class _DiskData(_AnyData):
+    root: Path = Field(
+        description="folder that holds one folder per category, or the index of `iumad data new`; $NAME stands for "
+        "an environment variable"
+    )
+    source: str | None = Field(
+        None, description="where the images can be had; said where the folder is missing"
+    )
+
+    @field_validator("root", mode="before")
+    @classmethod
+    def _variables_are_replaced(cls, root: Any) -> Any:
+        return os.path.expandvars(root) if isinstance(root, str) else root
+
+
+class FolderConfig(_DiskData):
     """A folder on disk: MVTec 3D-AD's layout, MVTec AD's layout, or an index written by `iumad data new`."""
 
     name: Literal["mvtec3d", "mvtec", "folder"]
-    root: Path = Field(
-        description="folder that holds one folder per category, or the index of `iumad data new`"
-    )
     title: str | None = Field(
         None,
         description="name of the data set in tables, by which its runs are found; default: the layout",
@@ -162,11 +175,10 @@ class FolderConfig(_AnyData):
         return self
 
 
-class EyecandiesConfig(_AnyData):
+class EyecandiesConfig(_DiskData):
     """Eyecandies as distributed."""
 
     name: Literal["eyecandies"]
-    root: Path = Field(description="folder that holds CandyCane, ChocolateCookie, ...")
     light: int = Field(4, ge=0, le=5, description="which image_N.png is the RGB image")
 
 

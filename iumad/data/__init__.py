@@ -10,6 +10,7 @@ from iumad.data.folders.own import OwnDataset
 from iumad.data.minicandies import MiniCandies
 from iumad.data.published import EYECANDIES, MVTEC_3D_AD
 from iumad.data.sample import Dataset, Sample
+from iumad.errors import DataError
 
 __all__ = ["AbsentData", "Dataset", "Sample", "data_of", "open_dataset"]
 
@@ -51,6 +52,11 @@ def open_dataset(config: DataConfig) -> Dataset:
     """
     if isinstance(config, MiniCandiesConfig):
         return MiniCandies(config)
+    if not config.root.exists():
+        where = f"; it can be had from: {config.source}" if config.source else ""
+        raise DataError(
+            f"{config.root}: there is no such folder; name it with --set data.root=PATH{where}"
+        )
     if isinstance(config, EyecandiesConfig):
         return Eyecandies(config.root, config.categories, config.light)
     if config.name == "mvtec":
