@@ -125,8 +125,8 @@ class MiniCandiesConfig(_AnyData):
 
 class _DiskData(_AnyData):
     root: Path = Field(
-        description="folder that holds one folder per category, or the index of `iumad data new`; $NAME stands for "
-        "an environment variable"
+        description="folder that holds one folder per category, or the index of `iumad data new`; $NAME is "
+        "replaced by the environment variable"
     )
     source: str | None = Field(
         None, description="where the images can be had; said where the folder is missing"
