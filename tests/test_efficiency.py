@@ -5,9 +5,11 @@ import pandas as pd
 import pytest
 import tiny
 
+from iumad.config.files import load_params
 from iumad.errors import ConfigError
 from iumad.study import costs
-from iumad.study.efficiency import measure
+from iumad.study.efficiency import measure, measure_speeds
+from iumad.study.plan import Speed, needs, plan
 from iumad.study.results import write_table
 
 KEYS = ["categories", "image_size", "batch"]
@@ -21,6 +23,30 @@ def table() -> pd.DataFrame:
         for process in (0, 2):
             rows += measure(tiny.run(method, settings=["3-0"]), process, "cpu")
     return pd.DataFrame(rows)[costs.COLUMNS]
+
+
+def test_time_of_absent_data_is_worked_out_from_the_published_numbers_of_images(
+    tmp_path, repository
+):
+    study = load_params(repository / "params/mvtec3d.yaml")
+    chosen = {"methods": ["iuf"], "modalities": ["rgb"], "settings": ["9-1"], "seeds": [0]}
+    speeds = {("iuf", "rgb"): Speed(training=0.5, test=2.0)}
+    _, seconds = plan(study.select(**chosen), tmp_path, speeds)
+    # 2,446 images of nine categories for 1,000 epochs and 210 of tire for 800; tests of 1,085 and all 1,197
+    assert seconds == 0.5 * (2446 * 1000 + 210 * 800) + 2.0 * (1085 + 1197)
+    (text,) = needs(study, 0.5, 10**6)
+    # 2,656 + 294 + 1,197 samples of two modalities
+    assert text.startswith("features: 4147 samples of 2 modalities, 1.15 h")
+    assert text.endswith("8.3 GB in the cache")
+
+
+def test_speeds_are_measured_of_every_method():
+    speeds, features, size = measure_speeds(tiny.study(methods={"ib-iumad": {}, "bank": {}}), "cpu")
+    assert {method for method, _ in speeds} == {"ib-iumad", "bank"}
+    assert all(speed.test > 0 for speed in speeds.values())
+    assert {m for (m, _), speed in speeds.items() if speed.training > 0} == {"ib-iumad"}
+    assert features > 0
+    assert size > 0
 
 
 def test_every_size_is_measured(table):

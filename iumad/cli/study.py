@@ -58,12 +58,25 @@ def plan(
     setting: Setting = None,
     seed: Seed = None,
     change: Set = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="time each method here, on random images")
+    ] = False,
+    device: Device = "auto",
 ) -> None:
     """List the runs of a params file, what of each is done, and how long the rest may take."""
+    from iumad.study.plan import needs
     from iumad.study.plan import plan as planned
 
-    table, seconds = planned(chosen_study(params, change, method, modality, setting, seed), results)
+    study, speeds = chosen_study(params, change, method, modality, setting, seed), None
+    if measure:
+        from iumad.study.efficiency import measure_speeds
+
+        speeds, features, size = measure_speeds(study, device)
+    table, seconds = planned(study, results, speeds)
     print_table(table)
+    if measure:
+        for line in needs(study, features, size):
+            console.print(line, highlight=False)
     estimate = (
         "unknown (nothing comparable has been run here or published)"
         if seconds is None

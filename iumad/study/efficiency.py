@@ -41,6 +41,8 @@ from iumad.models.build import (
 from iumad.models.device import device_name, pick_device
 from iumad.study import results
 from iumad.study.costs import COLUMNS, REPEATS, costs_file, runs_to_measure
+from iumad.study.plan import Speed, Speeds
+from iumad.training.loop import StepPlan, Updates
 
 INSIDE = ("bottleneck", "fusion")  # shown part by part where gradients are looked at
 
@@ -230,6 +232,7 @@ def _row(name: str, part: nn.Module, operations: int) -> dict[str, Any]:
 
 
 PROCESSES = 3  # for each method and modality
+CPU_BATCH = 4  # of a training step whose time is measured on a CPU, where it hardly matters
 BATCH = 32  # beside batches of one image
 N_TRAIN = 250  # images a category that a bank keeps where the configuration does not say; MVTec 3D-AD: 210 to 361
 
@@ -337,6 +340,68 @@ def _detector(
     detector = make_detector(model, InputSpec(run.modalities, channels, grid, size), categories)
     detector.pretend_fitted(getattr(run.data, "n_train", N_TRAIN))
     return detector.to(where).eval()
+
+
+def measure_speeds(study: StudyConfig, device: str = "auto") -> tuple[Speeds, float, int]:
+    """Seconds an image of every method and modality of a study, on random images, for `iumad.study.plan`.
+
+    Returns
+    -------
+    speeds : Speeds
+        The time in which a bank picks its patches is not in them.
+    features : float
+        Seconds for the features of one image of one modality.
+    size : int
+        Bytes of the features and the 8-bit image of one modality.
+    """
+    where = pick_device(device)
+    backbone = Backbone(study.features.model_copy(update={"weights": "random"})).to(where)
+    side, grid = study.data.image_size, study.features.grid
+    image = torch.rand(1, 3, side, side, device=where)
+    speeds = {}
+    for run in runs_to_measure(study):
+        categories = sum(int(part) for part in run.setting.split("-"))
+        spec = InputSpec(run.modalities, backbone.channels, grid, side)
+        count = run.training.batch_size if where.type == "cuda" else CPU_BATCH
+        batch = _random_batch(run, backbone.channels, count, categories).to(where)
+        training = 0.0
+        if method_class(run.model).trained:
+            model = make_detector(with_random_weights(run.model), spec, categories).to(where)
+            updates = Updates(model.train(), StepPlan.of(run, 0), count)
+            training = _seconds(_update, updates, batch) / count
+        model = _detector(run, backbone.channels, categories, side, grid, where)
+        with torch.no_grad():
+            test = _seconds(model.anomaly_maps, batch) / count
+        speeds[run.method, str(run.modality)] = Speed(training, test)
+    size = 4 * backbone.channels * grid**2 + 3 * side**2
+    return speeds, _seconds(backbone, image), size
+
+
+def _random_batch(run: RunConfig, channels: int, count: int, categories: int) -> Batch:
+    side, grid = run.data.image_size, run.features.grid
+    return Batch(
+        {name: torch.randn(count, channels, grid, grid) for name in run.modalities},
+        {name: torch.rand(count, 3, side, side) for name in run.modalities},
+        torch.arange(count) % categories,
+    )
+
+
+def _update(updates: Updates, batch: Batch) -> Tensor:
+    with updates.autocast():
+        terms = updates.detector.losses(batch, None, True)
+    loss = torch.stack(list(terms.values())).sum()
+    updates.descend(loss)
+    return loss.detach()
+
+
+def _seconds(call: Callable[..., Tensor], *arguments: Any) -> float:
+    """The shorter time of two calls, after one that is not timed."""
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        call(*arguments).cpu()  # waits for the device
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
 
 
 def _peak_bytes(where: torch.device) -> int:

@@ -1,15 +1,28 @@
 """What of a study is done, and how long the rest may take; reads no image and needs no torch."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from iumad.config.schema import RunConfig, StudyConfig
-from iumad.data import data_of
+from iumad.data import AbsentData, Dataset, data_of
+from iumad.data.published import published_counts
 from iumad.study.provenance import read_provenance
 from iumad.study.published import Published, read_published
 from iumad.study.steps import Step, steps_of
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds an image, in training and in test (`iumad.study.efficiency.measure_speeds`)."""
+
+    training: float
+    test: float
+
+
+Speeds = Mapping[tuple[str, str], Speed]  # by method and modality
 
 
 @dataclass(frozen=True)
@@ -21,8 +34,16 @@ class _Like:
     increment: bool
 
 
-def plan(study: StudyConfig, results: Path) -> tuple[pd.DataFrame, float | None]:
+def plan(
+    study: StudyConfig, results: Path, speeds: Speeds | None = None
+) -> tuple[pd.DataFrame, float | None]:
     """The runs of a study, what of each is done, and an estimate of the time that is left.
+
+    Parameters
+    ----------
+    study, results : StudyConfig, Path
+    speeds : Speeds, optional
+        From which the time of steps is worked out where none of their like was made here or published.
 
     Returns
     -------
@@ -38,11 +59,18 @@ def plan(study: StudyConfig, results: Path) -> tuple[pd.DataFrame, float | None]
     data = data_of(study.data)
     steps = [(run, steps_of(run, results, data)) for run in study.runs()]
     known = _times(steps, published)
+    images = image_counts(study, data)
     records: list[dict[str, object]] = []
     missing: dict[str, float] = {}
     for run, run_steps in steps:
         todo = [step for step in run_steps if not step.checkpoint.exists()]
-        expected = {step.key: _expected(run, step, published, known) for step in todo}
+        speed = (speeds or {}).get((run.method, run.modality))
+        expected = {}
+        for step in todo:
+            seconds = _expected(run, step, published, known)
+            if pd.isna(seconds) and speed is not None:
+                seconds = _worked_out(run, step, images, speed)
+            expected[step.key] = seconds
         missing |= expected
         records.append(
             {
@@ -59,6 +87,45 @@ def plan(study: StudyConfig, results: Path) -> tuple[pd.DataFrame, float | None]
         )
     left = _sum(missing)
     return pd.DataFrame(records), None if pd.isna(left) else left
+
+
+def needs(study: StudyConfig, seconds: float, size: int) -> list[str]:
+    """What the features and inputs of all images take, in words.
+
+    Parameters
+    ----------
+    study : StudyConfig
+    seconds, size : float, int
+        For one image of one modality: seconds for its features, bytes of features and image.
+    """
+    data = data_of(study.data)
+    counts = image_counts(study, data).sum(axis=1, skipna=False)
+    names = {name for modality in study.modalities for name in modality.split("+")}
+    images = len(names) * counts.sum(skipna=False)
+    if pd.isna(images):
+        return [f"features: {seconds:.2g} s an image; how many there are is known with the data"]
+    return [
+        f"features: {images / len(names):.0f} samples of {len(names)} modalities, "
+        f"{images * seconds / 3600:.2f} h, once for all runs; {images * size / 1e9:.1f} GB in the cache"
+    ]
+
+
+def image_counts(study: StudyConfig, data: Dataset | AbsentData) -> pd.DataFrame:
+    """Images of each category (index) for training, validation and test: as on disk, else as published."""
+    if isinstance(data, AbsentData):
+        rows = published_counts(study.data.name).rename(columns={"published": "images"})
+    else:
+        rows = data.index.assign(images=1)
+    table = rows.pivot_table("images", "category", "split", "sum")
+    return table.reindex(index=data.categories, columns=["train", "validation", "test"])
+
+
+def _worked_out(run: RunConfig, step: Step, images: pd.DataFrame, speed: Speed) -> float:
+    """Seconds of a step; NaN where the number of images is not known."""
+    epochs = run.increment.epochs if step.number else run.training.epochs
+    train = images.loc[list(step.categories), "train"].sum(skipna=False)
+    test = images.loc[list(step.seen), "test"].sum(skipna=False)
+    return float(epochs * train * speed.training + test * speed.test)
 
 
 def _times(
