@@ -183,6 +183,18 @@ def test_filling_with_several_threads_gives_the_entries_of_one(filled, tmp_path)
 
 
 @pytest.mark.usefixtures("three_threads")
+def test_images_encoded_together_have_the_same_features_but_for_the_last_bits(filled, tmp_path):
+    alone, expected = filled
+    store = make_store(tmp_path)
+    store.together, done = 3, []
+    store.fill(ids_of(alone), done.append)
+    assert done == [3, 1]
+    batch = store.batch(ids_of(alone))
+    assert tiny.same_tensors(batch.images, expected.images)
+    for modality, features in expected.features.items():
+        torch.testing.assert_close(batch.features[modality], features, rtol=1e-4, atol=1e-5)
+
+
 def test_a_large_image_has_the_same_features_with_any_number_of_threads(tmp_path):
     store = make_store(tmp_path / "one", features={"levels": [1, 2, 3]})
     array = tiny.image(size=128)  # at this size, torch does divide a convolution among threads

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from iumad.config.schema import RunConfig, StudyConfig, stable_hash
-from iumad.config.sections import PerturbConfig
+from iumad.config.sections import MiniCandiesConfig, PerturbConfig
 from iumad.data.perturb import PerturbedDataset
 from iumad.data.sample import Dataset
 from iumad.errors import DataError
@@ -129,10 +129,16 @@ def measured_file(run: RunConfig, kind: str, results: Path) -> Path:
 
 
 def publish_measured(studies: Sequence[StudyConfig], results: Path, profile: str) -> dict[str, int]:
-    """Write what was measured on the runs of some studies to ``<results>/<profile>/``; rows of each kind."""
+    """Write what was measured on the runs of some studies to ``<results>/<profile>/``; rows of each kind.
+
+    Maps of images on disk are left out: they are pictures of data whose licence may forbid to publish them.
+    """
     counts = {}
     for kind, columns in KINDS.items():
         tables = [load_measured(study, kind, results) for study in studies]
+        for study, each in zip(studies, tables, strict=True):
+            if "map" in each and not isinstance(study.data, MiniCandiesConfig):
+                each["map"] = ""
         table = pd.concat([each[["run_id", *columns]] for each in tables], ignore_index=True)
         if len(table := table.drop_duplicates()):
             write_measured(table, results / profile / f"{kind}.csv.gz")
