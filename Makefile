@@ -1,31 +1,34 @@
 # PYTHON: any Python 3.11 or newer. PARAMS: the params file of `make study`. MARK: which tests; `make test MARK=` for all.
+# VENV: the environment, created where there is none; `make study VENV=$CONDA_PREFIX` takes conda's.
 # EXECUTE: `make book EXECUTE=1`. The book needs no torch; it trains nothing.
 PYTHON = python3
+VENV = .venv
 PARAMS = params/smoke.yaml
 MARK = not slow
 
 .PHONY: study test check book bench clean
 
-study: .venv/installed  ## run the study of PARAMS, build its book, print the page to open
-	.venv/bin/iumad run $(PARAMS) && .venv/bin/iumad book $(PARAMS)
+study: $(VENV)/installed  ## run the study of PARAMS, build its book, print the page to open
+	$(VENV)/bin/iumad run $(PARAMS) && $(VENV)/bin/iumad book $(PARAMS)
 
 test: check  ## all checks, then the tests that MARK chooses, on up to four cores
-	.venv/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup -m "$(MARK)"
+	$(VENV)/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup -m "$(MARK)"
 
-check: .venv/installed  ## style, types, import rules
-	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports
+check: $(VENV)/installed  ## style, types, import rules
+	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy && $(VENV)/bin/lint-imports
 
-book: .venv/book  ## build the published book; EXECUTE=1 executes its pages anew from the published tables first
-	.venv/bin/iumad book $(if $(EXECUTE),--execute)
+book: $(VENV)/book  ## build the published book; EXECUTE=1 executes its pages anew from the published tables first
+	$(VENV)/bin/iumad book $(if $(EXECUTE),--execute)
 
-bench: .venv/installed  ## timings on this machine
-	for script in benchmarks/bench_*.py; do .venv/bin/python $$script; done
+bench: $(VENV)/installed  ## timings on this machine
+	for script in benchmarks/bench_*.py; do $(VENV)/bin/python $$script; done
 
 clean:  ## remove what was built; results/ stays
 	rm -rf build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
 
-.venv/book: pyproject.toml
-	$(PYTHON) -m venv .venv && .venv/bin/python -m pip install --quiet --editable ".[book]" && touch $@
+$(VENV)/book: pyproject.toml
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --editable ".[book]" && touch $@
 
-.venv/installed: .venv/book
-	.venv/bin/python -m pip install --quiet --editable ".[dev]" && touch $@
+$(VENV)/installed: $(VENV)/book
+	$(VENV)/bin/python -m pip install --quiet --editable ".[dev]" && touch $@

@@ -1,13 +1,17 @@
 """The repository keeps its own promises: commands, params files, notebooks, sizes, licences of scripts."""
 
 import hashlib
+import json
 import re
+import tomllib
 from pathlib import Path
 
 import nbformat
 import pytest
 import typer.main
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from iumad.cli import app
 from iumad.config.files import load_params
@@ -84,6 +88,31 @@ def test_notebooks_have_one_parameters_cell_and_no_outputs(path):
     assert all(
         len(cell.source.splitlines()) <= MAX_CELL_LINES for cell in code if cell not in tagged
     )
+
+
+def test_one_version_everywhere():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
+    assert json.loads((ROOT / ".zenodo.json").read_text())["version"] == version
+    assert f"\n## {version}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("lock", "extras"),
+    [("requirements.lock", ("train", "book")), (".binder/requirements.txt", ("book",))],
+)
+def test_locks_hold_what_the_package_asks_for(lock, extras):
+    text = (ROOT / lock).read_text()
+    pinned = dict(re.findall(r"^([\w.-]+)==([^\s;]+)", text, flags=re.MULTILINE))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = [
+        *project["dependencies"],
+        *(r for e in extras for r in project["optional-dependencies"][e]),
+    ]
+    for requirement in map(Requirement, asked):
+        assert pinned[canonicalize_name(requirement.name)] in requirement.specifier, requirement
+    assert text.count("--hash=sha256:") >= len(pinned)
+    assert ("torch" in pinned) == ("train" in extras)
 
 
 def test_no_machine_paths():
