@@ -28,8 +28,8 @@ import torch
 
 from iumad.config.schema import RunConfig, StudyConfig
 from iumad.data import Dataset, Sample, open_dataset
-from iumad.data.export import export_mvtec3d
 from iumad.data.prepare import prepare
+from iumad.data.public import export_mvtec3d
 from iumad.data.sample import build_index
 from iumad.features.backbone import one_thread
 from iumad.features.cache import FeatureStore, clear_cache

@@ -8,7 +8,7 @@ import tifffile
 import trees
 from PIL import Image
 
-from iumad.data.folders.mvtec import MVTec3D
+from iumad.data.public import MVTec3D
 from iumad.errors import DataError
 
 

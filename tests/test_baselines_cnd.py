@@ -18,21 +18,18 @@ from iumad.config.sections import IncrementConfig
 from iumad.errors import ConfigError
 from iumad.features.cache import Batch
 from iumad.models.base import Detector
-from iumad.models.baselines import clip
-from iumad.models.baselines.clip import (
-    CONTEXT,
-    ClipEncoder,
-    clip_normalised,
-    make_encoder,
-)
 from iumad.models.baselines.cnd import (
+    CONTEXT,
     SUFFIXES,
+    ClipEncoder,
     Cnd,
     GatedExperts,
     Stream,
+    clip_normalised,
     constraint,
     distillation,
     importance_loss,
+    make_encoder,
     promoted,
 )
 from iumad.models.build import make_detector
@@ -50,7 +47,8 @@ def _without_clip(request, monkeypatch):
     """A tiny encoder wherever a test does not ask for a real one."""
     if "real_clip" not in request.fixturenames:
         monkeypatch.setattr(
-            clip, "ClipEncoder", lambda _name, _weights, layers, size: TinyEncoder(layers, size)
+            "iumad.models.baselines.cnd.ClipEncoder",
+            lambda _name, _weights, layers, size: TinyEncoder(layers, size),
         )
 
 

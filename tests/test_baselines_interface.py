@@ -9,13 +9,12 @@ import torch
 
 from iumad.config.files import load_params
 from iumad.config.schema import StudyConfig
-from iumad.config.validation import build
+from iumad.config.sections import build
 from iumad.errors import ConfigError
 from iumad.features.cache import Batch
 from iumad.models.base import Detector, InputSpec
-from iumad.models.baselines.cdad_feat import CdadFeat
+from iumad.models.baselines.feature_noise import CdadFeat, SimpleNet
 from iumad.models.baselines.mambaad import MambaAD
-from iumad.models.baselines.simplenet import SimpleNet
 from iumad.models.build import make_detector
 from iumad.models.detector import ReconstructionDetector
 from iumad.study import efficiency

@@ -17,15 +17,17 @@ from iumad.features.backbone import imagenet_classifier
 from iumad.features.cache import Batch
 from iumad.models.base import InputSpec
 from iumad.models.baselines.unimmad import (
+    ExpertBranch,
+    Pyramid,
     UniMMAD,
     UniMMADLite,
     balance_of_the_code,
     balance_of_the_paper,
     coefficient_of_variation,
+    grouped_dynamic_convolution,
     score_of_the_code,
     score_of_the_paper,
 )
-from iumad.models.baselines.unimmad_layers import ExpertBranch, Pyramid, grouped_dynamic_convolution
 from iumad.models.build import make_detector
 from iumad.study import efficiency
 from iumad.study.efficiency import gradient_reach, model_card
@@ -445,7 +447,7 @@ def test_costs_need_neither_pretrained_weights_nor_the_study_s_backbone(monkeypa
     def refuse(*_arguments):
         raise AssertionError
 
-    monkeypatch.setattr("iumad.models.baselines.unimmad_layers.imagenet_classifier", refuse)
+    monkeypatch.setattr("iumad.models.baselines.unimmad.imagenet_classifier", refuse)
     monkeypatch.setattr("iumad.study.efficiency.Backbone", refuse)
     monkeypatch.setattr("iumad.study.efficiency.Backbone", refuse)
     methods = {"unimmad": {"model": STUDIED["unimmad"] | {"weights": "pretrained"}}}

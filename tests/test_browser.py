@@ -179,7 +179,7 @@ HOSTILE = """
 import pandas as pd
 from markupsafe import Markup
 from iumad.config.schema import StudyConfig
-from iumad.report import explorers, figures, html, tables, text
+from iumad.report import explorers, figures, style, tables, text
 from iumad.study.results import ROW_SCHEMA
 
 names = ["<script>alert(1)</script>", "</script><img src=x onerror=alert(2)>", '"><svg onload=alert(3)>',
@@ -191,9 +191,9 @@ rows = pd.DataFrame([
 ], columns=list(ROW_SCHEMA.columns)).assign(dataset=names[0], profile=names[1])
 """
 SHOWN = [
-    "html.table(tables.category_table(StudyConfig(), rows, 'i_auroc'), csv=names[2])",
-    "html.fold(names[0], *names, html.box(text.place_among(rows), names[2]))",
-    "html.table(pd.DataFrame({name: names for name in names}))",
+    "style.table(tables.category_table(StudyConfig(), rows, 'i_auroc'), csv=names[2])",
+    "style.fold(names[0], *names, style.box(text.place_among(rows), names[2]))",
+    "style.table(pd.DataFrame({name: names for name in names}))",
     "explorers.explorer('forgetting', explorers.forgetting_data(rows))",
     "figures.metric_per_step(rows.query('method == \"iuf\"').assign(method=names[0], dataset='d'))",
     "figures.method_heatmap(rows)",

@@ -9,13 +9,23 @@ import trees
 
 from iumad.config.schema import StudyConfig
 from iumad.config.sections import MiniCandiesConfig
-from iumad.data.check import check_dataset, data_problems, detect_layout, open_folder
-from iumad.data.folders.mvtec import MVTec3D
-from iumad.data.folders.new import Mapping, new_dataset
+from iumad.data.check import (
+    ALPHAS,
+    LABEL,
+    TILE,
+    check_dataset,
+    contact_sheet,
+    data_problems,
+    detect_layout,
+    open_folder,
+    outlined,
+    perturbation_sheet,
+)
 from iumad.data.minicandies import MiniCandies
-from iumad.data.sheet import ALPHAS, LABEL, TILE, contact_sheet, outlined, perturbation_sheet
+from iumad.data.own import Mapping, new_dataset
+from iumad.data.public import MVTec3D
 from iumad.errors import DataError
-from iumad.study.check import check_study
+from iumad.study.runner import check_study
 
 
 def own_folder(root):

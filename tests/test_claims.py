@@ -17,7 +17,6 @@ from iumad.study.claims import (
     load_evidence,
     verdicts,
 )
-from iumad.study.gates import INAPPLICABLE, MET, MISSED, UNMEASURED, measure_gates
 from iumad.study.results import ROW_SCHEMA, validate_rows
 from iumad.study.statistics import (
     CONTRADICTED,
@@ -28,12 +27,17 @@ from iumad.study.statistics import (
     smallest_detectable,
 )
 from iumad.study.verdicts import (
+    INAPPLICABLE,
+    MET,
+    MISSED,
     NOT_RUN,
+    UNMEASURED,
     Contrast,
     Harm,
     Term,
     evidence_of,
     judge_contrasts,
+    measure_gates,
     second_view,
 )
 

@@ -15,7 +15,7 @@ import yaml
 from typer.testing import CliRunner
 
 from iumad import cli
-from iumad.cli import output as cli_output
+from iumad.cli import common as cli_output
 from iumad.config.schema import StudyConfig
 from iumad.data import open_dataset
 from iumad.machine import cache_folder

@@ -15,8 +15,7 @@ from test_corruption import DAMAGES, damage
 from iumad import cli
 from iumad.config.schema import StudyConfig
 from iumad.data.check import check_dataset
-from iumad.data.folders.new import Mapping
-from iumad.data.folders.own import SAMPLES_FILE, SETTINGS_FILE, OwnDataset
+from iumad.data.own import SAMPLES_FILE, SETTINGS_FILE, Mapping, OwnDataset
 
 
 @pytest.fixture

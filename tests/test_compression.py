@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iumad.models.compression import SemanticCompression, small_singular_values
+from iumad.models.fusion import SemanticCompression, small_singular_values
 
 
 def by_svd(matrix: torch.Tensor) -> torch.Tensor:

@@ -21,8 +21,8 @@ from iumad.config.sections import (
     MiniCandiesConfig,
     PerturbConfig,
     TrainingConfig,
+    build,
 )
-from iumad.config.validation import build
 from iumad.errors import ConfigError
 
 SECTIONS = [

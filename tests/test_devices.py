@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from iumad.errors import ConfigError
-from iumad.models import device as devices
+from iumad.models import build as devices
 
 
 @pytest.fixture

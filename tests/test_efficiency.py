@@ -7,9 +7,9 @@ import tiny
 
 from iumad.config.files import load_params
 from iumad.errors import ConfigError
-from iumad.study import costs
+from iumad.study import measured
 from iumad.study.efficiency import measure, measure_speeds
-from iumad.study.plan import Speed, needs, plan
+from iumad.study.load import Speed, needs, plan
 from iumad.study.results import write_table
 
 KEYS = ["categories", "image_size", "batch"]
@@ -22,7 +22,7 @@ def table() -> pd.DataFrame:
     for method in ("ib-iumad", "bank"):
         for process in (0, 2):
             rows += measure(tiny.run(method, settings=["3-0"]), process, "cpu")
-    return pd.DataFrame(rows)[costs.COLUMNS]
+    return pd.DataFrame(rows)[measured.COST_COLUMNS]
 
 
 def test_time_of_absent_data_is_worked_out_from_the_published_numbers_of_images(
@@ -60,11 +60,11 @@ def test_every_size_is_measured(table):
     assert points == {(3, own, 1), (3, own, 32), (1, own, 1), (2, own, 1), (3, 16, 1), (3, 64, 1)}
     timed = table[(table["metric"] == "latency (ms)") & (table["batch"] == 1)]
     at_own = timed.groupby(["method", *KEYS]).size()[:, 3, own]
-    assert (at_own == 2 * costs.REPEATS).all()
+    assert (at_own == 2 * measured.COST_REPEATS).all()
 
 
 def test_only_the_bank_grows_with_categories(table):
-    grown = costs.growth(table, "categories", "rgb+depth").query("metric == 'model (MB)'")
+    grown = measured.cost_growth(table, "categories", "rgb+depth").query("metric == 'model (MB)'")
     sizes = {name: part.set_index("categories")["value"] for name, part in grown.groupby("method")}
     bank, one = sizes["bank"], sizes["ib-iumad"]
     assert bank.index.tolist() == [1, 2, 3]
@@ -82,14 +82,16 @@ def test_a_summary_by_hand():
         for i, value in enumerate([1.0, 2.0, 3.0, 4.0, 10.0])
     ]
     rows += [("iuf", "rgb", 3, 32, 1, "here", i, "frames/s", 100.0 * (i + 1)) for i in range(5)]
-    (row,) = costs.summary(pd.DataFrame(rows, columns=costs.COLUMNS), 3, 32).to_dict("records")
+    (row,) = measured.cost_summary(
+        pd.DataFrame(rows, columns=measured.COST_COLUMNS), 3, 32
+    ).to_dict("records")
     assert row["latency p50 (ms)"] == 3.0
     assert row["latency p95 (ms)"] == pytest.approx(8.8)  # 4 + 0.8 * (10 - 4)
     assert row["frames/s"] == 300.0
 
 
 def test_claims_get_one_value_a_process_as_a_logarithm(table):
-    values = costs.claim_values(table, 3, tiny.SIZE)
+    values = measured.cost_claims(table, 3, tiny.SIZE)
     assert set(values["setting"]) == {"3-0"}
     assert values.groupby(["method", "metric"])["seed"].apply(list).tolist() == [[0, 2]] * 4
     frames = table.query("metric == 'frames/s' and batch == 1 and repeat >= 10")
@@ -100,10 +102,10 @@ def test_claims_get_one_value_a_process_as_a_logarithm(table):
 
 def test_costs_are_found_again_whatever_the_seed(table, tmp_path):
     study = tiny.study(seeds=[0, 1])
-    assert costs.read_costs(study, tmp_path).empty
-    write_table(table, costs.costs_file(study, tmp_path))
-    assert len(costs.read_costs(tiny.study(seeds=[3]), tmp_path)) == len(table)
-    assert costs.read_costs(tiny.study(methods={"iuf": {}}), tmp_path).empty
+    assert measured.read_costs(study, tmp_path).empty
+    write_table(table, measured.costs_file(study, tmp_path))
+    assert len(measured.read_costs(tiny.study(seeds=[3]), tmp_path)) == len(table)
+    assert measured.read_costs(tiny.study(methods={"iuf": {}}), tmp_path).empty
 
 
 def test_fpfh_is_not_measured_rather_than_measured_wrongly():

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iumad.config.sections import EvaluationConfig
-from iumad.evaluation import details
+from iumad.evaluation import evaluate as details
 from iumad.evaluation.metrics import aupro
 
 
@@ -35,7 +35,8 @@ def scored(
 def compared(one: details.Scored) -> dict[tuple[str, str], tuple[float, float]]:
     config = EvaluationConfig(pool=1)
     return {
-        (name, metric): (here, there) for name, metric, here, there in details.compare(one, config)
+        (name, metric): (here, there)
+        for name, metric, here, there in details.compare_details(one, config)
     }
 
 

@@ -7,11 +7,10 @@ import trees
 from iumad.config.sections import FolderConfig, MiniCandiesConfig
 from iumad.data import open_dataset
 from iumad.data.depth import robust_range, valid_mask
-from iumad.data.export import export_mvtec3d
-from iumad.data.folders.mvtec import MVTec, MVTec3D
 from iumad.data.minicandies import MiniCandies
 from iumad.data.perturb import spurious
 from iumad.data.prepare import for_the_eye
+from iumad.data.public import MVTec, MVTec3D, export_mvtec3d
 from iumad.errors import DataError
 
 

@@ -7,9 +7,8 @@ import trees
 
 from iumad.config.sections import EyecandiesConfig
 from iumad.data import open_dataset
-from iumad.data.folders.eyecandies import Eyecandies
-from iumad.data.published import EYECANDIES, compare_with_published
-from iumad.data.reader import EYECANDIES_FOCAL_LENGTH, eyecandies_points
+from iumad.data.public import EYECANDIES, Eyecandies, compare_with_published
+from iumad.data.sample import EYECANDIES_FOCAL_LENGTH, eyecandies_points
 from iumad.errors import DataError
 
 

@@ -15,6 +15,7 @@ from iumad.config.files import load_params
 from iumad.errors import DataError
 from iumad.report import text
 from iumad.report.figures import (
+    anomaly_grid,
     category_heatmap,
     information_plot,
     metric_per_step,
@@ -22,7 +23,6 @@ from iumad.report.figures import (
     setting_dots,
     training_curves,
 )
-from iumad.report.pictures import anomaly_grid
 from iumad.report.style import COLOURS, PALETTE, colours_of
 from iumad.study.results import LOG_SCHEMA, ROW_SCHEMA, validate
 

@@ -9,7 +9,7 @@ from iumad.config.methods import FloorConfig
 from iumad.errors import CheckpointError, ConfigError
 from iumad.evaluation.evaluate import evaluate
 from iumad.features.cache import Batch
-from iumad.models.baselines.floor import Floor, histograms, laplacian
+from iumad.models.bank import Floor, histograms, laplacian
 from iumad.models.build import make_detector
 
 

@@ -11,11 +11,17 @@ import pytest
 import trees
 
 from iumad.config.sections import FolderConfig
-from iumad.data import memo, open_dataset
+from iumad.data import files, open_dataset
 from iumad.data.files import natural_key
-from iumad.data.folders.mvtec import MVTec, MVTec3D, geometric_by_name
 from iumad.data.prepare import Preparation, prepare
-from iumad.data.published import MVTEC_3D_AD, compare_with_published, published_counts
+from iumad.data.public import (
+    MVTEC_3D_AD,
+    MVTec,
+    MVTec3D,
+    compare_with_published,
+    geometric_by_name,
+    published_counts,
+)
 from iumad.data.sample import INDEX_SCHEMA
 from iumad.errors import DataError
 
@@ -200,7 +206,7 @@ def test_hashes_are_kept_and_a_damaged_or_forbidden_cache_costs_time_only(
     with monkeypatch.context() as patch:
         patch.setattr("hashlib.file_digest", None)  # nothing is read again
         assert MVTec3D(root).digest("train", ["bolt"]) == known
-    (tmp_path / "cache" / memo.FILE).write_bytes(b"no database")
+    (tmp_path / "cache" / files.MEMO_FILE).write_bytes(b"no database")
     for _ in range(2):
         assert MVTec3D(root).digest("train", ["bolt"]) == known
     monkeypatch.setenv("IUMAD_CACHE", str(root / "bolt" / "train" / "good" / "rgb" / "000.png"))

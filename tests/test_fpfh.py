@@ -10,9 +10,8 @@ import torch
 
 from iumad.data import open_dataset
 from iumad.errors import ConfigError
-from iumad.features import fpfh, open_store
-from iumad.features.cache import FeatureStore
-from iumad.features.fpfh import SurfaceStore, cell_means, fpfh_map
+from iumad.features import open_store
+from iumad.features.cache import FeatureStore, SurfaceStore, cell_means, fpfh_map
 from iumad.study.runner import run_study
 
 CPU = torch.device("cpu")
@@ -49,7 +48,7 @@ def test_depth_features_are_those_of_the_surface(monkeypatch, tmp_path):
         calls.append(xyz.shape)
         return np.full((33, grid, grid), xyz[..., 2].max(), dtype=np.float32)
 
-    monkeypatch.setattr(fpfh, "fpfh_map", counted)
+    monkeypatch.setattr("iumad.features.cache.fpfh_map", counted)
     monkeypatch.setenv("IUMAD_CACHE", str(tmp_path))
     run = tiny.run("btf")
     dataset = open_dataset(run.data)

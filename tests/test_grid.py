@@ -17,10 +17,10 @@ import yaml
 from iumad.config.files import load_params
 from iumad.config.sections import EyecandiesConfig, FolderConfig
 from iumad.data import data_of, open_dataset
-from iumad.data.published import EYECANDIES, MVTEC_3D_AD
+from iumad.data.public import EYECANDIES, MVTEC_3D_AD
 from iumad.errors import ConfigError, DataError
+from iumad.study.load import plan
 from iumad.study.parallel import default_jobs, run_parallel
-from iumad.study.plan import plan
 from iumad.study.runner import run_study
 from iumad.study.steps import is_evaluated
 

@@ -18,22 +18,24 @@ from hypothesis import strategies as st
 from iumad import Predictor
 from iumad.config.files import build_study
 from iumad.data import open_dataset
-from iumad.data.export import export_mvtec3d
-from iumad.data.folders.new import Mapping, new_dataset
 from iumad.data.images import read_header, read_rgb, read_xyz
 from iumad.data.minicandies import MiniCandies
+from iumad.data.own import Mapping, new_dataset
 from iumad.data.prepare import prepare_capture
+from iumad.data.public import export_mvtec3d
 from iumad.errors import CheckpointError, ConfigError, DataError
 from iumad.evaluation.evaluate import anomaly_maps
 from iumad.features.cache import FeatureStore
 from iumad.inspection.fit import fit_folder, learn_folder, own_run
-from iumad.inspection.model_file import load_model, read_card, save_model
-from iumad.inspection.outputs import keys_of, overlay, report_page, table_of
-from iumad.inspection.threshold import (
+from iumad.inspection.model_file import (
+    load_model,
     promise,
+    read_card,
+    save_model,
     threshold_from_defects,
     threshold_from_good,
 )
+from iumad.inspection.outputs import keys_of, overlay, report_page, table_of
 
 SMALL = [
     "data.image_size=32",

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from iumad.errors import DataError
-from iumad.evaluation.details import Scored
+from iumad.evaluation.evaluate import Scored
 from iumad.evaluation.metrics import image_scores
 from iumad.report import tables
 from iumad.study.measure import lottery, measure

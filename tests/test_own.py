@@ -11,11 +11,17 @@ import yaml
 
 from iumad.config.sections import FolderConfig
 from iumad.data import open_dataset
-from iumad.data.check import check_dataset, open_folder
-from iumad.data.folders.foreign import foreign_layout
-from iumad.data.folders.new import Mapping, new_dataset, new_from_foreign, read_mapping
-from iumad.data.folders.own import SAMPLES_FILE, SETTINGS_FILE, OwnDataset
-from iumad.data.sheet import TILE, contact_sheet
+from iumad.data.check import TILE, check_dataset, contact_sheet, open_folder
+from iumad.data.own import (
+    SAMPLES_FILE,
+    SETTINGS_FILE,
+    Mapping,
+    OwnDataset,
+    foreign_layout,
+    new_dataset,
+    new_from_foreign,
+    read_mapping,
+)
 from iumad.errors import ConfigError, DataError
 
 DEPTH = (trees.xyz_array()[..., 2] * 1000).astype(np.uint16)

@@ -10,7 +10,7 @@ from bs4 import BeautifulSoup
 from markupsafe import Markup
 
 from iumad.config.schema import StudyConfig
-from iumad.report import html, tables, text
+from iumad.report import style, tables, text
 from iumad.report.page import Page
 from iumad.study.load import no_rows
 from iumad.study.results import ROW_SCHEMA
@@ -158,13 +158,13 @@ def test_names_from_data_are_escaped_wherever_they_go(tmp_path):
     page = Page(study, tmp_path, tmp_path, rows)
     frame = pd.DataFrame({HOSTILE: [HOSTILE, 1.0], "n": [1, 2]})
     shown = [
-        html.table(tables.paper_table(study, rows, ["i_auroc"]), csv=HOSTILE),
-        html.table(tables.category_table(study, rows, "i_auroc")),
-        html.table(tables.comparison(page.compared("ib-iumad"))),
-        html.table(frame),
-        html.fold(HOSTILE, HOSTILE, html.table(frame)),
-        html.box([HOSTILE, *text.learning_in_steps(rows, page.compared("ib-iumad"))], HOSTILE),
-        html.box(text.place_among(rows)),
+        style.table(tables.paper_table(study, rows, ["i_auroc"]), csv=HOSTILE),
+        style.table(tables.category_table(study, rows, "i_auroc")),
+        style.table(tables.comparison(page.compared("ib-iumad"))),
+        style.table(frame),
+        style.fold(HOSTILE, HOSTILE, style.table(frame)),
+        style.box([HOSTILE, *text.learning_in_steps(rows, page.compared("ib-iumad"))], HOSTILE),
+        style.box(text.place_among(rows)),
         page.status(),
         page.provenance(),
     ]
@@ -177,8 +177,8 @@ def test_names_from_data_are_escaped_wherever_they_go(tmp_path):
 
 
 def test_numbers_of_a_table_can_be_saved_as_they_are():
-    frame = pd.DataFrame({("", "method"): [html.code("iuf")], ("AUPRO", "6-1"): [-0.04]})
-    source = html.table(frame, csv="results").source
+    frame = pd.DataFrame({("", "method"): [style.code("iuf")], ("AUPRO", "6-1"): [-0.04]})
+    source = style.table(frame, csv="results").source
     assert ">0.0<" in source  # not -0.0
     data = re.search(r'download="results.csv" href="data:text/csv;base64,([^"]+)"', source)[1]
     assert base64.b64decode(data).decode() == "method,AUPRO 6-1\niuf,-0.04\n"

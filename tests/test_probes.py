@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from iumad.errors import DataError
-from iumad.study.probes import probe
+from iumad.study.diagnosis import probe
 
 N = 400
 

@@ -10,8 +10,8 @@ from pandas.testing import assert_frame_equal
 
 from iumad.errors import DataError
 from iumad.study import load
+from iumad.study.load import RUNS, STEPS, read_published, write_published
 from iumad.study.publish import publish
-from iumad.study.published import RUNS, STEPS, read_published, write_published
 from iumad.study.steps import steps_of
 
 

@@ -19,8 +19,7 @@ from iumad.config.schema import RunConfig
 from iumad.errors import ConfigError, Interrupted, IumadError
 from iumad.study import load, results
 from iumad.study import runner as study
-from iumad.study.load import load_rows, progress
-from iumad.study.plan import plan
+from iumad.study.load import load_rows, plan, progress
 from iumad.study.provenance import Effort, read_provenance
 from iumad.study.runner import RunWork, load_detector
 from iumad.study.steps import is_trained, steps_of

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iumad.config.settings import parse_setting
+from iumad.config.schema import parse_setting
 from iumad.errors import ConfigError
 
 TEN = tuple("abcdefghij")

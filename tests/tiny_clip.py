@@ -7,8 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from iumad.models.baselines.clip import ClipEncoder, clip_normalised
-from iumad.models.baselines.cnd import AttentionBlock
+from iumad.models.baselines.cnd import AttentionBlock, ClipEncoder, clip_normalised
 
 
 class TinyEncoder(ClipEncoder):

@@ -8,7 +8,7 @@ import tifffile
 import yaml
 from PIL import Image
 
-from iumad.data.published import EYECANDIES, MVTEC_3D_AD
+from iumad.data.public import EYECANDIES, MVTEC_3D_AD
 
 SIZE = (12, 10)  # height, width
 

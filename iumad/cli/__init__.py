@@ -8,10 +8,20 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from iumad.cli.book import book, notebook, params
+from iumad.cli.common import console, escaped
 from iumad.cli.data import cache_app, data_app
-from iumad.cli.output import console, escaped
-from iumad.cli.study import efficiency, evaluate, measure, model, plan, publish, run
+from iumad.cli.study import (
+    book,
+    efficiency,
+    evaluate,
+    measure,
+    model,
+    notebook,
+    params,
+    plan,
+    publish,
+    run,
+)
 from iumad.cli.use import fit, info, learn, pack, predict
 from iumad.errors import IumadError
 

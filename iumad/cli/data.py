@@ -8,9 +8,8 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
-from iumad.cli.output import console, print_table
-from iumad.config.sections import MiniCandiesConfig
-from iumad.config.validation import build
+from iumad.cli.common import console, print_table
+from iumad.config.sections import MiniCandiesConfig, build
 from iumad.errors import DataError
 
 data_app = typer.Typer(
@@ -35,8 +34,8 @@ def export(
     seed: Annotated[int, typer.Option(help="seed of the data")] = 0,
 ) -> None:
     """Write MiniCandies in the folder layout of MVTec 3D-AD, for other programs to read."""
-    from iumad.data.export import export_mvtec3d
     from iumad.data.minicandies import MiniCandies
+    from iumad.data.public import export_mvtec3d
 
     options = {
         "image_size": image_size,
@@ -90,9 +89,8 @@ def show(
     out: Annotated[Path, typer.Option(help="picture to write")] = Path("contact_sheet.png"),
 ) -> None:
     """Write a contact sheet: per category a good image and its defects, colour and depth."""
-    from iumad.data.check import open_folder
+    from iumad.data.check import contact_sheet, open_folder
     from iumad.data.minicandies import MiniCandies
-    from iumad.data.sheet import contact_sheet
 
     dataset = MiniCandies(MiniCandiesConfig()) if root is None else open_folder(root)
     contact_sheet(dataset).save(out)
@@ -116,9 +114,9 @@ def new(
     ] = None,
 ) -> None:
     """Set up captures as a data set: from a mapping file, from a known data set, or by answering questions."""
-    from iumad.data.folders.foreign import foreign_layout
-    from iumad.data.folders.new import (
+    from iumad.data.own import (
         Mapping,
+        foreign_layout,
         new_dataset,
         new_from_foreign,
         read_mapping,

@@ -8,8 +8,7 @@ import pandas as pd
 import typer
 from tqdm import tqdm
 
-from iumad.cli.options import Params, Results, Set
-from iumad.cli.output import console, print_table
+from iumad.cli.common import Params, Results, Set, console, print_table
 from iumad.config.files import load_params
 from iumad.errors import ConfigError, DataError
 
@@ -43,8 +42,7 @@ def fit(
 ) -> None:
     """Make a model file from the good images of a folder, with a threshold for every category."""
     from iumad.inspection.fit import METHOD, fit_folder, own_run
-    from iumad.inspection.model_file import save_model
-    from iumad.inspection.threshold import promise
+    from iumad.inspection.model_file import promise, save_model
     from iumad.study.runner import terminal_bar
 
     _require_new(out)
@@ -84,8 +82,7 @@ def pack(
 
 def info(model: ModelFile) -> None:
     """Print what a model file says of itself."""
-    from iumad.inspection.model_file import read_card
-    from iumad.inspection.threshold import promise
+    from iumad.inspection.model_file import promise, read_card
 
     card = read_card(model)
     run = card.run

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from iumad.config.schema import SECTIONS, StudyConfig
-from iumad.config.validation import build, nearest
+from iumad.config.sections import build, nearest
 from iumad.errors import ConfigError
 
 MAX_VARIANTS = 200  # of one method by `vary`; more is a slip

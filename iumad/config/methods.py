@@ -9,8 +9,14 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from iumad.config.sections import Modality, NonNegative, PerturbConfig, Probability, Section
-from iumad.config.validation import nearest
+from iumad.config.sections import (
+    Modality,
+    NonNegative,
+    PerturbConfig,
+    Probability,
+    Section,
+    nearest,
+)
 from iumad.errors import ConfigError
 
 

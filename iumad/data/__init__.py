@@ -4,11 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from iumad.config.sections import DataConfig, EyecandiesConfig, MiniCandiesConfig
-from iumad.data.folders.eyecandies import Eyecandies
-from iumad.data.folders.mvtec import MVTec, MVTec3D
-from iumad.data.folders.own import OwnDataset
 from iumad.data.minicandies import MiniCandies
-from iumad.data.published import EYECANDIES, MVTEC_3D_AD
+from iumad.data.own import OwnDataset
+from iumad.data.public import EYECANDIES, MVTEC_3D_AD, Eyecandies, MVTec, MVTec3D
 from iumad.data.sample import Dataset, Sample
 from iumad.errors import DataError
 

@@ -17,8 +17,7 @@ from pydantic import Field
 
 from iumad.config.sections import AnyData, DepthEncoding, Section
 from iumad.data.depth import encode_depth, robust_range, scale_depth, scaled, valid_mask
-from iumad.data.reader import Reader, Source
-from iumad.data.sample import Sample
+from iumad.data.sample import Reader, Sample, Source
 from iumad.errors import DataError
 
 Range = tuple[float, float]
@@ -106,7 +105,7 @@ def prepare_capture(
     Parameters
     ----------
     capture
-        Modality -> file or array (`iumad.data.reader.Reader.read`).
+        Modality -> file or array (`iumad.data.sample.Reader.read`).
     how, modalities
         Those of a model.
 

@@ -5,8 +5,7 @@ import torch
 from iumad.config.schema import RunConfig
 from iumad.data.prepare import Preparation
 from iumad.data.sample import Dataset
-from iumad.features.cache import FeatureStore
-from iumad.features.fpfh import SurfaceStore
+from iumad.features.cache import FeatureStore, SurfaceStore
 
 
 def open_store(

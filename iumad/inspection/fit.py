@@ -29,8 +29,7 @@ from iumad.errors import CheckpointError, ConfigError, DataError
 from iumad.evaluation.evaluate import anomaly_maps
 from iumad.evaluation.metrics import image_auroc, image_scores, or_missing
 from iumad.features.cache import Batch, FeatureStore
-from iumad.inspection.model_file import Card, Model
-from iumad.inspection.threshold import Threshold, threshold_from_good
+from iumad.inspection.model_file import Card, Model, Threshold, threshold_from_good
 from iumad.models.base import Detector, InputSpec
 from iumad.models.build import make_detector
 from iumad.study.provenance import read_provenance

@@ -24,9 +24,13 @@ from iumad.config.methods import ReconstructionConfig
 from iumad.errors import ConfigError
 from iumad.features.cache import Batch
 from iumad.models.base import Detector, InputSpec
-from iumad.models.compression import SemanticCompression
 from iumad.models.condition import ConditionNetwork, bounded_gate
-from iumad.models.fusion import InformationBottleneck, fusion_operator, kl_categorical
+from iumad.models.fusion import (
+    InformationBottleneck,
+    SemanticCompression,
+    fusion_operator,
+    kl_categorical,
+)
 from iumad.models.reconstruction import (
     EncoderLayer,
     FeedForward,

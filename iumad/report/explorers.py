@@ -23,9 +23,8 @@ from iumad.data import open_dataset
 from iumad.data.prepare import for_the_eye
 from iumad.data.sample import GOOD, Dataset
 from iumad.errors import DataError
-from iumad.report.html import Html, fill
-from iumad.report.pictures import MAP_COLOURS
-from iumad.report.style import METRICS, colours_of
+from iumad.report.figures import MAP_COLOURS
+from iumad.report.style import METRICS, Html, colours_of, fill
 from iumad.study.measured import perturbed
 from iumad.study.results import continual_table
 

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from iumad.config.files import load_params
 from iumad.config.schema import StudyConfig
 from iumad.report import tables
-from iumad.report.html import Html, box, code, fill, fold, table
+from iumad.report.style import Html, box, code, fill, fold, table
 from iumad.study import claims
 from iumad.study.load import OWN, PUBLISHED, load_rows, progress
 from iumad.study.measured import load_measured, shown_part

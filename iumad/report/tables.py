@@ -14,7 +14,7 @@ from markupsafe import Markup
 from iumad.config.schema import StudyConfig
 from iumad.data.minicandies import MiniCandies
 from iumad.evaluation.metrics import image_auroc, or_missing
-from iumad.report.html import ABSENT, fill, verdict_word
+from iumad.report.style import ABSENT, fill, verdict_word
 from iumad.study.load import RUN_LABELS, load_provenance
 from iumad.study.results import (
     LABELS,
@@ -160,7 +160,7 @@ def claim_table(answers: pd.DataFrame) -> pd.DataFrame:
 
 
 def cost_table(summary: pd.DataFrame) -> pd.DataFrame:
-    """Costs of methods side by side (`iumad.study.costs.summary`): one line a method and modality."""
+    """Costs of methods side by side (`iumad.study.measured.summary`): one line a method and modality."""
     if summary.empty:
         return summary
     keys = ["modality", "method"]

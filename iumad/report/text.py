@@ -1,6 +1,6 @@
 """What numbers say, in sentences: for the boxes that open pages. Every word that could be wrong is computed.
 
-Sentences are `Markup`, so names in them are escaped (`iumad.report.html`).
+Sentences are `Markup`, so names in them are escaped (`iumad.report.style`).
 """
 
 from collections.abc import Sequence
@@ -10,12 +10,11 @@ import pandas as pd
 from markupsafe import Markup
 
 from iumad.data.sample import Dataset
-from iumad.report.html import code, fill, verdict_word
+from iumad.report.style import code, fill, verdict_word
 from iumad.report.tables import BETTER_OR_WORSE
-from iumad.study.gates import FLOOR
 from iumad.study.results import LABELS, final_table
 from iumad.study.statistics import summarise
-from iumad.study.verdicts import NOT_RUN
+from iumad.study.verdicts import FLOOR, NOT_RUN
 
 OURS, BASELINE, MARK = "ib-iumad", "iuf", "bank"
 MAIN = ("i_auroc", "aupro")
@@ -219,7 +218,7 @@ def largest_shift(shifts: pd.DataFrame) -> list[Markup]:
 
 
 def cost_against(summary: pd.DataFrame, ours: str = OURS, mark: str = MARK) -> list[Markup]:
-    """Time and size of two methods for one image (`iumad.study.costs.summary`)."""
+    """Time and size of two methods for one image (`iumad.study.measured.summary`)."""
     one = (
         summary[summary["batch"] == 1].drop_duplicates("method").set_index("method")
         if len(summary)

@@ -21,8 +21,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from iumad.errors import MetricError
-from iumad.report.html import fill
-from iumad.report.style import MARKERS, OKABE_ITO, in_style, keep_table, panels
+from iumad.report.style import MARKERS, OKABE_ITO, fill, in_style, keep_table, panels
 
 Joint = Float64[np.ndarray, "y f g"]
 Y, F, G = 0, 1, 2  # axes of a joint

@@ -14,13 +14,13 @@ import pandas as pd
 from iumad.config.files import load_params
 from iumad.config.schema import StudyConfig
 from iumad.data import data_of
-from iumad.study.costs import claim_values, read_costs
-from iumad.study.gates import FLOOR
 from iumad.study.load import load_rows, progress
+from iumad.study.measured import cost_claims, read_costs
 from iumad.study.results import FRACTIONS
 from iumad.study.statistics import CONTRADICTED, SUPPORTED, VERDICTS
 from iumad.study.verdicts import (
     COLUMNS,
+    FLOOR,
     NOT_RUN,
     Contrast,
     Evidence,
@@ -276,7 +276,7 @@ def costs_evidence(study: StudyConfig, results: str | Path) -> Evidence:
     """Evidence from the measured costs of a study."""
     categories = len(data_of(study.data).categories)
     costs = read_costs(study, results)
-    return evidence_of_costs(claim_values(costs, categories, study.data.image_size))
+    return evidence_of_costs(cost_claims(costs, categories, study.data.image_size))
 
 
 def progress_table(studies: dict[str, StudyConfig], results: str | Path) -> pd.DataFrame:

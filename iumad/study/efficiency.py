@@ -34,14 +34,15 @@ from iumad.features.backbone import Backbone
 from iumad.features.cache import Batch
 from iumad.models.base import Detector, InputSpec
 from iumad.models.build import (
+    device_name,
     make_detector,
     method_class,
+    pick_device,
     with_random_weights,
 )
-from iumad.models.device import device_name, pick_device
 from iumad.study import results
-from iumad.study.costs import COLUMNS, REPEATS, costs_file, runs_to_measure
-from iumad.study.plan import Speed, Speeds
+from iumad.study.load import Speed, Speeds
+from iumad.study.measured import COST_COLUMNS, COST_REPEATS, costs_file, runs_to_measure
 from iumad.training.loop import StepPlan, Updates
 
 INSIDE = ("bottleneck", "fusion")  # shown part by part where gradients are looked at
@@ -242,7 +243,7 @@ def measure_study(study: StudyConfig, folder: str | Path, device: str = "auto") 
     runs = runs_to_measure(study)
     with tqdm(total=PROCESSES * len(runs), desc="costs", unit="process") as bar:
         tables = [_one_run(run, device, bar) for run in runs]
-    table = pd.concat(tables, ignore_index=True)[COLUMNS]
+    table = pd.concat(tables, ignore_index=True)[COST_COLUMNS]
     results.write_table(table, costs_file(study, folder))
     return table
 
@@ -280,7 +281,7 @@ def measure(run: RunConfig, process: int, device: str) -> list[dict[str, Any]]:
                 raise
             continue  # a size that the method refuses, such as a grid too small to halve, costs nothing
         for i, each in enumerate(seconds):
-            repeat = {"repeat": process * REPEATS + i}
+            repeat = {"repeat": process * COST_REPEATS + i}
             rows.append(what | repeat | {"metric": "latency (ms)", "value": 1000 * each})
             rows.append(what | repeat | {"metric": "frames/s", "value": batch / each})
         repeat = {"repeat": process}
@@ -318,7 +319,7 @@ def _time(
     images = torch.rand(batch, 3, size, size, device=where)
     labels = torch.arange(batch, device=where) % categories
     seconds = []
-    for _ in range(1 + (REPEATS if batch == 1 else 2)):
+    for _ in range(1 + (COST_REPEATS if batch == 1 else 2)):
         start = time.perf_counter()
         features = {modality: backbone(images) for modality in run.modalities} if backbone else {}
         batch_of = Batch(features, dict.fromkeys(run.modalities, images), labels)
@@ -343,7 +344,7 @@ def _detector(
 
 
 def measure_speeds(study: StudyConfig, device: str = "auto") -> tuple[Speeds, float, int]:
-    """Seconds an image of every method and modality of a study, on random images, for `iumad.study.plan`.
+    """Seconds an image of every method and modality of a study, on random images, for `iumad.study.load.plan`.
 
     Returns
     -------

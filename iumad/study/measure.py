@@ -15,13 +15,12 @@ from iumad.config.schema import RunConfig, StudyConfig
 from iumad.data import data_of, open_dataset
 from iumad.data.sample import GOOD
 from iumad.errors import DataError
-from iumad.evaluation.details import Scored, compare, overwritten
-from iumad.evaluation.evaluate import anomaly_maps, evaluate
+from iumad.evaluation.evaluate import Scored, anomaly_maps, compare_details, evaluate, overwritten
 from iumad.evaluation.metrics import image_auroc, image_scores, or_missing
 from iumad.features.cache import FeatureStore
 from iumad.models.base import Detector
 from iumad.models.build import method_class
-from iumad.study.diagnosis import bottleneck_features, diagnose
+from iumad.study.diagnosis import FOLDS, bottleneck_features, diagnose, probe
 from iumad.study.efficiency import gradient_reach, model_card
 from iumad.study.measured import (
     KINDS,
@@ -31,7 +30,6 @@ from iumad.study.measured import (
     shown_part,
     write_measured,
 )
-from iumad.study.probes import FOLDS, probe
 from iumad.study.runner import (
     RunWork,
     load_detector,
@@ -125,7 +123,7 @@ def samples(_run: RunConfig, scored: Sequence[Scored]) -> pd.DataFrame:
 
 def details(run: RunConfig, scored: Sequence[Scored]) -> pd.DataFrame:
     """Values of every category without and with each detail of evaluation, where both are defined."""
-    rows = [(one.category, *row) for one in scored for row in compare(one, run.evaluation)]
+    rows = [(one.category, *row) for one in scored for row in compare_details(one, run.evaluation)]
     return pd.DataFrame(rows, columns=list(KINDS["details"]))
 
 
@@ -215,7 +213,7 @@ def gradients(run: RunConfig, _results: str | Path) -> pd.DataFrame:
 
 
 def information(run: RunConfig, results: str | Path) -> pd.DataFrame:
-    """What probes read around the bottleneck (`iumad.study.probes`).
+    """What probes read around the bottleneck (`iumad.study.diagnosis`).
 
     Nothing where there is no bottleneck, or fewer good test images of a category than folds.
     """

@@ -1,7 +1,8 @@
-"""Measurements on finished models that pages show: a table a kind, read without torch.
+"""Measurements on finished models and costs of methods, as tables that pages show; read without torch.
 
     results/steps/<key of the last step>/<kind>-<hash of the evaluation>.csv    made here (`iumad.study.measure`)
     results/<profile>/<kind>.csv.gz                                             published, with the run_id
+    results/efficiency/<hash of the methods>.csv                                costs (`iumad.study.efficiency`)
 
 As for results, what was made here comes first; the column `source` says which: "own" or "published".
 """
@@ -10,6 +11,7 @@ import gzip
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from iumad.config.schema import RunConfig, StudyConfig, stable_hash
@@ -18,7 +20,7 @@ from iumad.data.perturb import PerturbedDataset
 from iumad.data.sample import Dataset
 from iumad.errors import DataError
 from iumad.machine import read_table, replacing
-from iumad.study.load import OWN, PUBLISHED, RUN_LABELS
+from iumad.study.load import COSTS, NUMBERS, OWN, PUBLISHED, RUN_LABELS, read_published
 from iumad.study.steps import steps_of
 
 KINDS: dict[str, dict[str, type]] = {
@@ -35,7 +37,7 @@ KINDS: dict[str, dict[str, type]] = {
     },
     # test images of the first categories, perturbed: means over these categories
     "perturbed": {"perturbation": str, "strength": float, "metric": str, "value": float},
-    # other ways to evaluate the same maps (`iumad.evaluation.details`)
+    # other ways to evaluate the same maps (`iumad.evaluation.evaluate`)
     "details": {"category": str, "detail": str, "metric": str, "here": float, "there": float},
     # evaluations in which images of one file name overwrite each other, summed up
     "lottery": {
@@ -53,7 +55,7 @@ KINDS: dict[str, dict[str, type]] = {
     "epochs": {"epoch": int, "category": str, "metric": str, "value": float},
     # what the parts of a model know (`iumad.study.diagnosis`)
     "inside": {"step": int, "categories": str, "quantity": str, "value": float},
-    # what probes read of category and doses before and after the bottleneck (`iumad.study.probes`), of all seeds
+    # what probes read of category and doses before and after the bottleneck, of all seeds
     "information": {
         "representation": str,
         "target": str,
@@ -175,3 +177,101 @@ def _read(path: Path, kind: str) -> pd.DataFrame:
         raise DataError(
             f"{path}: cannot be read as a table of {kind}: {error}; delete it and measure again"
         ) from error
+
+
+COST_REPEATS = 5  # batches of one image timed in a process, after one that is not
+COST_COLUMNS = [
+    "method",
+    "modality",
+    "categories",
+    "image_size",
+    "batch",
+    "machine",
+    "repeat",
+    "metric",
+    "value",
+]
+
+
+def costs_id(study: StudyConfig) -> str:
+    """Twelve hex digits: the hash of all that decides what a study's methods cost."""
+    left_out = {"profile", "seed"}
+    return stable_hash(
+        [run.model_dump(mode="json", exclude=left_out) for run in runs_to_measure(study)]
+    )
+
+
+def costs_file(study: StudyConfig, folder: str | Path) -> Path:
+    """Where the costs of a study's methods lie in a results folder."""
+    return Path(folder) / "efficiency" / f"{costs_id(study)}.csv"
+
+
+def runs_to_measure(study: StudyConfig) -> list[RunConfig]:
+    """One run for each method and modality: costs depend neither on the setting nor on the seed."""
+    one_seed = study.model_copy(update={"seeds": (0,)})
+    return list({(run.method, run.modality): run for run in one_seed.runs()}.values())
+
+
+def read_costs(study: StudyConfig, folder: str | Path) -> pd.DataFrame:
+    """What `iumad.study.efficiency.measure_study` wrote, else the published costs; without rows if there are none.
+
+    Returns
+    -------
+    DataFrame
+        method, modality, categories, image_size, batch, machine, repeat, metric, value. Metrics: "latency (ms)" of
+        a batch, "frames/s", "model (MB)" (parameters, buffers and banks, backbone included), "peak memory (MB)" of
+        the process with all libraries, or on a GPU of torch's allocations there; of networks "parameters (M)" and
+        "operations (10^9)" for one image.
+    """
+    path = costs_file(study, folder)
+    if path.exists():
+        return read_table(path, NUMBERS[COSTS])
+    published = read_published(folder).costs
+    return published[published["costs_id"] == costs_id(study)].reindex(columns=COST_COLUMNS)
+
+
+def cost_summary(table: pd.DataFrame, categories: int, image_size: int) -> pd.DataFrame:
+    """Median and 95th percentile of latency, median frames a second, sizes: one row a method and batch size."""
+    chosen = (table["categories"] == categories) & (table["image_size"] == image_size)
+    records = []
+    for keys, part in table[chosen].groupby(["modality", "method", "batch"], sort=False):
+        of = {metric: values["value"] for metric, values in part.groupby("metric", sort=False)}
+        latency = of.pop("latency (ms)")
+        tails = {f"latency p{q} (ms)": latency.quantile(q / 100) for q in (50, 95)}
+        medians = {metric: values.median() for metric, values in of.items()}
+        names = dict(zip(["modality", "method", "batch"], keys, strict=True))
+        records.append(names | tails | medians)
+    return pd.DataFrame(records)
+
+
+def cost_growth(table: pd.DataFrame, factor: str, modality: str) -> pd.DataFrame:
+    """Medians over repeats at batch 1 while one factor of two grows and the other stays.
+
+    The factor is "categories" or "image_size".
+    """
+    other = {"categories": "image_size", "image_size": "categories"}[factor]
+    part = table[(table["modality"] == modality) & (table["batch"] == 1)]
+    if part.empty:
+        return part
+    stays = part.groupby(other)[factor].nunique().idxmax()
+    part = part[part[other] == stays].sort_values(factor, kind="stable")
+    return part.groupby(["method", factor, "metric"], sort=False)["value"].median().reset_index()
+
+
+def cost_claims(table: pd.DataFrame, categories: int, image_size: int) -> pd.DataFrame:
+    """Costs at batch 1 as `iumad.study.claims` reads them: logarithms to base 2, so that differences are ratios.
+
+    Each process is a "seed": repeats within one are averaged, because they are not independent.
+    """
+    names = {"frames/s": "log2 frames/s", "model (MB)": "log2 size"}
+    chosen = (table["categories"] == categories) & (table["image_size"] == image_size)
+    part = table[chosen & (table["batch"] == 1) & table["metric"].isin(names)]
+    process = np.where(part["metric"] == "frames/s", part["repeat"] // COST_REPEATS, part["repeat"])
+    values = part.assign(
+        setting=f"{categories}-0",
+        seed=process,
+        metric=part["metric"].map(names),
+        value=np.log2(part["value"]),
+    )
+    keys = ["method", "modality", "setting", "seed", "metric"]
+    return values.groupby(keys, sort=False)["value"].mean().reset_index()

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from iumad.config.schema import RunConfig, StudyConfig
 from iumad.errors import Interrupted, IumadError
 from iumad.machine import usable_cores
-from iumad.models.device import pick_device
+from iumad.models.build import pick_device
 from iumad.study.runner import InUseError, run_one, saved_text
 from iumad.study.steps import is_evaluated, run_name
 

@@ -1,4 +1,4 @@
-"""Write the numbers of finished runs into the committed tables (`iumad.study.published`); needs no torch."""
+"""Write the numbers of finished runs into the committed tables (`iumad.study.load`); needs no torch."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,10 +7,15 @@ import pandas as pd
 
 from iumad.config.schema import RunConfig, StudyConfig
 from iumad.errors import DataError
-from iumad.study.costs import costs_id, read_costs
-from iumad.study.load import RUN_LABELS, load_provenance, load_rows, training_log
-from iumad.study.measured import publish_measured
-from iumad.study.published import STEP_COLUMNS, write_published
+from iumad.study.load import (
+    RUN_LABELS,
+    STEP_COLUMNS,
+    load_provenance,
+    load_rows,
+    training_log,
+    write_published,
+)
+from iumad.study.measured import costs_id, publish_measured, read_costs
 from iumad.study.steps import steps_of
 
 

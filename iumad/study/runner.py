@@ -1,8 +1,9 @@
 """Run or load runs: the rows and anomaly maps of a study.
 
-A run goes through its steps one after the other (`run_one`): what is finished is read from the results folder
-(`iumad.study.steps` says where), what is missing is trained and evaluated. An interrupted step goes on from its
-last saved epoch. A lock on each step's folder keeps two processes from doing the same work twice.
+`check_study` finds what can be known to fail before anything is computed. A run goes through its steps one after
+the other (`run_one`): what is finished is read from the results folder (`iumad.study.steps` says where), what is
+missing is trained and evaluated. An interrupted step goes on from its last saved epoch. A lock on each step's
+folder keeps two processes from doing the same work twice.
 """
 
 import signal
@@ -21,17 +22,17 @@ from tqdm import tqdm
 
 from iumad.config.schema import RunConfig, StudyConfig
 from iumad.data import data_of, open_dataset
+from iumad.data.check import data_problems
 from iumad.data.perturb import PerturbedDataset
-from iumad.errors import ConfigError, Interrupted
-from iumad.evaluation.details import Scored
-from iumad.evaluation.evaluate import anomaly_maps, evaluate
+from iumad.errors import ConfigError, DataError, Interrupted
+from iumad.evaluation.evaluate import Scored, anomaly_maps, evaluate
 from iumad.evaluation.metrics import image_scores
 from iumad.features import open_store
+from iumad.features.backbone import Backbone
 from iumad.features.cache import FeatureStore
 from iumad.machine import forget_peak_memory, peak_memory_mb, remove_stale
 from iumad.models.base import Detector, InputSpec
-from iumad.models.build import make_detector
-from iumad.models.device import device_name, pick_device
+from iumad.models.build import device_name, make_detector, pick_device, with_random_weights
 from iumad.study.load import with_run_columns
 from iumad.study.provenance import (
     Effort,
@@ -368,3 +369,42 @@ def score_categories(run: RunConfig, results: str | Path = RESULTS) -> Iterator[
             maps = anomaly_maps(detector, work.store, ids)
         scores = image_scores(maps, run.evaluation.image_score, run.evaluation.pool)
         yield Scored(category, test, maps, work.store.masks(ids), scores)
+
+
+def check_study(study: StudyConfig, device: str = "auto") -> list[str]:
+    """Look the data over, split every setting, and make every model once without weights or data.
+
+    Returns
+    -------
+    list of str
+        What is odd about the data, but can be used.
+
+    Raises
+    ------
+    IumadError
+        Device or data are not there, the data cannot be meant as they are (`iumad.data.check.data_problems`), a
+        setting does not use up the categories, the data lack a modality, or a model does not fit its sizes.
+    """
+    pick_device(device)
+    dataset = open_dataset(study.data)
+    errors, warnings = data_problems(dataset)
+    if errors:
+        more = f" (and {len(errors) - 1} more; `iumad data check` lists them)"
+        raise DataError(errors[0] + (more if len(errors) > 1 else ""))
+    channels = Backbone(study.features).channels
+    made = set()
+    for run in study.runs():
+        absent = [name for name in run.modalities if name not in dataset.modalities]
+        if absent:
+            raise ConfigError(
+                f"modalities: {run.modality} needs {', '.join(absent)}, which the data set {dataset.name!r} "
+                f"does not have; it has {', '.join(dataset.modalities)}"
+            )
+        n_categories = len(run.steps_of(dataset.categories)[0])
+        kind = (run.model.model_dump_json(), run.modalities)
+        if kind not in made:
+            spec = InputSpec(run.modalities, channels, run.features.grid, run.data.image_size)
+            with torch.random.fork_rng(devices=[]):
+                make_detector(with_random_weights(run.model), spec, n_categories)
+            made.add(kind)
+    return warnings

@@ -22,7 +22,7 @@ from iumad.config.sections import IncrementConfig, TrainingConfig
 from iumad.errors import IumadError
 from iumad.features.cache import FeatureStore
 from iumad.models.base import Detector
-from iumad.models.device import require_compiler
+from iumad.models.build import require_compiler
 from iumad.training.checkpoint import load_checkpoint, save_checkpoint
 from iumad.training.increments import Guard, Memory
 

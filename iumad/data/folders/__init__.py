@@ -1,1 +1,0 @@
-"""Data sets that lie on disk, one module a layout."""
