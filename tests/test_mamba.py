@@ -68,6 +68,13 @@ def test_splitting_is_a_permutation_of_even_maps(height, width):
     assert torch.equal(es2d_split(es2d_merge(sequences, 2 * height, 2 * width)), sequences)
 
 
+def test_gradients_of_splitting_and_merging_are_each_other():
+    x = random(1, 2, 5, 4).double().requires_grad_()
+    assert torch.autograd.gradcheck(es2d_split, x)
+    sequences = random(1, 4, 2, 6).double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda s: es2d_merge(s, 5, 4), sequences)
+
+
 # --- ESSM ---------------------------------------------------------------------------------------
 
 
@@ -167,16 +174,18 @@ def test_channel_attention_scales_channels_by_a_function_of_their_means():
 def test_a_block_is_the_attention_part_plus_the_local_part():
     torch.manual_seed(0)
     block = MambaBlock(8, d_state=4)
-    x = random(2, 8, 5, 6)
+    x = random(2, 5, 6, 8)
     whole = block(x)
-    local = functional.conv2d(x, block.local.weight, block.local.bias, padding=1, groups=8)
-    tokens = x.permute(0, 2, 3, 1)
-    attended = block.attention(block.norm_out(block.state_space(block.norm_in(tokens))))
-    torch.testing.assert_close(whole, attended.permute(0, 3, 1, 2) + local)
+    channels_first = x.permute(0, 3, 1, 2)
+    local = functional.conv2d(
+        channels_first, block.local.weight, block.local.bias, padding=1, groups=8
+    )
+    attended = block.attention(block.norm_out(block.state_space(block.norm_in(x))))
+    torch.testing.assert_close(whole, attended + local.permute(0, 2, 3, 1))
     # each part alone, and no third way through the block
     torch.nn.init.zeros_(block.local.weight)
     torch.nn.init.zeros_(block.local.bias)
-    torch.testing.assert_close(block(x), attended.permute(0, 3, 1, 2))
+    torch.testing.assert_close(block(x), attended)
     torch.nn.init.zeros_(block.state_space.project_out.weight)
     assert torch.equal(block(x), torch.zeros_like(x))
 
@@ -194,10 +203,10 @@ def test_a_condition_network_gives_a_map_per_layer_and_logits_of_the_last(kind):
     assert [tuple(each.shape) for each in maps] == [(2, 12, 8)] * 3
     assert logits.shape == (2, 5)
     torch.testing.assert_close(logits, network.classifier(maps[-1].mean(dim=1)))
-    x = network.stem(2 * images - 1)
+    x = network.stem(2 * images - 1).permute(0, 2, 3, 1)
     for block, tokens in zip(network.blocks, maps, strict=True):
         x = block(x)
-        torch.testing.assert_close(x.flatten(2).transpose(1, 2), tokens)
+        torch.testing.assert_close(x.flatten(1, 2), tokens)
 
 
 @pytest.mark.parametrize("kind", ["vit", "mamba"])

@@ -21,13 +21,13 @@ class VitBlock(nn.Module):
         self.ffn = FeedForward(dim, dropout=0.0)
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(2))
 
-    def forward(self, x: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
+    def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b h w d"]:
         """Attention over all positions, then FFN, both with residual."""
-        tokens = x.flatten(2).transpose(1, 2)
+        tokens = x.flatten(1, 2)
         normed = self.norms[0](tokens)
         tokens = tokens + self.attention(normed, normed, normed)
         tokens = tokens + self.ffn(self.norms[1](tokens))
-        return tokens.transpose(1, 2).unflatten(2, x.shape[-2:])
+        return tokens.view_as(x)
 
 
 def bounded_gate(x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
@@ -81,9 +81,9 @@ class ConditionNetwork(nn.Module):
         self, images: Float[Tensor, "b 3 h w"]
     ) -> tuple[list[Float[Tensor, "b n d"]], Float[Tensor, "b categories"]]:
         """Maps X^1 ... X^L as tokens, and the logits Y_mab of images in [0, 1]."""
-        x = self.stem(2 * images - 1)
+        x = self.stem(2 * images - 1).permute(0, 2, 3, 1).contiguous()
         maps = []
         for block in self.blocks:
             x = block(x)
-            maps.append(x.flatten(2).transpose(1, 2))
-        return maps, self.classifier(x.mean(dim=(2, 3)))
+            maps.append(x.flatten(1, 2))
+        return maps, self.classifier(x.mean(dim=(1, 2)))

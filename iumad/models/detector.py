@@ -50,7 +50,8 @@ class Output:
     logits : modality -> b x categories, of the condition networks (Eq. 3); empty without condition
     fused_logits, filtered_logits : b x categories, of the bottleneck's heads (Eq. 8); None without bottleneck
     head_logits : the same two, through which no gradient reaches the features
-    rows : means over tokens of all decoder outputs but the last, of all modalities (for IUF's compression)
+    rows : means over tokens of all decoder outputs but the last, of all modalities; None without compression
+    clean : target modality -> b x n x C, what is to be reconstructed
     """
 
     reconstruction: dict[str, Float[Tensor, "b n c"]]
@@ -58,7 +59,8 @@ class Output:
     fused_logits: Float[Tensor, "b y"] | None
     filtered_logits: Float[Tensor, "b y"] | None
     head_logits: tuple[Float[Tensor, "b y"], Float[Tensor, "b y"]] | None
-    rows: Float[Tensor, "levels b d"]
+    rows: Float[Tensor, "levels b d"] | None
+    clean: dict[str, Float[Tensor, "b n c"]]
 
 
 class ReconstructionDetector(Detector):
@@ -150,9 +152,9 @@ class ReconstructionDetector(Detector):
 
     def forward(self, batch: Batch, generator: torch.Generator | None = None) -> Output:
         """Reconstruct; in training mode the input features are jittered with noise from `generator`."""
-        middle, last, rows, logits = [], [], [], {}
+        middle, last, rows, logits, clean = [], [], [], {}, {}
         for i, modality in enumerate(self.modalities):
-            tokens = self.standardised(batch, modality)
+            tokens = clean[modality] = self.standardised(batch, modality)
             if self.training:
                 scale, probability = self.config.jitter_scale, self.config.jitter_probability
                 tokens = jitter(tokens, scale, probability, generator)
@@ -163,7 +165,8 @@ class ReconstructionDetector(Detector):
             outputs = self.networks[modality](self.project_in[i](tokens), maps)
             middle.append(outputs[len(outputs) // 2 - 1])
             last.append(outputs[-1])
-            rows += [output.mean(dim=1) for output in outputs[:-1]]
+            if self.compression is not None:
+                rows += [output.mean(dim=1) for output in outputs[:-1]]
         fused = self.fusion(middle, last)
         fused_logits = filtered_logits = head_logits = None
         if self.bottleneck is not None:
@@ -174,7 +177,13 @@ class ReconstructionDetector(Detector):
             modality: project(fused) for modality, project in self.project_out.items()
         }
         return Output(
-            reconstruction, logits, fused_logits, filtered_logits, head_logits, torch.stack(rows)
+            reconstruction,
+            logits,
+            fused_logits,
+            filtered_logits,
+            head_logits,
+            torch.stack(rows) if rows else None,
+            {target: clean[target] for target in self.targets},
         )
 
     def _gate(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
@@ -201,7 +210,7 @@ class ReconstructionDetector(Detector):
             for modality, logits in output.logits.items()
         }
         errors = [
-            (reconstruction - self.standardised(batch, modality)).square().mean(dim=(0, 1))
+            (reconstruction - output.clean[modality]).square().mean(dim=(0, 1))
             for modality, reconstruction in output.reconstruction.items()
         ]
         summed = config.channel_reduction == "sum"
@@ -217,7 +226,7 @@ class ReconstructionDetector(Detector):
                 terms["ib_heads"] = torch.stack(
                     [functional.cross_entropy(_wide(x), batch.category) for x in heads]
                 ).sum()
-        if base and self.compression is not None:
+        if base and self.compression is not None and output.rows is not None:
             compression = self.compression(output.rows)
             terms["compression"] = config.lambda_compression * compression
         return terms
@@ -230,7 +239,7 @@ class ReconstructionDetector(Detector):
     @torch.no_grad()
     def residual_maps(self, batch: Batch) -> dict[str, Float[Tensor, "b g g"]]:
         """Channel norm |reconstruction - features| at every token, per target modality."""
-        return self._residuals(self(batch), batch)
+        return self._residuals(self(batch))
 
     @torch.no_grad()
     def maps_and_logits(
@@ -238,7 +247,7 @@ class ReconstructionDetector(Detector):
     ) -> tuple[Float[Tensor, "b size size"], Float[Tensor, "b y"] | None]:
         """Both from one pass."""
         output = self(batch)
-        maps = self.enlarge(self.combine(self._residuals(output, batch)))
+        maps = self.enlarge(self.combine(self._residuals(output)))
         return maps, self._logits(output)
 
     def _logits(self, output: Output) -> Float[Tensor, "b y"] | None:
@@ -246,10 +255,10 @@ class ReconstructionDetector(Detector):
             return torch.stack([x.log_softmax(dim=1) for x in output.logits.values()]).mean(dim=0)
         return None if output.filtered_logits is None else output.filtered_logits.log_softmax(dim=1)
 
-    def _residuals(self, output: Output, batch: Batch) -> dict[str, Float[Tensor, "b g g"]]:
+    def _residuals(self, output: Output) -> dict[str, Float[Tensor, "b g g"]]:
         maps = {}
         for modality, reconstruction in output.reconstruction.items():
-            error = (reconstruction - self.standardised(batch, modality)).norm(dim=-1)
+            error = (reconstruction - output.clean[modality]).norm(dim=-1)
             maps[modality] = error.unflatten(1, (self.grid, self.grid))
         return maps
 

@@ -5,6 +5,7 @@ Delta, A, B, C, D  of the selective scan (`iumad.models.scan`); L  length of a s
 """
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -23,25 +24,77 @@ def es2d_split(x: Float[Tensor, "b d h w"]) -> Float[Tensor, "b 4 d l"]:
     (even, even) row-major, (odd, even) column-major, (even, odd) row-major, (odd, odd) column-major.
     Odd sizes are padded with zeros at the lower right, so each sub-grid has L = ceil(h/2) * ceil(w/2) tokens.
     """
-    x = functional.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
-    rows_first = [x[:, :, 0::2, 0::2], x[:, :, 0::2, 1::2]]
-    columns_first = [x[:, :, 1::2, 0::2].transpose(2, 3), x[:, :, 1::2, 1::2].transpose(2, 3)]
-    order = [rows_first[0], columns_first[0], rows_first[1], columns_first[1]]
-    return torch.stack([grid.flatten(2) for grid in order], dim=1)
+    return _Split.apply(functional.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2)))
 
 
 def es2d_merge(
     sequences: Float[Tensor, "b 4 d l"], height: int, width: int
 ) -> Float[Tensor, "b d h w"]:
     """Scatter the four sequences back to their places: the exact inverse of `es2d_split`."""
-    half_h, half_w = math.ceil(height / 2), math.ceil(width / 2)
+    merged = _Merge.apply(sequences, height + height % 2, width + width % 2)
+    return merged[:, :, :height, :width]
+
+
+def _split(x: Float[Tensor, "b d h w"]) -> Float[Tensor, "b 4 d l"]:
+    height, width = x.shape[2] // 2, x.shape[3] // 2
+    out = x.new_empty(len(x), 2, 2, x.shape[1], height * width)  # b, odd column, odd row, d, l
+    for sub_grid, part in zip(_sub_grids(out, height, width), _pixels(x), strict=True):
+        sub_grid.copy_(part)
+    return out.flatten(1, 2)
+
+
+def _merge(
+    sequences: Float[Tensor, "b 4 d l"], height: int, width: int
+) -> Float[Tensor, "b d h w"]:
     batch, _, dim, _ = sequences.shape
-    out = sequences.new_empty(batch, dim, 2 * half_h, 2 * half_w)
-    out[:, :, 0::2, 0::2] = sequences[:, 0].unflatten(2, (half_h, half_w))
-    out[:, :, 1::2, 0::2] = sequences[:, 1].unflatten(2, (half_w, half_h)).transpose(2, 3)
-    out[:, :, 0::2, 1::2] = sequences[:, 2].unflatten(2, (half_h, half_w))
-    out[:, :, 1::2, 1::2] = sequences[:, 3].unflatten(2, (half_w, half_h)).transpose(2, 3)
-    return out[:, :, :height, :width]
+    out = sequences.new_empty(batch, height, width, dim).permute(0, 3, 1, 2)
+    grids = _sub_grids(sequences.unflatten(1, (2, 2)), height // 2, width // 2)
+    for sub_grid, part in zip(grids, _pixels(out), strict=True):
+        part.copy_(sub_grid)
+    return out
+
+
+def _sub_grids(
+    sequences: Float[Tensor, "b 2 2 d l"], height: int, width: int
+) -> tuple[Float[Tensor, "b 2 d h w"], Float[Tensor, "b 2 d w h"]]:
+    """Views of the sequences as maps: those of even rows, and those of odd rows, which run down the columns."""
+    return sequences[:, :, 0].unflatten(3, (height, width)), sequences[:, :, 1].unflatten(
+        3, (width, height)
+    )
+
+
+def _pixels(
+    x: Float[Tensor, "b d h2 w2"],
+) -> tuple[Float[Tensor, "b 2 d h w"], Float[Tensor, "b 2 d w h"]]:
+    """Views of the pixels that `_sub_grids` hold."""
+    height, width = x.shape[2:]
+    cells = x.unflatten(3, (width // 2, 2)).unflatten(2, (height // 2, 2))  # b d h row w column
+    return cells[:, :, :, 0].permute(0, 4, 1, 2, 3), cells[:, :, :, 1].permute(0, 4, 1, 3, 2)
+
+
+class _Split(torch.autograd.Function):
+    """`_split`, whose gradient is merged: two copies, where slices would each fill a map with zeros."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.size = x.shape[2:]
+        return _split(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _merge(gradient, *ctx.size)
+
+
+class _Merge(torch.autograd.Function):
+    """`_merge`, whose gradient is split."""
+
+    @staticmethod
+    def forward(ctx: Any, sequences: Tensor, height: int, width: int) -> Tensor:  # noqa: ARG004
+        return _merge(sequences, height, width)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # noqa: ARG004
+        return _split(gradient), None, None
 
 
 class EfficientStateSpace(nn.Module):
@@ -88,7 +141,7 @@ class EfficientStateSpace(nn.Module):
 
     def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b h w d"]:
         """Mix the positions of a channels-last map."""
-        inner, gate = self.project_in(x).chunk(2, dim=-1)
+        inner, gate = (functional.linear(x, w) for w in self.project_in.weight.chunk(2))
         inner = functional.silu(self.convolution(inner.permute(0, 3, 1, 2)))
         sequences = self.split(inner)
         scanned = self._scan(sequences)
@@ -146,7 +199,8 @@ class MambaBlock(nn.Module):
         self.state_space = EfficientStateSpace(dim, d_state, expand)
         self.attention = ChannelAttention(dim)
 
-    def forward(self, x: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
+    def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b h w d"]:
         """X^i -> X^{i+1}."""
-        mixed = self.state_space(self.norm_in(x.permute(0, 2, 3, 1)))
-        return self.attention(self.norm_out(mixed)).permute(0, 3, 1, 2) + self.local(x)
+        mixed = self.state_space(self.norm_in(x))
+        local = self.local(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.attention(self.norm_out(mixed)) + local

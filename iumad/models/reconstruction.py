@@ -87,13 +87,17 @@ class Attention(nn.Module):
 
     def forward(
         self,
-        query: Float[Tensor, "b n d"],
+        query: Float[Tensor, "#b n d"],
         key: Float[Tensor, "b m d"],
         value: Float[Tensor, "b m d"],
         mask: Float[Tensor, "n m"] | None = None,
     ) -> Float[Tensor, "b n d"]:
-        """Scaled dot-product attention; `mask` is added to the scores (-inf hides a token)."""
+        """Scaled dot-product attention; `mask` is added to the scores (-inf hides a token).
+
+        A query that all of a batch share may come once; it is projected once.
+        """
         q, k, v = (self._split(x) for x in (self.query(query), self.key(key), self.value(value)))
+        q = q.expand(len(k), -1, -1, -1)
         if self.training and self.dropout:
             mixed = attention_with_dropout(q, k, v, mask, self.dropout)
         else:
@@ -189,9 +193,8 @@ class DecoderLayer(nn.Module):
         mask: Float[Tensor, "n n"] | None,
     ) -> Float[Tensor, "b n d"]:
         """Learned query -> memory -> previous output -> FFN."""
-        learned = self.learned.expand(len(memory), -1, -1)
-        read = self.read_memory(learned + pos, memory + pos, memory, mask)
-        target = self.norms[0](learned + self.dropout(read))
+        read = self.read_memory((self.learned + pos)[None], memory + pos, memory, mask)
+        target = self.norms[0](self.learned + self.dropout(read))
         read = self.read_previous(target + pos, previous + pos, previous, mask)
         target = self.norms[1](target + self.dropout(read))
         return self.norms[2](target + self.dropout(self.ffn(target)))
