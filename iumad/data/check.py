@@ -346,7 +346,8 @@ def _hidden_depth(ranges: list[tuple[float, float]]) -> list[str]:
         return []
     return [
         f"depth: an image spans {1000 * within:.3g} mm of the {1000 * whole:.3g} mm of all training images; "
-        "data.depth_scaling: sample would stretch each to the same range and hide the difference"
+        "data.depth_scaling: sample would stretch each to the same range and hide the difference; keep measured, "
+        f"or give the range: data.depth_scaling: [{lows.min():.4g}, {highs.max():.4g}]"
     ]
 
 
