@@ -26,6 +26,7 @@ from iumad.data.public import export_mvtec3d
 from iumad.errors import CheckpointError, ConfigError, DataError
 from iumad.evaluation.evaluate import anomaly_maps
 from iumad.features.cache import FeatureStore
+from iumad.inspection.export import export_model
 from iumad.inspection.fit import fit_folder, learn_folder, own_run
 from iumad.inspection.model_file import (
     load_model,
@@ -339,6 +340,29 @@ def test_what_cannot_be_predicted_is_named(folder, file):
     assert predictor.batch([]) == []
 
 
+def test_without_the_second_image_a_bank_judges_by_colour_alone(folder, fitted, file):
+    image, cloud = pair(folder, "chocolate")
+    with pytest.raises(DataError, match="the depth image is missing"):
+        Predictor.load(file)(image, None, "chocolate")
+    predictor = Predictor.load(file, allow_missing=True)
+    both, alone = (predictor(image, second, "chocolate") for second in (cloud, None))
+    assert both.modalities == ("rgb", "depth") and alone.modalities == ("rgb",)
+    assert both.threshold == fitted.model.card.thresholds["chocolate"].value
+    assert alone.threshold == fitted.model.card.alone["chocolate"].value
+    store = FeatureStore(open_dataset(fitted.model.run.data), fitted.model.run)
+    batch = store.batch(["chocolate/test/good/000"])
+    detector = fitted.model.detector
+    expected = detector.enlarge(detector.residual_maps(batch)["rgb"])[0].numpy()
+    np.testing.assert_array_equal(alone.anomaly_map, expected)
+
+
+def test_a_trained_network_cannot_do_without_the_second_image(folder):
+    run = own_run(folder, "ib-iumad", assignments=[*TRAINED, "training.epochs=1"])
+    model = fit_folder(folder, run, 0.05, silent).model
+    with pytest.raises(ConfigError, match="ib-iumad for rgb \\+ depth cannot judge"):
+        Predictor(model, allow_missing=True)
+
+
 def test_a_threshold_can_be_changed_at_prediction(folder, file):
     image, cloud = pair(folder, "chocolate")
     low = Predictor.load(file, {"chocolate": 1e-6})(image, cloud, "chocolate")
@@ -347,6 +371,47 @@ def test_a_threshold_can_be_changed_at_prediction(folder, file):
     assert not high.is_anomalous and high.region is None
     left, top, right, bottom = low.region.box
     assert 0 <= left < right <= 32 and 0 <= top < bottom <= 32
+
+
+# --- export -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["bank", "bank-unified"])
+def test_an_exported_graph_says_what_the_model_says(folder, tmp_path, method):
+    model = fit_folder(folder, own_run(folder, method, assignments=SMALL), 0.05, silent).model
+    told = "pretzel" if method == "bank" else None
+    if told:
+        with pytest.raises(ConfigError, match="give --category"):
+            export_model(model, tmp_path / "graph.pt2", "torch")
+    exported = export_model(model, tmp_path / "graph.pt2", "torch", told)
+    assert exported.images == 10
+    assert exported.difference <= 1e-5 * exported.highest  # float32, operators in another order
+    run = torch.export.load(tmp_path / "graph.pt2").module()
+    image, cloud = pair(folder, "pretzel")
+    prepared = prepare_capture(
+        {"rgb": image, "depth": cloud}, model.card.preparation, model.card.modalities
+    )
+    arrays = [
+        torch.from_numpy(x).permute(2, 0, 1)[None].float() / (255 if x.dtype == np.uint8 else 1)
+        for x in prepared.images.values()
+    ]
+    anomaly_map, score, *category = run(*arrays)
+    expected = Predictor(model)(image, cloud, told)
+    np.testing.assert_allclose(anomaly_map[0], expected.anomaly_map, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(score, expected.score, rtol=1e-4)
+    if category:
+        assert model.card.categories[int(category[0].argmax())] == expected.category
+    said = json.loads((tmp_path / "graph.json").read_text())
+    assert said["thresholds"].keys() == ({told} if told else set(model.card.categories))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["bank-unified", "ib-iumad-plus"])
+def test_onnx_says_what_the_model_says(folder, tmp_path, method):
+    changes = SMALL if method == "bank-unified" else TRAINED
+    model = fit_folder(folder, own_run(folder, method, assignments=changes), 0.05, silent).model
+    exported = export_model(model, tmp_path / "graph.onnx", "onnx")
+    assert exported.difference <= 1e-4 * exported.highest
 
 
 # --- outputs ------------------------------------------------------------------------------------

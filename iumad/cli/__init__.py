@@ -22,7 +22,7 @@ from iumad.cli.study import (
     publish,
     run,
 )
-from iumad.cli.use import fit, info, learn, pack, predict
+from iumad.cli.use import export, fit, info, learn, pack, predict, threshold
 from iumad.errors import IumadError
 
 app = typer.Typer(
@@ -34,7 +34,7 @@ STUDY, USE, BOOK = "Studies", "Your own images", "Pages"
 STUDY_COMMANDS: list[Callable[..., None]] = [
     *(run, plan, evaluate, measure, efficiency, model, publish)
 ]
-USE_COMMANDS: list[Callable[..., None]] = [fit, predict, learn, info, pack]
+USE_COMMANDS: list[Callable[..., None]] = [fit, predict, learn, threshold, info, export, pack]
 for command in STUDY_COMMANDS:
     app.command(rich_help_panel=STUDY)(command)
 for command in USE_COMMANDS:
@@ -44,7 +44,8 @@ app.add_typer(cache_app, name="cache", rich_help_panel=USE)
 app.command(rich_help_panel=BOOK)(params)
 app.command(rich_help_panel=BOOK)(book)
 app.command(rich_help_panel=BOOK)(notebook)
-TRAINING = {"filelock", "numba", "timm", "torch", "torchvision"}  # packages of the extra `train`
+EXTRAS = dict.fromkeys(["filelock", "numba", "timm", "torch", "torchvision"], "train")
+EXTRAS |= dict.fromkeys(["onnx", "onnxruntime", "onnxscript"], "export")  # package -> its extra
 
 
 def main() -> None:
@@ -54,11 +55,12 @@ def main() -> None:
     except (IumadError, OSError) as error:  # of the system: no space, no permission, not a folder
         _refuse(escaped(str(error)))
     except ModuleNotFoundError as error:
-        if error.name not in TRAINING:
+        extra = EXTRAS.get(error.name or "")
+        if extra is None:
             raise
         _refuse(
-            f"this command needs {error.name}, which comes with the extra `train`: "
-            'pip install "iumad\\[train]"; reading results and building the book need none'
+            f"this command needs {error.name}, which comes with the extra `{extra}`: "
+            f'pip install "iumad\\[{extra}]"; reading results and building the book need none'
         )
 
 

@@ -1,6 +1,7 @@
 """One's own images: fit a model file, look at it, predict with it, teach it a new product."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -130,6 +131,13 @@ def predict(
         list[str] | None,
         typer.Option(help="another threshold: SCORE for all or CATEGORY=SCORE (repeatable)"),
     ] = None,
+    allow_missing: Annotated[
+        bool,
+        typer.Option(
+            "--allow-missing",
+            help="judge images without their second image by colour alone (banks)",
+        ),
+    ] = False,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="table to write (.csv or .json)")
     ] = None,
@@ -145,13 +153,13 @@ def predict(
     from iumad.inspection.outputs import keys_of
     from iumad.inspection.predictor import Predictor
 
-    predictor = Predictor.load(model, _thresholds(model, threshold or []))
-    pairs = _pairs(paths, second or [], predictor.modalities)
+    predictor = Predictor.load(model, _thresholds(model, threshold or []), allow_missing)
+    pairs = _pairs(paths, second or [], predictor.modalities, allow_missing)
     told = [path_category(path, predictor.categories, category) for path, _ in pairs]
     keys = keys_of([path for path, _ in pairs])
     scored = list(_scored(predictor, pairs, told, keys))
     _write(scored, out, overlays, maps, report, model.stem)
-    unsure = [each for each in scored if each.prediction.confidence < 0.5]
+    unsure = [each for each in scored if each.prediction.unsure]
     if unsure:
         console.print(
             f"{len(unsure)} images: the category was hard to tell, first {unsure[0].path}; "
@@ -163,6 +171,74 @@ def predict(
     console.print(f"{bad} of {len(scored)} images are anomalous")
     if bad:
         raise typer.Exit(SOME_ANOMALOUS)
+
+
+def threshold(
+    model: ModelFile,
+    defects: Annotated[
+        list[Path], typer.Argument(help="images of defects, or folders of them, as for predict")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="model file to write")],
+    miss_cost: Annotated[
+        float, typer.Option(help="what a missed defect costs; a false alarm costs 1")
+    ] = 1.0,
+    category: Annotated[
+        str, typer.Option(help="of all images; `folder`: each image's folder names it")
+    ] = "folder",
+) -> None:
+    """Set thresholds from examples of defects, which must not be those that the model is judged by."""
+    from iumad.inspection.model_file import promise, save_model, threshold_from_defects
+    from iumad.inspection.predictor import Predictor
+
+    _require_new(out)
+    predictor = Predictor.load(model)
+    pairs = _pairs(defects, [], predictor.modalities, allow_missing=False)
+    scores: dict[str, list[float]] = {}
+    for path, pair in pairs:
+        name = path_category(path, predictor.categories, category) or category
+        scores.setdefault(name, []).append(predictor(path, pair, name).score)
+    card = predictor.model.card
+    new = {
+        name: threshold_from_defects(card.thresholds[name].good_scores, found, miss_cost)
+        for name, found in scores.items()
+    }
+    card = card.model_copy(update={"thresholds": card.thresholds | new})
+    save_model(replace(predictor.model, card=card), out)
+    for name, found in new.items():
+        missed = sum(score <= found.value for score in scores[name])
+        console.print(
+            f"{name}: threshold {found.value:.4f}, {missed} of {len(scores[name])} defects lie below it; "
+            f"{promise(found)}",
+            markup=False,
+            highlight=False,
+        )
+
+
+def export(
+    model: ModelFile,
+    out: Annotated[Path, typer.Option("--out", "-o", help="file to write; JSON is put beside it")],
+    kind: Annotated[str, typer.Option("--format", help="onnx or torch (torch.export)")] = "onnx",
+    category: Annotated[
+        str | None, typer.Option(help="for methods that are told the category of an image")
+    ] = None,
+) -> None:
+    """Write a model as a graph for other programs, and compare it with the model on ten images."""
+    from iumad.inspection.export import export_model
+    from iumad.inspection.model_file import load_model
+
+    if kind not in ("onnx", "torch"):
+        raise ConfigError(f"--format {kind}: needs onnx or torch")
+    _require_new(out)
+    made = export_model(load_model(model), out, kind, category)
+    ratio = made.milliseconds / made.reference_milliseconds
+    console.print(
+        f"{made.images} images: largest difference {made.difference:.2g} of maps that reach {made.highest:.3g}\n"
+        f"{made.milliseconds:.1f} ms an image with one thread, the model itself "
+        f"{made.reference_milliseconds:.1f} ms (ratio {ratio:.2f})\n{out}: {out.stat().st_size / 1e6:.1f} MB; "
+        f"inputs and thresholds: {out.with_suffix('.json')}",
+        markup=False,
+        highlight=False,
+    )
 
 
 def learn(
@@ -233,7 +309,7 @@ def _thresholds(model: Path, texts: Sequence[str]) -> dict[str, float]:
 
 
 def _pairs(
-    paths: Sequence[Path], second: Sequence[Path], modalities: Sequence[str]
+    paths: Sequence[Path], second: Sequence[Path], modalities: Sequence[str], allow_missing: bool
 ) -> list[tuple[Path, dict[str, Path]]]:
     """Images and, where the model has further modalities, those of each by name."""
     from iumad.data.files import find_second, second_folders
@@ -249,14 +325,29 @@ def _pairs(
         if len(second) != len(images):
             raise ConfigError(f"--second: {len(images)} images need as many, got {len(second)}")
         return [(image, {further[0]: each}) for image, each in zip(images, second, strict=True)]
-    return [(image, {name: find_second(image, name) for name in further}) for image in images]
+    pairs = []
+    for image in images:
+        found = {name: find_second(image, name) for name in further}
+        absent = [name for name, path in found.items() if path is None]
+        if absent and not allow_missing:
+            folders = "/, ".join(second_folders(absent[0]))
+            raise DataError(
+                f"{image}: the model needs its {absent[0]} image, named alike in a folder {folders}/ beside that "
+                "of the image, or given by --second; --allow-missing judges such images by colour alone, where "
+                "the method can"
+            )
+        pairs.append((image, {name: path for name, path in found.items() if path is not None}))
+    return pairs
 
 
 def _images(path: Path, apart: set[str]) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.exists():
-        raise DataError(f"{path}: there is no such file or folder")
+        matches = sorted(path.parent.glob(path.name)) if path.name else []
+        if not matches:
+            raise DataError(f"{path}: there is no such file or folder")
+        return [image for match in matches for image in _images(match, apart)]
     found = [each for each in sorted(path.rglob("*")) if each.suffix.lower() in IMAGES]
     inside = apart | {"gt", "ground_truth"}
     return [each for each in found if not inside & set(each.relative_to(path).parts[:-1])]

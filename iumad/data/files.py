@@ -494,8 +494,8 @@ def second_folders(modality: str) -> tuple[str, ...]:
     return SECOND_FOLDERS.get(modality, (modality,))
 
 
-def find_second(image: Path, modality: str) -> Path:
-    """The registered second image of a colour image, by name: in a folder beside `rgb`, or beside it.
+def find_second(image: Path, modality: str) -> Path | None:
+    """The registered second image of a colour image, by name, in a folder beside `rgb` or beside it, or None.
 
     ``rgb/007.png`` goes with ``xyz/007.tiff``, ``depth/007.png`` and the like; ``007.png`` with ``007_depth.tiff``
     and the like.
@@ -503,17 +503,13 @@ def find_second(image: Path, modality: str) -> Path:
     Raises
     ------
     DataError
-        There is none, or more than one.
+        There is more than one.
     """
     names = second_folders(modality)
     folders = [image.parent.parent / name for name in names]
     found = [each for folder in folders for each in sorted(folder.glob(f"{image.stem}.*"))]
     beside = [image.parent.glob(f"{image.stem}_{name}.*") for name in names]
     found += [each for matches in beside for each in sorted(matches)]
-    if len(found) != 1:
-        said = ", ".join(str(each) for each in found) or "none"
-        raise DataError(
-            f"{image}: the model needs its {modality} image, named alike in a folder {'/, '.join(names)}/ "
-            f"beside that of the image, or given by --second; found: {said}"
-        )
-    return found[0]
+    if len(found) > 1:
+        raise DataError(f"{image}: has several {modality} images: {', '.join(map(str, found))}")
+    return found[0] if found else None

@@ -56,6 +56,13 @@ class Batch:
             category=self.category.to(device, non_blocking=True),
         )
 
+    def only(self, modalities: Sequence[str]) -> "Batch":
+        """The same batch with some of its modalities."""
+        features = {name: self.features[name] for name in modalities}
+        return replace(
+            self, features=features, images={name: self.images[name] for name in modalities}
+        )
+
     def __len__(self) -> int:
         return len(self.category)
 

@@ -26,7 +26,6 @@ from iumad.data.check import detect_layout, open_folder
 from iumad.data.prepare import Preparation
 from iumad.data.sample import Dataset
 from iumad.errors import CheckpointError, ConfigError, DataError
-from iumad.evaluation.evaluate import anomaly_maps
 from iumad.evaluation.metrics import image_auroc, image_scores, or_missing
 from iumad.features.cache import Batch, FeatureStore
 from iumad.inspection.model_file import Card, Model, Threshold, threshold_from_good
@@ -88,7 +87,7 @@ def own_run(
         "data": data,
         "features": {"grid": 16},
         "model": {"dim": 128, "heads": 4},
-        "training": {"epochs": _epochs(len(dataset.index)), "batch_size": 16, "lr": 3.0e-3},
+        "training": {"epochs": _epochs(len(dataset.ids("train"))), "batch_size": 16, "lr": 3.0e-3},
         "increment": {"epochs": 60, "lr": 1.0e-3},
         "evaluation": {"pool": max(1, round(size * 16 / 224))},
     }
@@ -127,9 +126,10 @@ def fit_folder(
     categories = dataset.categories
     learnt, held = _split(dataset, categories, detector.trained)
     _fit_step(detector, store, learnt, run, 0, {}, progress)
-    scores = _held_out_scores(detector, store, run, categories, held, progress, None)
+    thresholds, alone = _thresholds(
+        detector, store, run, categories, held, false_alarm_rate, progress, None
+    )
     memory = _remember(detector, store, learnt, run, {})
-    thresholds = {name: _threshold(name, scores[name], false_alarm_rate) for name in categories}
     card = Card(
         iumad=version("iumad"),
         created=started.isoformat(timespec="seconds"),
@@ -140,6 +140,7 @@ def fit_folder(
         preparation=store.measure(),
         n_train={name: len(dataset.ids("train", [name])) for name in categories},
         thresholds=thresholds,
+        alone=alone,
         seconds=round(time.monotonic() - clock, 1),
         torch=torch.__version__,
     )
@@ -168,9 +169,9 @@ def pack_run(run: RunConfig, results: Path, false_alarm_rate: float) -> Fitted:
     held = {name: work.dataset.ids("validation", [name]) for name in categories}
     store.fill([i for ids in held.values() for i in ids])
     thresholds = {
-        name: _threshold(name, _scores(detector, store, run, held[name]), false_alarm_rate)
-        if held[name]
-        else _threshold(name, [], false_alarm_rate)
+        name: _threshold(
+            name, _scores(detector, store, run, held[name], run.modalities), false_alarm_rate
+        )
         for name in categories
     }
     provenance = read_provenance(step.provenance)
@@ -244,18 +245,19 @@ def learn_folder(
     step = 1
     _fit_step(detector, store, learnt, run, step, model.memory, progress)
     after = _kept_scores(detector, model, run)
-    scores = _held_out_scores(
-        detector, store, run, dataset.categories, held, progress, model.detector
+    thresholds, alone = _thresholds(
+        *(detector, store, run, dataset.categories, held, false_alarm_rate, progress),
+        model.detector,
     )
     memory = _remember(detector, store, learnt, run, model.memory)
-    new = {name: _threshold(name, scores[name], false_alarm_rate) for name in dataset.categories}
     card = model.card.model_copy(
         update={
             "created": started.isoformat(timespec="seconds"),
             "categories": categories,
             "n_train": model.card.n_train
             | {name: len(dataset.ids("train", [name])) for name in dataset.categories},
-            "thresholds": model.card.thresholds | new,
+            "thresholds": model.card.thresholds | thresholds,
+            "alone": model.card.alone | alone,
             "seconds": round(time.monotonic() - clock, 1),
         }
     )
@@ -354,47 +356,68 @@ def _protects(run: RunConfig) -> bool:
     return run.increment.strategy not in ("none", "joint", "replay")
 
 
-def _held_out_scores(
+def _thresholds(
     detector: Detector,
     store: FeatureStore,
     run: RunConfig,
     categories: Sequence[str],
     held: dict[str, list[str]],
+    false_alarm_rate: float,
     progress: ShowBar,
     earlier: Detector | None,
-) -> dict[str, list[float]]:
-    """Scores of good images that the model was not fitted on, per category.
+) -> tuple[dict[str, Threshold], dict[str, Threshold]]:
+    """Thresholds from good images that the model was not fitted on: with all modalities, and with the first alone.
 
     Where a method is fitted in closed form and a category has few validation images, its training images count
     too, each scored by a model without it (cross-fitting). `earlier` is the model before this step, on which those
     models build as well.
     """
+    views = [run.modalities]
+    if detector.takes_fewer and len(run.modalities) > 1:
+        views.append(run.modalities[:1])
     scores = {
-        name: _scores(detector, store, run, held[name]) if held[name] else [] for name in categories
+        (view, name): _scores(detector, store, run, held[name], view)
+        for view in views
+        for name in categories
     }
     cross = [] if detector.trained else [n for n in categories if len(held[n]) < ENOUGH]
-    if not cross:
-        return scores
-    train = {name: store.dataset.ids("train", [name]) for name in categories}
-    with progress("threshold", FOLDS) as advance:
-        for fold in range(FOLDS):
-            part = _new_detector(run, store, detector.n_categories)
-            if earlier is not None:
-                load_grown(part, earlier.state_dict())
-            rest = [i for ids in train.values() for n, i in enumerate(ids) if n % FOLDS != fold]
-            part.fit(store, rest, torch.Generator().manual_seed(run.seed))
-            for name in cross:
-                out = train[name][fold::FOLDS]
-                scores[name] += _scores(part, store, run, out) if out else []
-            advance(1)
-    return scores
+    if cross:
+        train = {name: store.dataset.ids("train", [name]) for name in categories}
+        with progress("threshold", FOLDS) as advance:
+            for fold in range(FOLDS):
+                part = _new_detector(run, store, detector.n_categories)
+                if earlier is not None:
+                    load_grown(part, earlier.state_dict())
+                rest = [i for ids in train.values() for n, i in enumerate(ids) if n % FOLDS != fold]
+                part.fit(store, rest, torch.Generator().manual_seed(run.seed))
+                for view in views:
+                    for name in cross:
+                        scores[view, name] += _scores(
+                            part, store, run, train[name][fold::FOLDS], view
+                        )
+                advance(1)
+    full, *fewer = (
+        {name: _threshold(name, scores[view, name], false_alarm_rate) for name in categories}
+        for view in views
+    )
+    return full, fewer[0] if fewer else {}
 
 
 def _scores(
-    detector: Detector, store: FeatureStore, run: RunConfig, ids: Sequence[str]
+    detector: Detector,
+    store: FeatureStore,
+    run: RunConfig,
+    ids: Sequence[str],
+    modalities: Sequence[str],
 ) -> list[float]:
-    maps = anomaly_maps(detector, store, ids, batch_size=1)
-    return image_scores(maps, run.evaluation.image_score, run.evaluation.pool).tolist()
+    """Image scores, each computed apart from the others, from some modalities."""
+    detector.eval()
+    evaluation, scores = run.evaluation, []
+    for sample_id in ids:
+        with torch.inference_mode():
+            maps = detector.anomaly_maps(store.batch([sample_id]).only(modalities)).numpy()
+        scores += image_scores(maps, evaluation.image_score, evaluation.pool).tolist()
+    return scores
 
 
 def _threshold(name: str, scores: Sequence[float], false_alarm_rate: float) -> Threshold:
@@ -466,7 +489,9 @@ def _table(
         test = dataset.ids("test", [name])
         if test:
             labels = dataset.index.set_index("sample_id").loc[test, "label"].to_numpy()
-            scores = np.asarray(_scores(model.detector, store, model.run, test))
+            scores = np.asarray(
+                _scores(model.detector, store, model.run, test, model.card.modalities)
+            )
             above = scores > threshold.value
             row |= {
                 "test": len(test),

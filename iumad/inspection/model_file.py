@@ -173,13 +173,13 @@ def _logs(scores: Sequence[float]) -> np.ndarray:
     return np.log(np.maximum(np.asarray(scores, dtype=np.float64), MIN_SCORE))
 
 
-VERSION = 2  # 2: how inputs are prepared is in the file
+VERSION = 3  # 2: how inputs are prepared is in the file; 3: thresholds for the first modality alone
 CARD = "card.json"
 EPOCH = (1980, 1, 1, 0, 0, 0)  # of all members, so that equal models are equal files
 
 
 class Card(BaseModel):
-    """What a model file says of itself."""
+    """What a model file says of itself; `alone` has the thresholds for images without a second modality."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -194,6 +194,7 @@ class Card(BaseModel):
     preparation: Preparation
     n_train: dict[str, int]
     thresholds: dict[str, Threshold]
+    alone: dict[str, Threshold] = {}
     seconds: float
     torch: str
     plain: dict[str, Any] = {}

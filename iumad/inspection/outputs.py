@@ -62,6 +62,7 @@ def table_of(scored: Sequence[Scored]) -> pd.DataFrame:
             {
                 "file": str(each.path),
                 "category": p.category,
+                "judged by": "+".join(p.modalities),
                 "recognised": p.recognised,
                 "confidence": round(p.confidence, 4),
                 "score": p.score,
@@ -132,7 +133,7 @@ def report_page(scored: Sequence[Scored], title: str) -> str:
 
 def _row(each: Scored) -> str:
     p = each.prediction
-    doubt = "" if p.confidence >= 0.5 else " <b title='the category was hard to tell'>?</b>"
+    doubt = " <b title='the category was hard to tell'>?</b>" if p.unsure else ""
     cells = [
         f"<td>{_thumbnail(p.image)}</td>",
         f"<td>{_thumbnail(overlay(p))}</td>",

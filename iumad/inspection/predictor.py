@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +26,7 @@ from iumad.features.cache import Batch
 from iumad.inspection.model_file import Model, load_model
 from iumad.machine import usable_cores
 
-SURE = 0.5  # probability of a category, or lead of the nearest bank, from which it counts as recognised
+SURE = 0.5  # from this confidence on a category that the model told counts as recognised
 EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
 Image = np.ndarray | Path | str
 Second = Image | Mapping[str, Image] | None
@@ -69,6 +68,8 @@ class Prediction:
         1 for a category that was given; else how sure the model is, 0 to 1. Below 0.5, do not trust it.
     region : Region or None
         None for a good image.
+    modalities : tuple of str
+        What it was judged by.
     image : uint8 array, size x size x 3
         The first modality as the model saw it.
     seconds : float
@@ -84,8 +85,25 @@ class Prediction:
     recognised: bool
     confidence: float
     region: Region | None
+    modalities: tuple[str, ...]
     image: UInt8[np.ndarray, "size size 3"]
     seconds: float
+
+    @property
+    def unsure(self) -> bool:
+        """Whether the category that the model told is not to be trusted."""
+        return self.confidence < SURE
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What the model says of one image: index of its category, how sure that is, and the map."""
+
+    prepared: Prepared
+    size: tuple[int, int]  # height and width as given
+    anomaly_map: Float32[np.ndarray, "size size"]
+    number: int
+    sure: float
 
 
 class Predictor:
@@ -96,9 +114,27 @@ class Predictor:
     model : Model
     thresholds : mapping, optional
         Category -> score that takes the place of the stored threshold.
+    allow_missing : bool
+        Judge a capture that lacks the second modality by the first alone, with the threshold for that.
+
+    Raises
+    ------
+    ConfigError
+        A category is unknown, or the method needs all modalities.
     """
 
-    def __init__(self, model: Model, thresholds: dict[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        thresholds: dict[str, float] | None = None,
+        allow_missing: bool = False,
+    ) -> None:
+        if allow_missing and not model.card.alone:
+            raise ConfigError(
+                f"a model of {model.card.run['method']} for {' + '.join(model.card.modalities)} cannot judge "
+                "images that lack one of them; banks of several modalities can"
+            )
+        self.allow_missing = allow_missing
         self.model, self.categories = model, model.card.categories
         self.modalities = model.card.modalities
         self._thresholds = dict(model.card.thresholds)
@@ -111,15 +147,20 @@ class Predictor:
         self._lock = threading.Lock()
 
     @classmethod
-    def load(cls, path: str | Path, thresholds: dict[str, float] | None = None) -> "Predictor":
-        """Read a model file; needs neither data nor params nor results.
+    def load(
+        cls,
+        path: str | Path,
+        thresholds: dict[str, float] | None = None,
+        allow_missing: bool = False,
+    ) -> "Predictor":
+        """Read a model file; needs neither data nor params nor results. The other parameters are the class's.
 
         Raises
         ------
         CheckpointError
             The file is missing, damaged or no model file.
         """
-        return cls(load_model(Path(path)), thresholds)
+        return cls(load_model(Path(path)), thresholds, allow_missing)
 
     def __call__(
         self, rgb: Image, second: Second = None, category: str | None = None
@@ -130,14 +171,15 @@ class Predictor:
         ----------
         rgb : uint8 array h x w x 3, or the path of an image
         second : the registered second image; for depth: float32 point cloud h x w x 3 in metres, a depth map h x w
-            in the unit of the training files, or the path of either. A model of several takes them by name.
+            in the unit of the training files, or the path of either. A model of several takes them by name. None
+            where there is none.
         category : str, optional
             None: the model recognises it.
 
         Raises
         ------
         DataError
-            A file cannot be used, a modality is missing, or sizes differ.
+            A file cannot be used, sizes differ, or a modality is missing and may not.
         ConfigError
             The category is unknown.
         """
@@ -155,26 +197,20 @@ class Predictor:
         numbers = [None if name is None else self._number(name) for name in told]
         with self._lock, one_thread(), ThreadPoolExecutor(usable_cores()) as pool:
             started = time.perf_counter()
-            inputs = list(pool.map(lambda pair: self._inputs(*pair), images))
-            batch = encode(
-                [prepared for prepared, _ in inputs], self.modalities, self.model.backbone, pool
-            )
-            chosen, confidence = self._categories(batch, numbers)
-            with torch.no_grad():
-                maps = self._maps(batch, chosen)
+            looks = list(pool.map(self._look, images, numbers))
             seconds = (time.perf_counter() - started) / max(len(images), 1)
-        evaluation = self.model.run.evaluation
-        if not images:
-            return []
-        scores = image_scores(maps, evaluation.image_score, evaluation.pool)
         return [
-            self._prediction(
-                prepared, size, anomaly_map, float(score), number, known is None, sure, seconds
-            )
-            for (prepared, size), anomaly_map, score, number, known, sure in zip(
-                inputs, maps, scores, chosen, numbers, confidence, strict=True
-            )
+            self._prediction(look, known is None, seconds)
+            for look, known in zip(looks, numbers, strict=True)
         ]
+
+    def _look(self, pair: tuple[Image, Second], told: int | None) -> _Look:
+        """Prepare one image and pass it through the model, apart from all others."""
+        prepared, size = self._inputs(*pair)
+        with torch.inference_mode():
+            batch = encode(prepared, self._given(prepared), self.model.backbone, told or 0)
+            number, sure, anomaly_map = self._map(batch, told)
+        return _Look(prepared, size, anomaly_map.numpy()[0], number, sure)
 
     def _inputs(self, rgb: Image, second: Second) -> tuple[Prepared, tuple[int, int]]:
         """What the model sees of a capture, and its height and width as given."""
@@ -188,6 +224,8 @@ class Predictor:
         given = {"rgb": rgb} | {
             name: (second or {})[name] for name in further if name in (second or {})
         }
+        if self.allow_missing and len(given) <= len(further):
+            further, given = [], {"rgb": rgb}
         capture = {
             name: Path(image) if isinstance(image, str) else image for name, image in given.items()
         }
@@ -198,6 +236,9 @@ class Predictor:
             return prepared, (header.height, header.width)
         return prepared, (first.shape[0], first.shape[1])
 
+    def _given(self, prepared: Prepared) -> tuple[str, ...]:
+        return tuple(name for name in self.modalities if name in prepared.images)
+
     def _number(self, category: str) -> int:
         if category not in self.categories:
             raise ConfigError(
@@ -205,112 +246,70 @@ class Predictor:
             )
         return self.categories.index(category)
 
-    @torch.no_grad()
-    def _categories(
-        self, batch: Batch, told: Sequence[int | None]
-    ) -> tuple[list[int], list[float]]:
-        """The category of each image and how sure it is: as told, from the classifier, or the nearest bank."""
-        if None not in told:
-            return [number for number in told if number is not None], [1.0] * len(told)
-        logits = self.model.detector.category_logits(batch)
-        if logits is None:
-            distances = self._distances(batch)
-            order = distances.sort(dim=1)
-            best = order.indices[:, 0].tolist()
-            second = order.values[:, min(1, distances.shape[1] - 1)]
-            lead = 1 - order.values[:, 0] / second.clamp_min(1e-12)
-            sure = [1.0] * len(best) if distances.shape[1] == 1 else (2 * lead).clamp(0, 1).tolist()
-        else:
-            likely = logits.softmax(dim=1).max(dim=1)
-            best, sure = likely.indices.tolist(), likely.values.tolist()
-        numbers = [
-            guess if number is None else number for guess, number in zip(best, told, strict=True)
-        ]
-        return numbers, [
-            given if number is None else 1.0 for given, number in zip(sure, told, strict=True)
-        ]
+    def _map(
+        self, batch: Batch, told: int | None
+    ) -> tuple[int, float, Float32[Tensor, "1 size size"]]:
+        """The category of an image, how sure that is, and its map.
 
-    def _distances(self, batch: Batch) -> Float32[Tensor, "b y"]:
-        """Median of every image's token map under every category; defects are small, so it tells the product."""
-        medians = []
-        for number in range(len(self.categories)):
-            as_category = Batch(batch.features, batch.images, torch.full((len(batch),), number))
-            medians.append(
-                self.model.detector.token_map(as_category).flatten(1).median(dim=1).values
-            )
-        return torch.stack(medians, dim=1)
+        The category is as told, or what the classifier says, or that under which the median of the token map is
+        lowest: defects are small, so it tells the product.
+        """
+        detector = self.model.detector
+        if told is not None:
+            return told, 1.0, detector.anomaly_maps(batch)
+        if not detector.needs_category:
+            anomaly_map, logits = detector.maps_and_logits(batch)
+            if logits is not None:
+                likely = logits[0].softmax(dim=0).max(dim=0)
+                return int(likely.indices), float(likely.values), anomaly_map
+        maps = [detector.token_map_of(batch, number) for number in range(len(self.categories))]
+        medians = torch.stack([x.median() for x in maps])
+        order = medians.sort()
+        best, sure = int(order.indices[0]), 1.0
+        if len(maps) > 1:
+            lead = 1 - order.values[0] / order.values[1].clamp_min(1e-12)
+            sure = float((2 * lead).clamp(0, 1))
+        return best, sure, detector.enlarge(maps[best])
 
-    def _maps(self, batch: Batch, numbers: Sequence[int]) -> Float32[np.ndarray, "b size size"]:
-        told = Batch(batch.features, batch.images, torch.tensor(numbers, dtype=torch.long))
-        maps = [
-            self.model.detector.anomaly_maps(_one(told, i)).numpy() for i in range(len(numbers))
-        ]
-        return np.concatenate(maps) if maps else np.zeros((0, 1, 1), dtype=np.float32)
-
-    def _prediction(
-        self,
-        prepared: Prepared,
-        size: tuple[int, int],
-        anomaly_map: Float32[np.ndarray, "size size"],
-        score: float,
-        number: int,
-        recognised: bool,
-        confidence: float,
-        seconds: float,
-    ) -> Prediction:
-        category = self.categories[number]
-        threshold = self._thresholds[category]
-        pooled = ndimage.uniform_filter(anomaly_map, self.model.run.evaluation.pool, mode="nearest")
-        image, anomalous = prepared.rgb, score > threshold.value
+    def _prediction(self, look: _Look, recognised: bool, seconds: float) -> Prediction:
+        evaluation, category = self.model.run.evaluation, self.categories[look.number]
+        maps = look.anomaly_map[None]
+        score = float(image_scores(maps, evaluation.image_score, evaluation.pool)[0])
+        modalities, image = self._given(look.prepared), look.prepared.rgb
+        whole = modalities == self.modalities
+        threshold = self._thresholds[category] if whole else self.model.card.alone[category]
+        anomalous = score > threshold.value
         if image is None:
             raise DataError("a prediction needs the colour image")
+        pooled = ndimage.uniform_filter(look.anomaly_map, evaluation.pool, mode="nearest")
         return Prediction(
-            anomaly_map=anomaly_map,
+            anomaly_map=look.anomaly_map,
             score=score,
             normalised=threshold.normalised(score),
             is_anomalous=anomalous,
             threshold=threshold.value,
             category=category,
             recognised=recognised,
-            confidence=float(confidence),
-            region=_largest_region(pooled > threshold.value, size) if anomalous else None,
+            confidence=look.sure,
+            region=_largest_region(pooled > threshold.value, look.size) if anomalous else None,
+            modalities=modalities,
             image=image,
             seconds=seconds,
         )
 
 
 def encode(
-    prepared: Sequence[Prepared],
-    modalities: Sequence[str],
-    backbone: Backbone,
-    pool: ThreadPoolExecutor,
+    prepared: Prepared, modalities: Sequence[str], backbone: Backbone, category: int
 ) -> Batch:
-    """A batch of prepared samples; features are extracted one image at a time, so that bits depend on it alone."""
-    images = {m: [_image_tensor(each.images[m]) for each in prepared] for m in modalities}
-    features = {
-        m: list(pool.map(lambda image: backbone(image[None])[0], many))
-        for m, many in images.items()
-    }
-    stacked: dict[str, Any] = {m: torch.stack(many) for m, many in features.items() if many}
-    return Batch(
-        stacked,
-        {m: torch.stack(many) for m, many in images.items() if many},
-        torch.zeros(len(prepared), dtype=torch.long),
-    )
+    """A batch of one prepared sample."""
+    images = {name: _image_tensor(prepared.images[name]) for name in modalities}
+    features = {name: backbone(image) for name, image in images.items()}
+    return Batch(features, images, torch.tensor([category]))
 
 
-def _image_tensor(image: np.ndarray) -> Float32[Tensor, "3 h w"]:
-    tensor = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+def _image_tensor(image: np.ndarray) -> Float32[Tensor, "1 3 h w"]:
+    tensor = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
     return tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor.contiguous()
-
-
-def _one(batch: Batch, i: int) -> Batch:
-    part = slice(i, i + 1)
-    return Batch(
-        {m: x[part] for m, x in batch.features.items()},
-        {m: x[part] for m, x in batch.images.items()},
-        batch.category[part],
-    )
 
 
 def _largest_region(above: np.ndarray, size: tuple[int, int]) -> Region | None:

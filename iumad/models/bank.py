@@ -44,6 +44,7 @@ class PatchMemory(Detector):
     """
 
     trained: ClassVar[bool] = False
+    takes_fewer: ClassVar[bool] = True
 
     def __init__(
         self, config: BankConfig | UnifiedBankConfig, spec: InputSpec, n_categories: int
@@ -72,6 +73,10 @@ class PatchMemory(Detector):
     def token_map(self, batch: Batch) -> Float[Tensor, "b g g"]:
         """Sum of the modalities' maps."""
         return torch.stack([*self.residual_maps(batch).values()]).sum(dim=0)
+
+    def given(self, batch: Batch) -> list[str]:
+        """The modalities of the model that a batch has."""
+        return [modality for modality in self.modalities if modality in batch.features]
 
     def get_extra_state(self) -> dict[str, dict]:
         """Banks and scales, so that `state_dict` is the whole model."""
@@ -118,23 +123,31 @@ class Bank(PatchMemory):
     @torch.no_grad()
     def residual_maps(self, batch: Batch) -> dict[str, Float[Tensor, "b g g"]]:
         """Distances in units of the bank's scale."""
-        return {modality: self._maps(batch, modality) for modality in self.modalities}
-
-    def _maps(self, batch: Batch, modality: str) -> Float[Tensor, "b g g"]:
-        patches = self.standardised(batch, modality)
-        maps = patches.new_zeros(patches.shape[:2])
+        size = (len(batch), self.grid, self.grid)
+        maps = {m: batch.features[m].new_zeros(size) for m in self.given(batch)}
         for category in batch.category.unique().tolist():
-            name = f"{category}:{modality}"
-            if name not in self.banks:
-                raise CheckpointError(f"bank: category index {category} was never trained")
-            of_category = batch.category == category
-            queries = patches[of_category].flatten(0, 1)
-            distances, _ = nearest_patches(queries, self.banks[name], self.config.neighbours)
-            maps[of_category] = distances.mean(dim=1).unflatten(0, (-1, patches.shape[1]))
-        scales = [self.scales[f"{category}:{modality}"] for category in batch.category.tolist()]
-        return (maps / maps.new_tensor(scales)[:, None]).unflatten(
-            1, batch.features[modality].shape[2:]
-        )
+            rows = batch.category == category
+            for modality in maps:
+                patches = self.standardised(batch, modality)[rows]
+                maps[modality][rows] = self._map(patches, f"{category}:{modality}")
+        return maps
+
+    @torch.no_grad()
+    def token_map_of(self, batch: Batch, category: int) -> Float[Tensor, "b g g"]:
+        """Sum of the modalities' maps, every image compared with one category."""
+        given = self.given(batch)
+        maps = [self._map(self.standardised(batch, m), f"{category}:{m}") for m in given]
+        return torch.stack(maps).sum(dim=0)
+
+    def _map(self, patches: Float[Tensor, "b n c"], name: str) -> Float[Tensor, "b g g"]:
+        if name not in self.banks:
+            raise CheckpointError(
+                f"bank: category index {name.partition(':')[0]} was never trained"
+            )
+        bank, neighbours = self.banks[name], self.config.neighbours
+        distances, _ = nearest_patches(patches.flatten(0, 1), bank, neighbours)
+        means = distances.mean(dim=1) / distances.new_tensor(self.scales[name])
+        return means.unflatten(0, (len(patches), self.grid, self.grid))
 
 
 class UnifiedBank(PatchMemory):
@@ -183,26 +196,36 @@ class UnifiedBank(PatchMemory):
     @torch.no_grad()
     def residual_maps(self, batch: Batch) -> dict[str, Float[Tensor, "b g g"]]:
         """Distances in units of the memory's scale."""
-        maps = {}
-        for modality in self.modalities:
-            patches = self.standardised(batch, modality)
-            distances, _ = nearest_patches(
-                patches.flatten(0, 1), self.banks[modality], self.config.neighbours
-            )
-            means = distances.mean(dim=1).unflatten(0, (len(batch), self.grid, self.grid))
-            maps[modality] = means / self.scales[modality]
-        return maps
+        return self._distances_and_votes(batch)[0]
 
     @torch.no_grad()
     def category_logits(self, batch: Batch) -> Float[Tensor, "b y"]:
         """log((votes + 1) / (all votes + categories)): the nearest stored patch of every patch has a vote."""
+        return self._distances_and_votes(batch)[1]
+
+    @torch.no_grad()
+    def maps_and_logits(
+        self, batch: Batch
+    ) -> tuple[Float[Tensor, "b size size"], Float[Tensor, "b y"]]:
+        """Both from one search."""
+        maps, logits = self._distances_and_votes(batch)
+        return self.enlarge(torch.stack([*maps.values()]).sum(dim=0)), logits
+
+    def _distances_and_votes(
+        self, batch: Batch
+    ) -> tuple[dict[str, Float[Tensor, "b g g"]], Float[Tensor, "b y"]]:
+        maps = {}
         votes = torch.zeros(len(batch), self.n_categories, device=self.device)
-        for modality in self.modalities:
+        for modality in self.given(batch):
             patches = self.standardised(batch, modality)
-            _, nearest = nearest_patches(patches.flatten(0, 1), self.banks[modality], 1)
+            distances, nearest = nearest_patches(
+                patches.flatten(0, 1), self.banks[modality], self.config.neighbours
+            )
+            means = distances.mean(dim=1).unflatten(0, (len(batch), self.grid, self.grid))
+            maps[modality] = means / self.scales[modality]
             told = self.categories[modality][nearest[:, 0]].unflatten(0, patches.shape[:2])
-            votes.scatter_add_(1, told, torch.ones_like(told, dtype=votes.dtype))
-        return ((votes + 1) / (votes + 1).sum(dim=1, keepdim=True)).log()
+            votes = votes.scatter_add(1, told, torch.ones_like(told, dtype=votes.dtype))
+        return maps, ((votes + 1) / (votes + 1).sum(dim=1, keepdim=True)).log()
 
     def get_extra_state(self) -> dict[str, dict]:
         """Also the patches' categories, and how many categories the scales are means over."""

@@ -5,7 +5,7 @@ has, and a section of the configuration (`iumad.models.build` joins the two).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -77,6 +77,8 @@ class Detector(nn.Module):
         Of the class: whether the method reads the study's features; else it encodes the images itself.
     needs_category : bool
         Of the class: whether the category of a test image must be told.
+    takes_fewer : bool
+        Of the class: whether a batch may lack modalities of the model, whose maps are then left out.
     has_map : bool
         Of the class: whether maps tell places apart; else they are the image's score at every pixel.
     """
@@ -84,6 +86,7 @@ class Detector(nn.Module):
     trained: ClassVar[bool] = True
     reads_features: ClassVar[bool] = True
     needs_category: ClassVar[bool] = False
+    takes_fewer: ClassVar[bool] = False
     has_map: ClassVar[bool] = True
 
     def __init__(
@@ -237,6 +240,11 @@ class Detector(nn.Module):
         Each target's map is first divided by its mean over the step's training data (`calibrate`).
         """
         return self.combine(self.residual_maps(batch))
+
+    def token_map_of(self, batch: Batch, category: int) -> Float[Tensor, "b g g"]:
+        """The token map of images that are all said to be of one category."""
+        told = torch.full_like(batch.category, category)
+        return self.token_map(replace(batch, category=told))
 
     def combine(self, residuals: dict[str, Float[Tensor, "b g g"]]) -> Float[Tensor, "b g g"]:
         """The token map of residual maps."""
