@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import pandas as pd
 import typer
@@ -217,7 +217,9 @@ def threshold(
 def export(
     model: ModelFile,
     out: Annotated[Path, typer.Option("--out", "-o", help="file to write; JSON is put beside it")],
-    kind: Annotated[str, typer.Option("--format", help="onnx or torch (torch.export)")] = "onnx",
+    kind: Annotated[
+        Literal["onnx", "torch"], typer.Option("--format", help="torch: that of torch.export")
+    ] = "onnx",
     category: Annotated[
         str | None, typer.Option(help="for methods that are told the category of an image")
     ] = None,
@@ -226,8 +228,6 @@ def export(
     from iumad.inspection.export import export_model
     from iumad.inspection.model_file import load_model
 
-    if kind not in ("onnx", "torch"):
-        raise ConfigError(f"--format {kind}: needs onnx or torch")
     _require_new(out)
     made = export_model(load_model(model), out, kind, category)
     ratio = made.milliseconds / made.reference_milliseconds

@@ -155,6 +155,7 @@ def _write_onnx(graph: Graph, example: tuple[Tensor, ...], out: Path) -> Callabl
         output_names=outputs,
         verbose=False,
     )
+    assert program is not None  # of the newer exporter there always is one
     with replacing(out) as file:
         file.write(program.model_proto.SerializeToString())
     options = onnxruntime.SessionOptions()
