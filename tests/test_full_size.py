@@ -2,12 +2,17 @@
 
 import pytest
 import torch
+from trees import EyecandiesTree, large_mvtec3d
 
 from iumad.config.files import load_params
+from iumad.data.published import EYECANDIES
 from iumad.features.backbone import Backbone
 from iumad.features.cache import Batch
 from iumad.models.base import InputSpec
 from iumad.models.detector import ReconstructionDetector
+from iumad.report.page import open_page
+from iumad.report.tables import paper_table
+from iumad.study.runner import run_study
 from iumad.training.loop import StepPlan, make_optimizer
 
 FILES = ("mvtec3d", "eyecandies")
@@ -48,6 +53,9 @@ def test_files_hold_the_papers_budget(repository, name):
         (800, 1.0, "sgd"),
     ]
     assert (run.training.batch_size, run.training.clip, run.increment.pull) == (24, 0.1, 0.05)
+    second = full_size(repository, "ib-iumad[adamw]", name)
+    assert (second.increment.optimizer, second.increment.pull) == ("adamw", 0.0)
+    assert StepPlan.of(second, 0).key == plans[0].key  # one base model for both
     assert (run.model.dim, run.model.layers, run.model.heads) == (256, 4, 8)
 
 
@@ -107,3 +115,44 @@ def test_two_steps_on_random_inputs(repository, method):
     assert torch.isfinite(torch.stack(losses)).all()
     maps = detector.eval().anomaly_maps(batch)
     assert maps.shape == (2, 224, 224)
+
+
+def eyecandies_tree(root):
+    """Eyecandies' categories with images as large as its own, but few of them."""
+    tree = EyecandiesTree(root, root.parent / "store", (512, 512))
+    for category in EYECANDIES:
+        for number, (split, kinds) in enumerate(
+            [
+                ("train", ()),
+                ("train", ()),
+                ("val", ()),
+                ("test_public", ()),
+                ("test_public", ("bumps",)),
+            ]
+        ):
+            tree.add(category, split, f"{number:03d}", kinds)
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "tree"), [("mvtec3d", large_mvtec3d), ("eyecandies", eyecandies_tree)]
+)
+def test_the_study_goes_through_on_the_exact_layout(repository, tmp_path, name, tree):
+    """One epoch of every step at full size, from files to the table of a page."""
+    root = tmp_path / name
+    root.mkdir()
+    changes = [
+        f"data.root={tree(root)}",
+        "features.weights=random",
+        *("training.epochs=1", "training.batch_size=4", "increment.epochs=1"),
+    ]
+    study = load_params(repository / f"params/{name}.yaml", assignments=changes)
+    chosen = {"methods": ["ib-iumad"], "modalities": ["rgb+depth"], "settings": ["6-1"]}
+    part = study.select(**chosen, seeds=[0])
+    rows = run_study(part, tmp_path / "results", "cpu")
+    assert set(rows["step"]) == set(range(5))
+    assert rows[rows["step"] == 4].groupby("metric")["category"].nunique()["aupro"] == 10
+    page = open_page(part, tmp_path / "results", repository / f"params/{name}.yaml")
+    table = paper_table(part, page.rows, ["i_auroc", "aupro"])
+    assert len(table) == 1

@@ -41,11 +41,11 @@ def write_xyz(path: Path, array: np.ndarray) -> Path:
     return path
 
 
-def write_mvtec3d_sample(folder: Path, stem: str, marked: bool, seed=0, gt=True) -> None:
-    write_png(folder / "rgb" / f"{stem}.png", rgb_array(seed))
-    write_xyz(folder / "xyz" / f"{stem}.tiff", xyz_array(seed))
+def write_mvtec3d_sample(folder: Path, stem: str, marked: bool, seed=0, gt=True, size=SIZE) -> None:
+    write_png(folder / "rgb" / f"{stem}.png", rgb_array(seed, size))
+    write_xyz(folder / "xyz" / f"{stem}.tiff", xyz_array(seed, size))
     if gt:
-        write_png(folder / "gt" / f"{stem}.png", mask_array(marked))
+        write_png(folder / "gt" / f"{stem}.png", mask_array(marked, size))
 
 
 SMALL = (  # split, defect, stem; the place in the list is the seed of the images
@@ -64,6 +64,19 @@ def small_mvtec3d(root: Path, categories=("bolt", "nut")) -> Path:
         for seed, (split, defect, stem) in enumerate(SMALL):
             folder = root / category / split / defect
             write_mvtec3d_sample(folder, stem, defect != "good", seed, gt=split == "test")
+    return root
+
+
+def large_mvtec3d(root: Path) -> Path:
+    """MVTec 3D-AD's categories and defects with images as large as its own, but few of them."""
+    for seed, (category, (*_, defects)) in enumerate(MVTEC_3D_AD.items()):
+        size = (400 + 100 * (seed % 6),) * 2  # theirs: 400 to 900 pixels
+        for stem in ("000", "001"):
+            folder = root / category / "train" / "good"
+            write_mvtec3d_sample(folder, stem, False, 10 * seed + int(stem), False, size)
+        for place, defect in enumerate(("good", *defects)):
+            folder = root / category / "test" / defect
+            write_mvtec3d_sample(folder, "000", defect != "good", 10 * seed + 2 + place, size=size)
     return root
 
 
@@ -103,10 +116,9 @@ def full_mvtec3d(root: Path) -> Path:
 class EyecandiesTree:
     """Writes samples with all 16 items; equal items are one file with many links."""
 
-    def __init__(self, root: Path, store: Path) -> None:
-        self.root, self.store = root, store
-        size = (16, 16)
-        depth = np.linspace(0, 65535, 256).reshape(size).astype(np.uint16)
+    def __init__(self, root: Path, store: Path, size: tuple[int, int] = (16, 16)) -> None:
+        self.root, self.store, self.size = root, store, size
+        depth = np.linspace(0, 65535, size[0] * size[1]).reshape(size).astype(np.uint16)
         normals = np.full((*size, 3), (127, 127, 255), dtype=np.uint8)
         self.shared = {
             **{
@@ -141,7 +153,7 @@ class EyecandiesTree:
         for item, source in items.items():
             if item == "image_4.png":  # no two samples are one
                 self.count += 1
-                image = np.full((16, 16, 3), 40, dtype=np.uint8)
+                image = np.full((*self.size, 3), 40, dtype=np.uint8)
                 image[0, 0] = [self.count % 256, self.count // 256, 0]
                 write_png(data / f"{number}_{item}", image)
             else:
