@@ -5,7 +5,7 @@ import torch
 from trees import EyecandiesTree, large_mvtec3d
 
 from iumad.config.files import load_params
-from iumad.data.published import EYECANDIES
+from iumad.data.public import EYECANDIES
 from iumad.features.backbone import Backbone
 from iumad.features.cache import Batch
 from iumad.models.base import InputSpec
