@@ -115,7 +115,7 @@ def test_dark_mode_darkens(browser, built_book):
 
 
 SERIOUS = ("serious", "critical")
-DARK_PAGES = ("intro", "method", "departures", "13_explore", "11_evaluation")
+DARK_PAGES = ("intro", "method", "departures", "30_explore", "23_evaluation")
 
 
 def test_pages_are_accessible(browser, built_book):
@@ -155,7 +155,7 @@ def test_print_view_shows_the_article_alone(browser, built_book):
 
 def test_explorers_of_the_book_are_alive(browser, built_book):
     page = browser.new_page()
-    page.goto((built_book / "executed" / "13_explore.html").as_uri())
+    page.goto((built_book / "executed" / "30_explore.html").as_uri())
     for kind in ("samples", "maps", "forgetting", "perturbation"):
         page.wait_for_selector(f"#iumad-{kind}[data-ready]", timeout=20_000)
     threshold = page.locator("#iumad-maps").get_by_role("slider", name="Threshold")

@@ -242,7 +242,7 @@ def book(
 
 
 def notebook(
-    notebook: Annotated[Path, typer.Argument(help="e.g. notebooks/05_settings.ipynb")],
+    notebook: Annotated[Path, typer.Argument(help="e.g. notebooks/14_settings.ipynb")],
     params: Params,
     out: Annotated[Path, typer.Option(help="folder of the executed notebook")] = Path("build"),
     results: Annotated[

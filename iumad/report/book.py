@@ -29,6 +29,8 @@ from tqdm import tqdm
 from iumad.config.files import load_params, refuse_unknown
 from iumad.errors import IumadError
 from iumad.machine import usable_cores
+from iumad.report.backmatter import write_pages
+from iumad.study.provenance import code_and_machine
 
 COMMON = "mini.yaml"  # what notebooks name that show the main job of any params file
 OWN = ("steps", "efficiency")  # folders of a results folder that are not published
@@ -206,6 +208,7 @@ def build_book(executed: list[Path], out: Path, root: Path = Path()) -> Path:
     source = out / "source"
     shutil.rmtree(source, ignore_errors=True)
     shutil.copytree(root / "book", source, ignore=shutil.ignore_patterns("executed"))
+    write_pages(root, executed, source / "generated")
     (source / "executed").mkdir()
     for path in executed:
         files = extract_figures(path, source / "figures")
@@ -331,6 +334,7 @@ def _execute(notebook: Path, output: Path, parameters: Mapping[str, Any], folder
 
     content = nbformat.read(output, as_version=4)
     content.metadata.papermill.update(input_path=notebook.name, output_path=output.name)
+    content.metadata["iumad"] = code_and_machine()
     for cell in content.cells:
         cell.metadata.pop("execution", None)
         status = cell.metadata.pop("papermill", {}).get("status")

@@ -298,7 +298,7 @@ PERTURBED = (
 )  # parts of the names of methods on perturbed images
 NOISY, NOISIER = "iuf+redundant-1", "iuf+both-1"
 DETECTION = ("i_auroc", "aupro")
-SPURIOUS_PAGE, SETTINGS_PAGE = "04_spurious_redundant", "05_settings"
+SPURIOUS_PAGE, SETTINGS_PAGE = "13_spurious_redundant", "14_settings"
 
 
 def _difference(
@@ -506,7 +506,7 @@ UNIFIED = tuple(
         f"With colour alone and all categories at once, IB-IUMAD is better than {label}.",
         "Sec. 4.2, Table 3",
         "baselines",
-        "15_others",
+        "17_others",
         _difference("ib-iumad", method, "rgb", "10-0", names={method: name}),
         tuple(
             _difference("ib-iumad", method, "rgb", "10-0", metric, {method: name})
@@ -528,7 +528,7 @@ ABLATION = (
             f"With both modules, IB-IUMAD is better than with {name}, and forgets less.",
             "Sec. 4.3, Table 5",
             "ablation",
-            "07_ablation",
+            "18_ablation",
             _difference(_ALL, f"ib-iumad[{key}]", BOTH, "6-1"),
             (
                 _difference(_ALL, f"ib-iumad[{key}]", BOTH, "10-0"),
@@ -548,7 +548,7 @@ ABLATION = (
             f"Fusion by cross-attention is better than by {name}.",
             "Sec. 4.3, Table 6",
             "fusion",
-            "08_fusion",
+            "19_fusion",
             _difference("ib-iumad[cross_attention]", f"ib-iumad[{key}]", BOTH, "10-0"),
             tuple(
                 _difference("ib-iumad[cross_attention]", f"ib-iumad[{key}]", BOTH, "10-0", metric)
@@ -568,7 +568,7 @@ UNTESTED = (
         "41 times as fast, a 44th of the memory",
         "Compared with M3DM, one model per object, frames a second are 41 times as many and memory is a 44th.",
         "Sec. 4.3, Table 7",
-        page="09_efficiency",
+        page="20_efficiency",
         why_not="M3DM, which the ratios are of, is not part of this study; what a bank of the same features "
         "costs is a question of ours",
     ),
@@ -576,7 +576,7 @@ UNTESTED = (
         "comparable with one model per object",
         "With all categories at once, image AUROC is comparable with that of M3DM, one model per object.",
         "Sec. 4.3, Table 7",
-        page="06_unified",
+        page="15_unified",
         why_not="M3DM is not part of this study, and no bound says what is comparable; the page shows the "
         "distance to one bank per category",
     ),
@@ -596,7 +596,7 @@ UNTESTED = (
         "the KL removes redundant information",
         "The KL divergence between the two predictions removes redundant information from fused features.",
         "Sec. 3, Corollary 2",
-        page="07_ablation",
+        page="18_ablation",
         why_not="a statement about mutual information; the page shows what probes read before and after the "
         "bottleneck, which bounds it from below only",
     ),
@@ -607,7 +607,7 @@ EFFICIENCY = tuple(
         f"With ten categories, IB-IUMAD {text} than one bank of all patches for each category.",
         "control",
         COSTS,
-        "09_efficiency",
+        "20_efficiency",
         _difference("ib-iumad", "bank", BOTH, "10-0", metric),
         family="costs",
     )

@@ -159,6 +159,14 @@ def record_provenance(
     )
 
 
+def code_and_machine() -> dict[str, str]:
+    """What a page says of its execution: commit ("+" after it if files were changed), processor and cores."""
+    commit, modified = _git_state()
+    cores = usable_cores()
+    machine = f"{_cpu_model()}, {cores} core{'s' * (cores > 1)}"
+    return {"commit": f"{commit[:7]}{'+' * bool(modified)}" if commit else "", "machine": machine}
+
+
 def add_evaluation(path: Path, seconds: float, peak_mb: float | None) -> None:
     """Put the time and memory of the first evaluation into a step's record."""
     record = read_provenance(path)
