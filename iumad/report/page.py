@@ -10,12 +10,22 @@ from markupsafe import Markup
 
 from iumad.config.files import load_params
 from iumad.config.schema import StudyConfig
+from iumad.data import data_of
 from iumad.report import tables
 from iumad.report.style import Html, box, code, fill, fold, table
 from iumad.study import claims
 from iumad.study.load import OWN, PUBLISHED, load_rows, progress
 from iumad.study.measured import load_measured, shown_part
 from iumad.study.verdicts import Evidence
+
+MAIN = "mini"  # the study whose recipe the others should have
+
+
+def image_steps(study: StudyConfig) -> int | None:
+    """Images that a model of all categories is trained on, repetitions counted; None for data on disk."""
+    if study.data.name != "minicandies":
+        return None
+    return study.training.epochs * study.data.n_train * len(data_of(study.data).categories)
 
 
 @dataclass(frozen=True)
@@ -90,8 +100,9 @@ class Page:
         missing = len(runs) - own - published
         what = fill("profile <b>{}</b> on {}", self.study.profile, self.study.data.name)
         command = code(f"iumad run params/{self.study.profile}.yaml")
+        recipe = self._other_recipe()
         if not missing and not published:
-            return box([fill("{}: all {} runs were made here.", what, own)], "note")
+            return box([fill("{}: all {} runs were made here.", what, own), *recipe], "note")
         parts = [(own, "made here"), (published, "published"), (missing, "not run")]
         said = ", ".join(f"{n} {name}" for n, name in parts if n)
         sentence = fill("{}: {} of {} runs. {} makes them here.", what, said, len(runs), command)
@@ -99,7 +110,26 @@ class Page:
             sentence = fill(
                 "{}: no run is finished, and none is published. {} makes them.", what, command
             )
-        return box([sentence], "warning" if missing else "note")
+        return box([sentence, *recipe], "warning" if missing or recipe else "note")
+
+    def _other_recipe(self) -> list[str]:
+        """A sentence where the models are not trained as those of the main study, else nothing."""
+        path = self.folder / f"{MAIN}.yaml"
+        seen = image_steps(self.study)
+        if self.study.profile == MAIN or seen is None or not path.exists():
+            return []
+        main = load_params(path)
+        if (self.study.training, self.study.model) == (main.training, main.model):
+            return []
+        return [
+            fill(
+                "Not trained as the main study: a model of all categories sees {} images here and {} there "
+                "(params/{}.yaml), so numbers of the two are not comparable.",
+                f"{seen:,}",
+                f"{image_steps(main):,}",
+                MAIN,
+            )
+        ]
 
     def provenance(self) -> Html:
         """Folded: time, machine and versions, and what each run cost."""
