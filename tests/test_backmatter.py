@@ -25,8 +25,8 @@ def test_executions_say_when_how_long_from_what_and_where(tmp_path):
     nbformat.write(new_notebook(metadata=record), tmp_path / "01_a.ipynb")
     nbformat.write(new_notebook(), tmp_path / "02_b.ipynb")
     lines = executions([tmp_path / "02_b.ipynb", tmp_path / "01_a.ipynb"]).splitlines()
-    first = "| [](../executed/01_a.ipynb) | 2026-11-28 09:56 | 13 | abc1234 | one / two, 2 cores |"
-    assert lines[2:] == [first, "| [](../executed/02_b.ipynb) | - | - | - | - |"]
+    first = "| [](executed/01_a.ipynb) | 2026-11-28 09:56 | 13 | abc1234 | one / two, 2 cores |"
+    assert lines[2:] == [first, "| [](executed/02_b.ipynb) | - | - | - | - |"]
 
 
 def test_every_included_part_is_written(tmp_path):

@@ -93,6 +93,19 @@ def test_published_pages_see_the_published_tables_alone(small_repository):
     assert "injected-parameters" not in path.read_text()
 
 
+def test_a_page_that_needs_what_is_absent_is_kept_as_published(small_repository, capsys):
+    root = small_repository("1 / 0")
+    path = root / "notebooks" / "01_one.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.metadata["iumad"] = {"needs": "absent_package"}
+    nbformat.write(notebook, path)
+    (root / "book" / "executed").mkdir(parents=True)
+    (root / "book" / "executed" / path.name).write_text("published")
+    (kept,) = republish(root / "out", root)
+    assert kept.read_text() == "published"
+    assert "01_one: kept as published, executing it needs absent_package" in capsys.readouterr().out
+
+
 def test_figures_of_tables_are_kept_as_svg_and_csv(small_repository):
     root = small_repository(FIGURE)
     path = root / "notebooks" / "01_one.ipynb"

@@ -306,3 +306,14 @@ def test_changes_from_the_command_line_are_one_line_and_exit_code_2(iumad, finis
 def test_the_cache_may_keep_everything(iumad):
     code, out, _ = iumad("cache", "prune", "--max-gb", "inf")
     assert code == 0 and "freed 0.0 MB" in out
+
+
+def test_two_studies_are_compared_on_a_page(iumad, tmp_path):
+    code, _, error = iumad("compare", tmp_path, tmp_path)
+    assert code == 2
+    assert "--params" in error
+    page, params = tmp_path / "page.html", tmp_path / "one.yaml"
+    params.write_text("seeds: [3]\n")
+    code, out, _ = iumad("compare", params, params, "--page", page)
+    assert code == 0
+    assert out.count("0 keys differ") == page.read_text().count("0 keys differ") == 1

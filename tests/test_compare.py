@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 from iumad.config.schema import StudyConfig
+from iumad.report.backmatter import comparison_page
 from iumad.study import compare as compared
 from iumad.study.results import ROW_SCHEMA
 
@@ -61,3 +62,10 @@ def test_differences_by_hand(monkeypatch, tmp_path):
         pytest.approx(-1.706, abs=1e-3),
         pytest.approx(23.706, abs=1e-3),
     )
+
+
+def test_the_page_escapes_names(tmp_path):
+    found = compared.compare(study(), study(training={"epochs": 3}), tmp_path, tmp_path)
+    page = comparison_page(found, "<b>a", "b")
+    assert "&lt;b&gt;a and b" in page
+    assert "training.epochs" in page

@@ -12,6 +12,7 @@ from iumad.cli.common import console, escaped
 from iumad.cli.data import cache_app, data_app
 from iumad.cli.study import (
     book,
+    compare,
     efficiency,
     evaluate,
     measure,
@@ -32,7 +33,7 @@ app = typer.Typer(
 )
 STUDY, USE, BOOK = "Studies", "Your own images", "Pages"
 STUDY_COMMANDS: list[Callable[..., None]] = [
-    *(run, plan, evaluate, measure, efficiency, model, publish)
+    *(run, plan, evaluate, compare, measure, efficiency, model, publish)
 ]
 USE_COMMANDS: list[Callable[..., None]] = [fit, predict, learn, threshold, info, export, pack]
 for command in STUDY_COMMANDS:

@@ -217,6 +217,42 @@ def params(
     console.print(f"{chain}: valid, {len(runs)} runs", markup=False, highlight=False)
 
 
+def compare(
+    first: Annotated[Path, typer.Argument(help="params file, or a results folder")],
+    second: Annotated[Path, typer.Argument(help="another of the same kind")],
+    params: Annotated[
+        Path | None, typer.Option(help="params file of the study that two results folders hold")
+    ] = None,
+    results: Results = Path("results"),
+    page: Annotated[
+        Path | None, typer.Option(help="write the comparison to this html file")
+    ] = None,
+) -> None:
+    """Show what differs between two studies: keys, numbers with their intervals, and the steps that they share."""
+    from iumad.report.backmatter import comparison_page, comparison_text
+    from iumad.study.compare import compare as compared
+
+    folders = first.is_dir() and second.is_dir()
+    if folders and params is None:
+        raise ConfigError("two results folders need --params, the params file of their study")
+    if not folders and params is not None:
+        raise ConfigError(
+            "--params is for two results folders; params files are compared as they are"
+        )
+    paths = (params, params) if params else (first, second)
+    studies = [load_params(path) for path in paths]
+    where = (first, second) if folders else (results, results)
+    found = compared(studies[0], studies[1], *where)
+    for frame in (found.keys, found.numbers, found.shared):
+        print_table(frame)
+        console.print()
+    for line in comparison_text(found, str(first), str(second)):
+        console.print(line, markup=False, highlight=False)
+    if page is not None:
+        page.write_text(comparison_page(found, str(first), str(second)), encoding="utf-8")
+        console.print(f"open {page.resolve()}", markup=False, highlight=False)
+
+
 def book(
     params: Annotated[
         Path | None, typer.Argument(help="params file; none: the published notebooks")

@@ -1,13 +1,27 @@
-"""Pages of the book that are made from files: how to cite, when the notebooks were executed, what changed."""
+"""Pages made from files: how to cite, when notebooks were executed, what changed; and two studies side by side."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import nbformat
+import pandas as pd
 import yaml
 
+from iumad.report.style import Html, box, fill, fold, table
+from iumad.study.compare import Comparison
+
 UNKNOWN = "-"
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title><style>
+body {{ font: 15px/1.4 system-ui, sans-serif; margin: 1.5rem auto; max-width: 66rem; color: #222; }}
+.box {{ border-left: 4px solid #0072b2; background: #f4f4f4; padding: .5em 1em; }}
+table {{ display: block; overflow-x: auto; border-collapse: collapse; font-variant-numeric: tabular-nums; }}
+td, th {{ padding: .2rem .6rem; border-bottom: 1px solid #ddd; text-align: left; }}
+.number {{ text-align: right; }}
+</style></head><body><h1>{title}</h1>{body}</body></html>
+"""
 
 
 def write_pages(root: Path, executed: Sequence[Path], folder: Path) -> None:
@@ -83,6 +97,36 @@ def executions(notebooks: Sequence[Path]) -> str:
         took = f"{run['duration']:.0f}" if "duration" in run else UNKNOWN
         commit = where.get("commit") or UNKNOWN
         machine = str(where.get("machine", UNKNOWN)).replace("|", "/")
-        name = f"[](../executed/{path.name})"
+        name = f"[](executed/{path.name})"
         lines.append(f"| {name} | {when} | {took} | {commit} | {machine} |")
     return "\n".join(lines) + "\n"
+
+
+def comparison_page(found: Comparison, first: str, second: str) -> str:
+    """Two studies side by side as one html file, named as the reader named them."""
+    title = fill("{} and {}", first, second)
+    parts: list[Html] = [
+        box(comparison_text(found, first, second)),
+        _part("Keys that differ", found.keys, "keys"),
+        _part("Numbers, in percent and points (second minus first)", found.numbers, "numbers"),
+        fold("Trained steps that both share", table(found.shared, csv="shared-steps")),
+    ]
+    body = fill("{}" * len(parts), *[part.source for part in parts])
+    return str(fill(PAGE, title=title, body=body))
+
+
+def comparison_text(found: Comparison, first: str, second: str) -> list[str]:
+    """What a comparison found, in two sentences."""
+    steps, same = found.shared["steps second"].sum(), found.shared["shared"].sum()
+    told = found.numbers.query("low > 0 or high < 0")
+    return [
+        f"{len(found.keys)} keys differ between {first} and {second}; they share {same} of {steps} trained steps.",
+        f"{len(told)} of {len(found.numbers)} numbers differ by more than their 95 % interval over seeds."
+        if len(found.numbers)
+        else "There are no numbers of both: run them first.",
+    ]
+
+
+def _part(title: str, frame: pd.DataFrame, name: str) -> Html:
+    shown = table(frame, csv=name).source if len(frame) else fill("<p>none</p>")
+    return Html(fill("<h2>{}</h2>{}", title, shown))

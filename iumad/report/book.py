@@ -7,6 +7,7 @@ Neither step needs torch, unless a notebook is told to run its study.
 """
 
 import base64
+import importlib.util
 import itertools
 import multiprocessing
 import os
@@ -111,17 +112,17 @@ def execute_notebooks(
     BookError, ConfigError
     """
     load_params(params)  # a mistake in it shows before anything runs
-    jobs = {path: (path, params, out, results) for path in _notebooks(root)}
-    return _execute_all(jobs, execute_notebook)
+    here, kept = _executable(root, out)
+    jobs = {path: (path, params, out, results) for path in here}
+    return sorted([*_execute_all(jobs, execute_notebook), *kept])
 
 
 def republish(out: Path, root: Path = Path()) -> list[Path]:
     """Execute all notebooks as they are, from the published tables: own runs are not looked at."""
     with _published_alone(root) as folder:
-        jobs = {
-            path: (path, out / path.name, dict[str, Any](), folder) for path in _notebooks(root)
-        }
-        return _execute_all(jobs, _execute)
+        here, kept = _executable(root, out)
+        jobs = {path: (path, out / path.name, dict[str, Any](), folder) for path in here}
+        return sorted([*_execute_all(jobs, _execute), *kept])
 
 
 def execute_notebook(notebook: Path, params: Path, out: Path, results: Path | None = None) -> Path:
@@ -271,6 +272,30 @@ def _notebooks(root: Path) -> list[Path]:
     return notebooks
 
 
+def _executable(root: Path, out: Path) -> tuple[list[Path], list[Path]]:
+    """The notebooks that can run here, and copies in `out` of published ones that need what is absent."""
+    here, kept = [], []
+    for path in _notebooks(root):
+        needed = nbformat.read(path, as_version=4).metadata.get("iumad", {}).get("needs")
+        published, copy = root / "book" / "executed" / path.name, out / path.name
+        if needed is None or _is_installed(needed) or not published.exists():
+            here.append(path)
+            continue
+        print(f"{path.stem}: kept as published, executing it needs {needed} (the extra `train`)")
+        out.mkdir(parents=True, exist_ok=True)
+        if published.resolve() != copy.resolve():
+            shutil.copy(published, copy)
+        kept.append(copy)
+    return here, kept
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:
+        return False
+
+
 @contextmanager
 def _published_alone(root: Path) -> Iterator[Path]:
     """A folder to run notebooks in, from which they see the params files and the published results alone."""
@@ -287,7 +312,7 @@ def _published_alone(root: Path) -> Iterator[Path]:
 
 def _execute_all(jobs: Mapping[Path, tuple[Any, ...]], execute: Any) -> list[Path]:
     """Execute notebooks in processes of their own and print what each took."""
-    count = min(usable_cores(), len(jobs))
+    count = max(1, min(usable_cores(), len(jobs)))
     spawn, threads = multiprocessing.get_context("spawn"), usable_cores() // count
     with ProcessPoolExecutor(count, spawn, _share_cores, (threads,)) as pool:
         tasks = {pool.submit(_timed, execute, job): path.stem for path, job in jobs.items()}
@@ -328,6 +353,7 @@ def _execute(notebook: Path, output: Path, parameters: Mapping[str, Any], folder
             cwd=folder,
             coalesce_streams=True,
             progress_bar=False,
+            extra_arguments=["--log-level=ERROR"],  # a local kernel warns that it is not encrypted
         )
     except PapermillExecutionError as error:
         raise BookError(f"{notebook.name}: {error.ename}: {error.evalue}; see {output}") from error
