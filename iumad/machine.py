@@ -143,8 +143,8 @@ def read_sealed(path: Path) -> bytes:
     DamagedFileError
         The file was changed, cut, copied from another place, or never sealed.
     """
-    if path.is_dir():
-        raise DamagedFileError(f"{path}: a folder where a file was written; {REMEDY}")
+    if path.exists() and not path.is_file():
+        raise DamagedFileError(f"{path}: a folder or device where a file was written; {REMEDY}")
     whole = path.read_bytes()
     content, seal = whole[:-_SEAL_LENGTH], whole[-_SEAL_LENGTH:]
     if not seal.startswith(_MARK):

@@ -12,6 +12,7 @@ import tiny
 import yaml
 from hypothesis import HealthCheck, settings
 
+pytest_plugins = ["attack.tally"]
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 # no deadline: shared machines are slow; derandomised: a red run can be repeated exactly

@@ -183,6 +183,7 @@ def test_damaged_data_sets_are_refused_by_name_or_whole(iumad, tmp_path, real_da
             refused += 1
             message = re.sub(r".*\r", "", err)  # the progress bar
             assert "error: " in message
+            message += out  # which lists them
             # a colour image of another size is said of the sample's other files
             assert f"{victim.parent.parent}/" in message
             assert victim.stem in message

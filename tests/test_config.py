@@ -118,7 +118,10 @@ def test_a_key_of_another_section_is_not_suggested(content, text):
 @pytest.mark.parametrize(
     ("content", "parts"),
     [
-        ({"training": {"epochs": 0}}, ["training.epochs", "greater than 0", "given: 0"]),
+        (
+            {"training": {"epochs": 0}},
+            ["training.epochs", "greater than or equal to 1", "given: 0"],
+        ),
         ({"features": {"grid": "many"}}, ["features.grid", "integer", "given: 'many'"]),
         ({"model": {"fusion": "sum"}}, ["fusion", "'cross-attention'", "given: 'sum'"]),
         ({"model": {"dim": 30, "heads": 8}}, ["dim 30, heads 8"]),
@@ -396,7 +399,7 @@ def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path):
     ("content", "text"),
     [
         (b"- a\n- b\n", "mapping of keys to values, got list"),
-        (b"", "got NoneType"),
+        (b"", "got nothing"),
         (b"a: [1\n", "not valid YAML|cannot be read"),
         (b"\xff\xfe\x00", "not valid YAML|cannot be read"),
         (b"seeds: [0]\nseeds: [1]\n", "'seeds' is given twice.*line 1"),

@@ -1,6 +1,7 @@
 """Params files: what lies on what, which value wins, variants, changes from outside, and what is refused."""
 
 import re
+import typing
 
 import pytest
 import tiny
@@ -92,8 +93,40 @@ def test_assignments_win_over_methods_which_win_over_presets_which_win_over_file
         assert getattr(build_study(own, "file").runs()[0], section).model_dump()[key] == value
         default = getattr(plain, section).model_dump()[key]
         both = {"methods": {method: {section: {key: default}}}}
+        if key in plain.idle(section):
+            continue
         assigned = build_study(both, "file", [f"{section}.{key}={value}"]).runs()[0]
         assert getattr(assigned, section).model_dump()[key] == value
+
+
+def other_value(default: object, kind: object) -> object:
+    """A value of the same kind that is not the default; None where there is no simple one."""
+    if isinstance(default, bool):
+        return not default
+    names = [each for each in typing.get_args(kind) if isinstance(each, str)]
+    if isinstance(default, str) and names:
+        return next((name for name in names if name != default), None)
+    if isinstance(default, int):
+        return 2 * default or 1
+    return default / 2 or 0.5 if isinstance(default, float) else None
+
+
+@pytest.mark.parametrize("method", PRESETS)
+def test_an_assignment_of_any_key_to_any_method_acts_or_is_refused(method):
+    plain = build_study({"methods": {method: {}}}, "file").runs()[0]
+    for section in ("model", "training", "increment"):
+        for key, field in type(getattr(plain, section)).model_fields.items():
+            value = other_value(getattr(getattr(plain, section), key), field.annotation)
+            if value is None or key == "kind":
+                continue
+            try:
+                study = build_study({"methods": {method: {}}}, "file", [f"{section}.{key}={value}"])
+            except ConfigError as error:
+                assert key in str(error)
+                continue
+            (run,) = study.runs()
+            assert getattr(getattr(run, section), key) == value
+            assert run.run_id != plain.run_id and key not in run.idle(section)
 
 
 def test_a_strategy_behind_a_plus_sign_changes_how_increments_are_trained_and_nothing_else():
@@ -135,7 +168,7 @@ def test_an_assignment_that_would_change_nothing_is_refused():
     bank = {"methods": {"simplenet": {}}}
     with pytest.raises(ConfigError, match=r"model\.dim: no method of this study has such a key"):
         build_study(bank, "file", ["model.dim=32"])
-    with pytest.raises(ConfigError, match=r"increment\.ewc_weight acts with .* ewc only"):
+    with pytest.raises(ConfigError, match=r"increment\.ewc_weight would change no run .* ewc only"):
         build_study({"methods": {"iuf": {}}}, "file", ["increment.ewc_weight=3"])
     both = build_study({"methods": {"simplenet": {}, "iuf": {}}}, "file", ["model.dim=32"])
     assert [getattr(run.model, "dim", None) for run in both.runs()] == [None, 32]

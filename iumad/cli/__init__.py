@@ -1,5 +1,7 @@
 """The command `iumad`: errors that a user can mend are one line and exit code 2."""
 
+import io
+import re
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -24,6 +26,7 @@ from iumad.cli.study import (
     run,
 )
 from iumad.cli.use import export, fit, info, learn, pack, predict, threshold
+from iumad.config.sections import one_line
 from iumad.errors import IumadError
 
 app = typer.Typer(
@@ -51,24 +54,28 @@ EXTRAS |= dict.fromkeys(["onnx", "onnxruntime", "onnxscript"], "export")  # pack
 
 def main() -> None:
     """Entry point of the console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # names that a terminal's encoding lacks are no errors
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except (IumadError, OSError) as error:  # of the system: no space, no permission, not a folder
-        _refuse(escaped(str(error)))
+        _refuse(str(error))
     except ModuleNotFoundError as error:
         extra = EXTRAS.get(error.name or "")
         if extra is None:
             raise
         _refuse(
             f"this command needs {error.name}, which comes with the extra `{extra}`: "
-            f'pip install "iumad\\[{extra}]"; reading results and building the book need none'
+            f'pip install "iumad[{extra}]"; reading results and building the book need none'
         )
 
 
 def _refuse(message: str) -> None:
-    text = " ".join(message.split("\n")) if "\n" not in message.strip() else message
-    text = text.encode("utf-8", "backslashreplace").decode()  # names that are not valid UTF-8
-    Console(stderr=True, soft_wrap=True).print(f"[red]error:[/] {text}", highlight=False)
+    text = re.sub(r"(\S{500})\S{500,}", r"\1...", one_line(" ".join(message.split("\n"))))
+    Console(stderr=True, soft_wrap=True).print(f"[red]error:[/] {escaped(text)}", highlight=False)
     sys.exit(2)
 
 

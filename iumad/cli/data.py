@@ -77,7 +77,9 @@ def check(root: Root) -> None:
     for text in report.warnings:
         console.print(f"warning: {text}", markup=False, highlight=False)
     if not report.ok:
-        raise DataError(f"{root}: {len(report.errors)} errors\n" + "\n".join(report.errors))
+        for text in report.errors:
+            console.print(f"error: {text}", markup=False, highlight=False)
+        raise DataError(f"{root}: {len(report.errors)} errors, listed above")
     console.print("no errors")
 
 

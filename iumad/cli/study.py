@@ -162,11 +162,12 @@ def publish(
     params: Annotated[list[Path], typer.Argument(help="params files (YAML) of the studies")],
     profile: Annotated[str, typer.Option(help="name of the folder of the tables")] = "mini",
     results: Results = Path("results"),
+    change: Set = None,
 ) -> None:
     """Write the numbers of finished runs into the committed tables, RESULTS/PROFILE."""
     from iumad.study.publish import publish as published
 
-    counts = published([load_params(path) for path in params], results, profile)
+    counts = published([chosen_study(path, change) for path in params], results, profile)
     said = ", ".join(f"{count} {what}" for what, count in counts.items())
     console.print(f"{results / profile}: {said}", highlight=False)
 
@@ -176,12 +177,13 @@ def model(
     method: Annotated[str | None, typer.Option(help="default: the last one with a network")] = None,
     modality: Annotated[str | None, typer.Option(help="default: the last")] = None,
     categories: Annotated[int, typer.Option(min=1, help="number of logits")] = 10,
+    change: Set = None,
 ) -> None:
     """Show the parts of a method's model: parameters, and operations for one image. Needs no data."""
     from iumad.study.efficiency import model_card, network_run
 
-    wanted = {"methods": method, "modalities": modality}
-    chosen = load_params(params).select(**{key: [name] for key, name in wanted.items() if name})
+    methods, modalities = ([name] if name else None for name in (method, modality))
+    chosen = chosen_study(params, change, methods, modalities)
     print_table(model_card(network_run(chosen), categories))
 
 
@@ -190,20 +192,23 @@ def params(
         Path | None, typer.Argument(help="params file; none: the defaults of all keys")
     ] = None,
     check: Annotated[
-        Path | None, typer.Option("--check", help="check a params file and list its runs")
+        Path | None, typer.Option("--check", help="params file to list and to check as `run` does")
     ] = None,
 ) -> None:
-    """Check a params file and list its files and runs, or print every key with its default.
+    """List the files and runs of a params file, or print every key with its default.
 
-    The settings must fit the categories, which needs the data where they lie on disk.
+    --check also looks the data over and makes every model once, as `iumad run` does before it trains.
     """
     from iumad.data import data_of
 
-    file = check or file
-    if file is None:
+    if check is None and file is None:
         console.print(_all_defaults(), highlight=False, markup=False)
         return
-    study = load_params(file)
+    if check is not None and file is not None:
+        raise ConfigError("params: one file, with or without --check")
+    path = check or file
+    assert path is not None
+    study = load_params(path)
     runs = study.runs()
     categories = data_of(study.data).categories
     steps = [len(run.steps_of(categories)) for run in runs]
@@ -213,8 +218,14 @@ def params(
     )
     print_table(table.assign(steps=steps))
     print_table(pd.DataFrame(study.notes.items(), columns=["method", "what it is"]))
-    chain = " <- ".join(str(path) for path in base_chain(file))
+    chain = " <- ".join(str(path) for path in base_chain(path))
     console.print(f"{chain}: valid, {len(runs)} runs", markup=False, highlight=False)
+    if check is not None:
+        from iumad.study.runner import check_study
+
+        for text in check_study(study):
+            console.print(f"warning: {text}", markup=False, highlight=False)
+        console.print("nothing speaks against running them", highlight=False)
 
 
 def compare(

@@ -11,6 +11,7 @@ What decides a value, later ones winning:
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,15 @@ from typing import Any
 import yaml
 
 from iumad.config.schema import SECTIONS, StudyConfig
-from iumad.config.sections import build, nearest
+from iumad.config.sections import MAX_SHOWN, build, nearest, one_line, shown
 from iumad.errors import ConfigError
 
+WINNING = ("model", "training", "increment")  # methods set these too; assignments win over them
+MAX_REASON = 300  # letters of PyYAML's message
 MAX_VARIANTS = 200  # of one method by `vary`; more is a slip
+MAX_BYTES = 1_000_000  # of a params file
+MAX_VALUES = 100_000  # in a params file, aliases counted each time they are used
+MAX_FILES = 100  # that one file builds on
 
 
 class UniqueKeys(yaml.SafeLoader):
@@ -29,10 +35,14 @@ class UniqueKeys(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """A mapping with every key once."""
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = [key for place, key in enumerate(keys) if key in keys[:place]]
+        keys = [
+            self.construct_object(key, deep=True)
+            for key, _ in node.value
+            if key.tag != "tag:yaml.org,2002:merge"
+        ]
+        twice = [key for key, count in Counter(keys).items() if count > 1]
         if twice:
-            raise yaml.YAMLError(f"key {twice[0]!r} is given twice, {node.start_mark}".strip())
+            raise yaml.YAMLError(f"key {shown(twice[0])} is given twice, {node.start_mark}".strip())
         return super().construct_mapping(node, deep)
 
 
@@ -45,12 +55,33 @@ def parse_yaml(text: str, where: str) -> Any:
         The text is not YAML, or has a value that Python cannot hold; the message begins with `where`.
     """
     try:
-        return yaml.load(text, Loader=UniqueKeys)
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        # ValueError: dates such as 2026-13-45, integers of thousands of digits; TypeError: keys without a hash;
-        # AttributeError: a tag that does not fit its value
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise ConfigError(f"{where}: not valid YAML: {' '.join(reason.split())}") from error
+        content = yaml.load(text, Loader=UniqueKeys)
+        _count_values(content)
+    except RecursionError as error:
+        raise ConfigError(one_line(f"{where}: not valid YAML: nested too deeply")) from error
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError) as error:
+        # beside YAMLError, what PyYAML raises for dates such as 2026-13-45, integers of thousands of digits, keys
+        # without a hash and tags that do not fit their values
+        reason = " ".join(str(error).split())[:MAX_REASON]
+        raise ConfigError(one_line(f"{where}: not valid YAML: {reason}")) from error
+    return content
+
+
+def _count_values(content: Any) -> None:
+    """Refuse content that contains itself, or that a few aliases blow up to more than anybody could write."""
+    counts: dict[int, int] = {}
+
+    def count(value: Any) -> int:
+        if not isinstance(value, dict | list | tuple | set):
+            return 1
+        if id(value) not in counts:
+            counts[id(value)] = MAX_VALUES  # met again inside: it contains itself
+            inner = [*value, *value.values()] if isinstance(value, dict) else value
+            counts[id(value)] = 1 + sum(count(each) for each in inner)
+        return counts[id(value)]
+
+    if count(content) > MAX_VALUES:
+        raise yaml.YAMLError(f"more than {MAX_VALUES} values, or a value that contains itself")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -62,17 +93,22 @@ def read_yaml(path: Path) -> dict[str, Any]:
         The file cannot be read or holds no mapping of names to values.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeError, ValueError) as error:  # ValueError: a null byte in the name
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        text = data.decode("utf-8")
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a null byte in the name
+        raise ConfigError(one_line(f"{path}: cannot be read: {error}")) from error
+    if len(data) > MAX_BYTES:
+        raise ConfigError(
+            one_line(f"{path}: has more than {MAX_BYTES} bytes, so is no params file")
+        )
     content = parse_yaml(text, str(path))
     if not isinstance(content, dict):
-        raise ConfigError(
-            f"{path}: needs a mapping of keys to values, got {type(content).__name__}"
-        )
+        kind = "nothing" if content is None else type(content).__name__
+        raise ConfigError(one_line(f"{path}: needs a mapping of keys to values, got {kind}"))
     unnamed = [key for key in content if not isinstance(key, str)]
     if unnamed:
-        raise ConfigError(f"{path}: keys must be names, got {unnamed[0]!r}")
+        raise ConfigError(one_line(f"{path}: keys must be names, got {shown(unnamed[0])}"))
     return content
 
 
@@ -106,16 +142,22 @@ def _layers(path: Path, above: tuple[Path, ...]) -> list[tuple[Path, dict[str, A
     bases = content.pop("base", [])
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) and base for base in bases):
-        raise ConfigError(f"{path}: base must be a params file or a list of them, got {bases!r}")
-    layers = []
+        raise ConfigError(
+            one_line(f"{path}: base must be a params file or a list of them, got {shown(bases)}")
+        )
+    layers: list[tuple[Path, dict[str, Any]]] = []
     for base in bases:
         following, chain = path.parent / base, (*above, path)
         if not following.is_file():
-            raise ConfigError(f"{path}: base: there is no file {following}")
+            raise ConfigError(one_line(f"{path}: base: there is no file {following}"))
         if following.resolve() in [each.resolve() for each in chain]:
             names = " -> ".join(str(each) for each in [*chain, following])
-            raise ConfigError(f"{chain[0]}: files build on each other in a circle: {names}")
+            raise ConfigError(
+                one_line(f"{chain[0]}: files build on each other in a circle: {names}")
+            )
         layers += _layers(following, chain)
+        if len(layers) > MAX_FILES:
+            raise ConfigError(one_line(f"{chain[0]}: builds on more than {MAX_FILES} files"))
     return [*layers, (path, content)]
 
 
@@ -125,11 +167,14 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     for name in SECTIONS:
         lower, upper = below.get(name), above.get(name)
         if isinstance(lower, Mapping) and isinstance(upper, Mapping):
-            other_data = name == "data" and upper.get("name", lower.get("name")) != lower.get(
-                "name"
-            )
-            content[name] = dict(upper) if other_data else {**lower, **upper}
+            replaces = name == "data" and _is_other_data(lower, upper)
+            content[name] = dict(upper) if replaces else {**lower, **upper}
     return content
+
+
+def _is_other_data(below: Mapping[str, Any], above: Mapping[str, Any]) -> bool:
+    """Whether a `data` section is of another data set than the one that it is laid on."""
+    return above.get("name", below.get("name")) != below.get("name")
 
 
 def load_params(
@@ -165,18 +210,25 @@ def build_study(
     winning: dict[str, Any] = {}
     for assignment in assignments:
         keys, value = _split(assignment)
-        target = winning if keys[0] in ("model", "training", "increment") else plain
+        target = winning if keys[0] in WINNING else plain
+        if target is winning and len(keys) == 1 and not isinstance(value, Mapping):
+            raise ConfigError(
+                f"{_set(assignment)}: {keys[0]} is a section, needs e.g. {keys[0]}.KEY=VALUE"
+            )
         _assign(target, keys, value, assignment)
+    if "methods" in plain:
+        content.setdefault("methods", {name: {} for name in StudyConfig().methods})
     for name, value in plain.items():
         below = content.get(name)
-        content[name] = (
-            _deep(below, value)
-            if isinstance(below, Mapping) and isinstance(value, Mapping)
-            else value
-        )
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            replaces = name == "data" and _is_other_data(below, value)
+            value = value if replaces else _deep(below, value)
+        content[name] = value
     if winning:
         content = merged(content, {k: v for k, v in winning.items() if k != "model"})
         content["assigned"] = winning
+    if isinstance(content.get("data"), Mapping):
+        content["data"] = {"name": StudyConfig().data.name} | content["data"]
     return build(StudyConfig, content, where)
 
 
@@ -266,11 +318,19 @@ def _split(assignment: str) -> tuple[list[str], Any]:
     key, equals, value = str(assignment).partition("=")
     keys = key.strip().split(".")
     if not equals or not all(keys):
-        raise ConfigError(f"--set {assignment}: needs KEY=VALUE, e.g. data.root=my/folder")
+        raise ConfigError(f"{_set(assignment)}: needs KEY=VALUE, e.g. data.root=my/folder")
     names = set(StudyConfig.model_fields) - {"assigned", "methods"}
     if keys[0] not in names | {"methods"}:
-        raise ConfigError(f"--set {assignment}: unknown key {keys[0]!r}{nearest(keys[0], names)}")
-    return keys, parse_yaml(value, f"--set {assignment}")
+        raise ConfigError(
+            f"{_set(assignment)}: unknown key {shown(keys[0])}{nearest(keys[0], names)}"
+        )
+    return keys, parse_yaml(value, _set(assignment))
+
+
+def _set(assignment: str) -> str:
+    """An assignment as messages name it."""
+    text = one_line(str(assignment))
+    return f"--set {text if len(text) <= MAX_SHOWN else f'{text[:MAX_SHOWN]}...'}"
 
 
 def _assign(content: dict[str, Any], keys: list[str], value: Any, assignment: str) -> None:
@@ -280,7 +340,7 @@ def _assign(content: dict[str, Any], keys: list[str], value: Any, assignment: st
         return
     inner = content.setdefault(head, {})
     if not isinstance(inner, dict):
-        raise ConfigError(f"--set {assignment}: {head} is a value, not a section")
+        raise ConfigError(f"{_set(assignment)}: {head} is a value, not a section")
     _assign(inner, rest, value, assignment)
 
 
@@ -302,11 +362,16 @@ def _unquoted(value: Any, key: str) -> Any:
 
 
 def _changes(text: str) -> list[str]:
-    """Assignments in one text, separated by commas outside brackets."""
-    parts, depth = [""], 0
+    """Assignments in one text, separated by commas outside brackets and quotes."""
+    parts, depth, quote = [""], 0, ""
     for character in text:
-        depth += (character in "[{(") - (character in "]})")
-        if character == "," and depth == 0:
+        if character == quote:
+            quote = ""
+        elif not quote and character in "'\"":
+            quote = character
+        elif not quote:
+            depth += (character in "[{(") - (character in "]})")
+        if character == "," and depth == 0 and not quote:
             parts.append("")
         else:
             parts[-1] += character

@@ -7,14 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
 from iumad.config.sections import (
+    Count,
     Modality,
     NonNegative,
     PerturbConfig,
     Probability,
     Section,
+    Width,
     nearest,
 )
 from iumad.errors import ConfigError
@@ -24,9 +26,9 @@ class ReconstructionConfig(Section):
     """IB-IUMAD and the reconstruction methods that are special cases of it."""
 
     kind: Literal["reconstruction"] = "reconstruction"
-    dim: PositiveInt = Field(96, description="d, width of tokens")
-    heads: PositiveInt = 8
-    layers: Annotated[int, Field(ge=2)] = Field(
+    dim: Width = Field(96, description="d, width of tokens")
+    heads: Width = 8
+    layers: Annotated[int, Field(ge=2, le=64)] = Field(
         2, description="encoder layers = decoder layers = condition blocks"
     )
     dropout: Probability = Field(
@@ -52,13 +54,13 @@ class ReconstructionConfig(Section):
     detach_condition: bool = Field(
         True, description="reconstruction loss does not reach the condition network"
     )
-    d_state: PositiveInt = Field(16, description="N of the state space model")
-    expand: PositiveInt = 2
+    d_state: Width = Field(16, description="N of the state space model")
+    expand: Annotated[int, Field(ge=1, le=16)] = 2
     fusion: Literal["addition", "concatfc", "linearglu", "cross-attention"] = "cross-attention"
     bottleneck: bool = Field(
         True, description="the information bottleneck module of Eq. 5 and its KL"
     )
-    bottleneck_width: PositiveFloat = Field(1.0, description="width of z in units of d")
+    bottleneck_width: PositiveFloat = Field(1.0, le=16, description="width of z in units of d")
     bottleneck_dropout: Probability = 0.1
     bottleneck_residual: bool = Field(
         False, description="F_fu^g = F_fu + bottleneck(F_fu); not in the paper"
@@ -95,9 +97,41 @@ class ReconstructionConfig(Section):
             raise ValueError(f"neighbour_mask must be odd and positive, got {self.neighbour_mask}")
         return self
 
+    def idle(self, modalities: tuple[str, ...]) -> dict[str, str]:
+        """Keys that change nothing beside the others' values, each with the reason."""
+        found: dict[str, str] = {}
 
-class _AnyBank(Section):
-    neighbours: PositiveInt = Field(1, description="nearest patches whose distances are averaged")
+        def add(keys: str, reason: str) -> None:
+            found.update(dict.fromkeys(keys.split(), reason))
+
+        if self.condition == "none":
+            add("gate detach_condition lambda_rgb lambda_depth", "there is no condition network")
+        if self.condition != "mamba":
+            add("d_state expand", f"condition is {self.condition}, not mamba")
+        if not self.bottleneck:
+            add("bottleneck_width bottleneck_dropout", "there is no bottleneck")
+            add("bottleneck_residual lambda_ib heads_cross_entropy", "there is no bottleneck")
+        if len(modalities) == 1:
+            add("targets", "there is one modality")
+        if "rgb" not in modalities:
+            add("lambda_rgb", "there is no modality rgb")
+        if not set(modalities) - {"rgb"}:
+            add("lambda_depth", "there is no modality beside rgb")
+        if self.jitter_scale == 0:
+            add("jitter_probability", "jitter_scale is 0")
+        if self.jitter_probability == 0:
+            add("jitter_scale", "jitter_probability is 0")
+        return found
+
+
+class _AnyModel(Section):
+    def idle(self, _modalities: tuple[str, ...]) -> dict[str, str]:
+        """Keys that change nothing beside the others' values, each with the reason."""
+        return {}
+
+
+class _AnyBank(_AnyModel):
+    neighbours: Count = Field(1, description="nearest patches whose distances are averaged")
     standardise: bool = Field(
         False, description="features per channel to mean 0, variance 1 of the base step"
     )
@@ -125,12 +159,12 @@ class UnifiedBankConfig(_AnyBank):
     """One memory of fixed size for all categories, which it is not told; it grows by steps."""
 
     kind: Literal["bank-unified"] = "bank-unified"
-    patches: PositiveInt = Field(
+    patches: Count = Field(
         4096, description="that the memory holds of each modality, however many categories"
     )
 
 
-class FloorConfig(Section):
+class FloorConfig(_AnyModel):
     """A statistic of the image without any training: what a method must beat to be worth anything."""
 
     kind: Literal["floor"] = "floor"
@@ -146,7 +180,7 @@ class FloorConfig(Section):
     modality: str | None = Field(
         None, description="whose image is looked at; default: the last of the run's"
     )
-    bins: PositiveInt = Field(16, description="of a histogram, for each colour")
+    bins: Width = Field(16, description="of a histogram, for each colour")
 
     @model_validator(mode="after")
     def _one_number(self) -> "FloorConfig":
@@ -158,19 +192,19 @@ class FloorConfig(Section):
 ScanOrder = Literal["hilbert", "sweep", "scan", "zorder", "zigzag"]
 
 
-class MambaADLiteConfig(Section):
+class MambaADLiteConfig(_AnyModel):
     """MambaAD's decoder on one grid of frozen features: an adaptation, not MambaAD (He et al., NeurIPS 2024)."""
 
     kind: Literal["mambaad-lite"] = "mambaad-lite"
-    dim: PositiveInt = Field(64, description="d at the full grid; twice that at each coarser stage")
-    depths: tuple[PositiveInt, ...] = Field(
+    dim: Width = Field(64, description="d at the full grid; twice that at each coarser stage")
+    depths: tuple[Width, ...] = Field(
         (2, 2), min_length=1, description="blocks of each stage, coarsest first; theirs: 3, 4, 6, 3"
     )
     scan: ScanOrder = Field("hilbert", description="the curve along which the grid is read")
     directions: Literal[2, 4, 8] = Field(
         8, description="of the curve: turned, transposed, reversed"
     )
-    d_state: PositiveInt = Field(16, description="N of the state space model")
+    d_state: Width = Field(16, description="N of the state space model")
     drop_path: float = Field(0.2, ge=0, lt=1, description="of the first block, falling to 0")
     loss_weight: PositiveFloat = Field(5.0, description="factor of the squared error")
     score: Literal["distance", "cosine"] = Field(
@@ -178,11 +212,11 @@ class MambaADLiteConfig(Section):
     )
 
 
-class SimpleNetConfig(Section):
+class SimpleNetConfig(_AnyModel):
     """SimpleNet: adaptor and discriminator of noisy features (Liu et al., CVPR 2023)."""
 
     kind: Literal["simplenet"] = "simplenet"
-    hidden: PositiveInt = Field(256, description="width of the discriminator; theirs: 1024")
+    hidden: Width = Field(256, description="width of the discriminator; theirs: 1024")
     noise: PositiveFloat = Field(
         0.5,
         description="of the negatives, relative to the adapted features; theirs: 0.015, absolute",
@@ -190,18 +224,22 @@ class SimpleNetConfig(Section):
     margin: PositiveFloat = Field(0.5, description="of both hinges")
 
 
-class CdadFeatConfig(Section):
+class CdadFeatConfig(_AnyModel):
     """CDAD's ingredients on frozen features: an adaptation, not CDAD (Li et al., CVPR 2025)."""
 
     kind: Literal["cdad-feat"] = "cdad-feat"
-    dim: PositiveInt = Field(64, multiple_of=8, description="d of denoiser and condition")
-    blocks: PositiveInt = Field(3, description="residual blocks of the denoiser")
-    layers: PositiveInt = Field(2, description="transformer layers of the condition; theirs: 8")
-    heads: PositiveInt = Field(4, description="of these layers, a divisor of dim; theirs: 8")
+    dim: Width = Field(64, multiple_of=8, description="d of denoiser and condition")
+    blocks: Annotated[int, Field(ge=1, le=64)] = Field(
+        3, description="residual blocks of the denoiser"
+    )
+    layers: Annotated[int, Field(ge=1, le=64)] = Field(
+        2, description="transformer layers of the condition; theirs: 8"
+    )
+    heads: Width = Field(4, description="of these layers, a divisor of dim; theirs: 8")
     start: Annotated[int, Field(ge=1, le=999)] = Field(
         250, description="noise level t at which sampling starts, of 1000; theirs: 999"
     )
-    sampling_steps: PositiveInt = Field(5, description="of DDIM; theirs: 10")
+    sampling_steps: Count = Field(5, description="of DDIM; theirs: 10")
 
     @model_validator(mode="after")
     def _heads_divide_dim(self) -> "CdadFeatConfig":
@@ -212,14 +250,14 @@ class CdadFeatConfig(Section):
         return self
 
 
-class _CrossMixture(Section):
+class _CrossMixture(_AnyModel):
     """What both sizes of UniMMAD share; the numbers are the full size's."""
 
-    width: PositiveInt = Field(256, description="e of the experts")
-    leaders: PositiveInt = Field(32, description="J, experts that an item can be routed to")
-    bases: PositiveInt = Field(8, description="N, kernels that leaders are mixed of")
-    active: PositiveInt = Field(2, description="K, leaders that an item is routed to")
-    kernels: tuple[PositiveInt, ...] = Field(
+    width: Width = Field(256, description="e of the experts")
+    leaders: Width = Field(32, description="J, experts that an item can be routed to")
+    bases: Width = Field(8, description="N, kernels that leaders are mixed of")
+    active: Width = Field(2, description="K, leaders that an item is routed to")
+    kernels: tuple[Width, ...] = Field(
         (1, 3, 5), min_length=1, description="odd sizes, of experts and of inner bottlenecks"
     )
     gamma: float = Field(2.0, ge=0, description="exponent of the focal weight in Eq. 3")
@@ -256,18 +294,16 @@ class UniMMADLiteConfig(_CrossMixture):
     """UniMMAD's experts on one grid of frozen features: an adaptation, not UniMMAD."""
 
     kind: Literal["unimmad-lite"] = "unimmad-lite"
-    width: int = Field(64, ge=2, description="e of the experts; theirs: 256")
-    leaders: PositiveInt = Field(8, description="J; theirs: 32")
-    bases: PositiveInt = Field(4, description="N; theirs: 8")
-    kernels: tuple[PositiveInt, ...] = Field(
-        (1, 3), min_length=1, description="odd; theirs: 1, 3, 5"
-    )
+    width: int = Field(64, ge=2, le=2048, description="e of the experts; theirs: 256")
+    leaders: Width = Field(8, description="J; theirs: 32")
+    bases: Width = Field(4, description="N; theirs: 8")
+    kernels: tuple[Width, ...] = Field((1, 3), min_length=1, description="odd; theirs: 1, 3, 5")
     sigma: PositiveFloat = Field(
         1.0, description="of the Gaussian over the maps, pixels; theirs: 4 at 256 pixels"
     )
 
 
-class CndConfig(Section):
+class CndConfig(_AnyModel):
     """CND: distillation of CLIP features, held to a learnt text of normality (CNC, Wang et al., AAAI 2025)."""
 
     kind: Literal["cnd"] = "cnd"
@@ -276,13 +312,13 @@ class CndConfig(Section):
     layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         (5, 11, 17), min_length=3, max_length=3, description="encoder blocks, the first is 0"
     )
-    prompt_length: PositiveInt = Field(
+    prompt_length: Count = Field(
         12,
         le=73,
         description="learnable tokens; with start, two words and end they fill CLIP's 77 at 73",
     )
-    experts: PositiveInt = Field(5, description="T")
-    active: PositiveInt = Field(2, description="K, experts per patch")
+    experts: Width = Field(5, description="T")
+    active: Width = Field(2, description="K, experts per patch")
     dropout: float = Field(0.1, ge=0, lt=1, description="of the multi-layer fusion")
     noise: float = Field(0.1, ge=0, description="of the input, in units of a token's RMS")
     temperature: PositiveFloat = Field(

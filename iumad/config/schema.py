@@ -23,6 +23,7 @@ from iumad.config.methods import (
     UNTRAINED,
     MethodConfig,
     ModelConfig,
+    ReconstructionConfig,
     find_preset,
     model_section,
 )
@@ -39,6 +40,7 @@ from iumad.config.sections import (
     build,
     data_of_run,
     nearest,
+    shown,
 )
 from iumad.errors import ConfigError
 
@@ -95,8 +97,7 @@ SECTIONS = ("data", "features", "model", "training", "increment", "evaluation")
 AXES = ("methods", "modalities", "settings", "seeds")  # of a study's grid
 MAX_SEED = 2**31 - 1
 MAX_NAME = 80  # letters of a name that becomes part of a path or a label
-ACTS_WITH = {"ewc_weight": "ewc", "replay_images": "replay", "svd_threshold": "svd"}
-"""Keys of `increment` that act with one strategy only."""
+MAX_NAME_BYTES = 200  # of such a name in UTF-8: file systems allow 255 with a suffix
 
 
 def stable_hash(content: Any) -> str:
@@ -140,6 +141,24 @@ class RunConfig(Section):
     def run_id(self) -> str:
         """Twelve hex digits: the hash of everything but the profile and the method's label."""
         return stable_hash(self._content({"profile", "method"}))
+
+    def idle(self, section: str) -> dict[str, str]:
+        """Keys of `model`, `training` or `increment` that change nothing in this run, each with the reason."""
+        if section == "model":
+            return self.model.idle(self.modalities)
+        keys = type(getattr(self, section)).model_fields
+        is_joint = self.increment.strategy == "joint"
+        others = [key for key in keys if key != "strategy"]
+        if self.model.kind in UNTRAINED:
+            found = dict.fromkeys(others, f"a {self.model.kind} is not trained")
+            return found | ({} if is_joint else {"strategy": "without training only joint acts"})
+        if section == "training":
+            return {}
+        if is_joint:
+            return dict.fromkeys(others, "joint training has no increments")
+        if self.setting.endswith("-0"):
+            return dict.fromkeys(keys, f"setting {self.setting} has no increments")
+        return self.increment.idle()
 
     def steps_of(self, categories: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
         """Categories that each step learns; joint training has one step, whatever the setting."""
@@ -238,6 +257,8 @@ class StudyConfig(Section):
                     raise ValueError(f"methods.{name}.{key}: none of {list(limit)} is in the grid")
         self._sizes_fit()
         runs = self.runs()
+        if not any(run.model.kind == "reconstruction" for run in runs):
+            build(ReconstructionConfig, self.model, "model")  # a misspelt key is found here too
         self._assignments_act(runs)
         return self
 
@@ -253,22 +274,19 @@ class StudyConfig(Section):
             )
 
     def _assignments_act(self, runs: list[RunConfig]) -> None:
-        """Every assigned key is one that some run of the grid uses."""
+        """Every assigned key changes some run of the grid."""
         for section, changes in self.assigned.items():
             for key in changes:
-                used = [run for run in runs if key in getattr(run, section).model_fields_set]
-                if not used:
+                having = [run for run in runs if key in type(getattr(run, section)).model_fields]
+                if not having:
                     names = {n for run in runs for n in type(getattr(run, section)).model_fields}
-                    raise ValueError(
+                    raise ConfigError(
                         f"{section}.{key}: no method of this study has such a key{nearest(key, names)}"
                     )
-                if section == "increment" and key in ACTS_WITH:
-                    strategy = ACTS_WITH[key]
-                    if not any(run.increment.strategy == strategy for run in runs):
-                        raise ValueError(
-                            f"increment.{key} acts with increment.strategy {strategy} only, "
-                            "which no method of this study has"
-                        )
+                reasons = [run.idle(section).get(key) for run in having]
+                if all(reasons):
+                    said = "; ".join(sorted({str(reason) for reason in reasons}))
+                    raise ConfigError(f"{section}.{key} would change no run of this study: {said}")
 
     @property
     def notes(self) -> dict[str, str]:
@@ -327,7 +345,7 @@ class StudyConfig(Section):
         Raises
         ------
         ConfigError
-            A key is unknown, or a value is not in the grid.
+            A key is unknown, a value is not in the grid, or an assignment would change no run of the part.
         """
         update: dict[str, Any] = {}
         for key, values in wanted.items():
@@ -344,6 +362,7 @@ class StudyConfig(Section):
         part = self.model_copy(update=update)
         if not part.runs():
             raise ConfigError(f"select: profile {self.profile!r} has no run with all of {wanted}")
+        part._assignments_act(part.runs())
         return part
 
 
@@ -361,6 +380,8 @@ def require_name(name: str, where: str) -> None:
         reason = "is empty or has spaces around it"
     elif len(name) > MAX_NAME:
         reason = f"has more than {MAX_NAME} letters"
+    elif len(name.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
+        reason = f"has more than {MAX_NAME_BYTES} bytes"
     elif re.search(r"[/\\:]", name) or name in (".", "..") or name.startswith("."):
         reason = "has a separator of paths, or begins with a dot"
     elif not name.isprintable():
@@ -368,4 +389,4 @@ def require_name(name: str, where: str) -> None:
     elif unicodedata.normalize("NFC", name) != name:
         reason = "is not in Unicode's composed form (NFC)"
     if reason:
-        raise ValueError(f"{where}: a name was expected, but {name!r} {reason}")
+        raise ValueError(f"{where}: a name was expected, but {shown(name)} {reason}")

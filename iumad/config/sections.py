@@ -19,7 +19,6 @@ from pydantic import (
     ConfigDict,
     Field,
     PositiveFloat,
-    PositiveInt,
     ValidationError,
     field_validator,
     model_validator,
@@ -28,6 +27,8 @@ from pydantic import (
 from iumad.errors import ConfigError
 
 Model = TypeVar("Model", bound=BaseModel)
+MAX_SHOWN = 80  # letters of a wrong value
+MAX_CLAUSES = 5  # wrong keys that are explained at once
 
 
 def build(section: type[Model], content: Mapping[str, Any], where: str) -> Model:
@@ -41,8 +42,22 @@ def build(section: type[Model], content: Mapping[str, Any], where: str) -> Model
     try:
         return section.model_validate(content)
     except ValidationError as error:
-        clauses = [_explain(section, item) for item in error.errors(include_url=False)]
-        raise ConfigError(f"{where}: " + "; ".join(clauses)) from error
+        items = error.errors(include_url=False)
+        clauses = [_explain(section, item) for item in items[:MAX_CLAUSES]]
+        if len(items) > MAX_CLAUSES:
+            clauses.append(f"and {len(items) - MAX_CLAUSES} more")
+        raise ConfigError(one_line(f"{where}: " + "; ".join(clauses))) from error
+
+
+def one_line(text: str) -> str:
+    """The text with letters that cannot be printed, such as the end of a line, written as Python writes them."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+
+
+def shown(value: object) -> str:
+    """A value as Python writes it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def nearest(word: str, names: Iterable[str]) -> str:
@@ -52,13 +67,13 @@ def nearest(word: str, names: Iterable[str]) -> str:
 
 
 def _explain(section: type[BaseModel], item: Any) -> str:
-    key = ".".join(str(part) for part in item["loc"])
+    key = ".".join(str(part)[:MAX_SHOWN] for part in item["loc"])
     if item["type"] == "extra_forbidden":
         names = _field_names(section, item["loc"][:-1])
         known = f"; known here: {', '.join(names)}"
         return f"unknown key {key!r}{nearest(str(item['loc'][-1]), names) or known}"
     message = item["msg"].removeprefix("Value error, ")
-    given = "" if item["type"] == "value_error" else f" (given: {item['input']!r})"
+    given = "" if item["type"] == "value_error" else f" (given: {shown(item['input'])})"
     return f"{key}: {message}{given}" if key else message + given
 
 
@@ -87,10 +102,26 @@ DepthEncoding = Literal["z", "z+normals", "xyz255"]
 
 
 class Section(BaseModel):
-    """Frozen and closed: a misspelt key is an error."""
+    """Frozen and closed: a misspelt key is an error. Numbers are finite, and `yes` is none."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, content: Any) -> Any:
+        for key, value in content.items() if isinstance(content, dict) else ():
+            values = value if isinstance(value, list | tuple) else [value]
+            if key in cls.model_fields and any(isinstance(each, bool) for each in values):
+                kind = cls.model_fields[key].annotation
+                if bool not in (kind, *get_args(kind)):
+                    raise ValueError(
+                        f"{key}: true or false (YAML also reads yes, no, on and off so) has no meaning here"
+                    )
+        return content
+
+
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Width = Annotated[int, Field(ge=1, le=2048)]  # of a network: more would not fit into memory
 
 MODALITY_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -129,7 +160,7 @@ class _AnyData(Section):
     categories: tuple[str, ...] | None = Field(
         None, description="which, in this order; default: all"
     )
-    image_size: Annotated[int, Field(ge=32, multiple_of=8)] = Field(
+    image_size: Annotated[int, Field(ge=32, le=4096, multiple_of=8)] = Field(
         128, description="side in pixels to which images are brought before the model sees them"
     )
     depth_encoding: DepthEncoding = Field(
@@ -161,6 +192,13 @@ class _AnyData(Section):
                 )
         return categories
 
+    @field_validator("categories")
+    @classmethod
+    def _each_category_once(cls, categories: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if categories is not None and len(set(categories)) != max(len(categories), 1):
+            raise ValueError("at least one, and each once")
+        return categories
+
     def scaling_of(self, modality: str) -> Scaling:
         """What is asked for a modality with more than 8 bits."""
         return self.depth_scaling if modality == "depth" else "measured"
@@ -170,10 +208,10 @@ class MiniCandiesConfig(_AnyData):
     """The embedded procedural data set."""
 
     name: Literal["minicandies"] = "minicandies"
-    n_train: PositiveInt = Field(40, description="good training images per category")
-    n_validation: PositiveInt = Field(8, description="good validation images per category")
-    n_test_good: PositiveInt = Field(12, description="good test images per category")
-    n_test_defect: PositiveInt = Field(24, description="defective test images per category")
+    n_train: Count = Field(40, description="good training images per category")
+    n_validation: Count = Field(8, description="good validation images per category")
+    n_test_good: Count = Field(12, description="good test images per category")
+    n_test_defect: Count = Field(24, description="defective test images per category")
     difficulty: float = Field(0.5, ge=0, le=1, description="0 obvious defects, 1 subtle ones")
     seed: Annotated[int, Field(ge=0)] | Literal["run"] = Field(
         "run",
@@ -265,17 +303,26 @@ class FeaturesConfig(Section):
     weights: Literal["pretrained", "random"] = Field(
         "pretrained", description="random is for tests only"
     )
-    levels: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        (0, 1, 2, 3), min_length=1, description="timm out_indices"
+    levels: tuple[Annotated[int, Field(ge=0, le=99)], ...] = Field(
+        (0, 1, 2, 3), min_length=1, description="timm out_indices, each once"
     )
-    grid: PositiveInt = Field(16, description="g: all levels are resized to g x g")
+    grid: Annotated[int, Field(ge=1, le=512)] = Field(
+        16, description="g: all levels are resized to g x g"
+    )
+
+    @field_validator("levels")
+    @classmethod
+    def _each_level_once(cls, levels: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(levels)) < len(levels):
+            raise ValueError(f"each level once, got {levels}")
+        return levels
 
 
 class TrainingConfig(Section):
     """The base step; increments take what `IncrementConfig` does not set."""
 
-    epochs: PositiveInt = Field(40, description="of the base step; the paper: 1000")
-    batch_size: PositiveInt = 8
+    epochs: Count = Field(40, description="of the base step; the paper: 1000")
+    batch_size: Count = 8
     lr: PositiveFloat = Field(1.0e-3, description="the paper: 1e-4")
     weight_decay: NonNegative = 1.0e-4
     schedule: Literal["one-cycle", "step", "constant"] = Field(
@@ -294,7 +341,7 @@ class IncrementConfig(Section):
         description="projection: IUF's, on FFN outputs; svd: CDAD's, on all layers' inputs; "
         "ewc, replay: controls; joint: no increments, all at once",
     )
-    epochs: PositiveInt = Field(20, description="the paper: 800")
+    epochs: Count = Field(20, description="the paper: 800")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="IUF: sgd")
     lr: PositiveFloat = Field(5.0e-4, description="IUF: 1.0 with sgd")
     pull: Probability = Field(
@@ -303,7 +350,7 @@ class IncrementConfig(Section):
     ewc_weight: NonNegative = Field(
         1.0e3, description="weight of the elastic penalty; for strategy ewc"
     )
-    replay_images: PositiveInt = Field(
+    replay_images: Count = Field(
         4, description="images kept per earlier category; for strategy replay"
     )
     svd_threshold: float = Field(
@@ -312,6 +359,15 @@ class IncrementConfig(Section):
         le=1,
         description="share of the inputs' energy that is protected; for strategy svd",
     )
+
+    def idle(self) -> dict[str, str]:
+        """Keys that change nothing beside the strategy, each with the reason."""
+        one_only = {"ewc_weight": "ewc", "replay_images": "replay", "svd_threshold": "svd"}
+        return {
+            key: f"it acts with increment.strategy {strategy} only"
+            for key, strategy in one_only.items()
+            if strategy != self.strategy
+        }
 
 
 Dose = Annotated[float, Field(ge=0, le=1)]
@@ -359,8 +415,8 @@ class EvaluationConfig(Section):
         "max",
         description="max: of the average-pooled map; top: mean of the highest 0.1 % of pixels (UniMMAD)",
     )
-    pool: PositiveInt = Field(16, description="window of that average, pixels")
+    pool: Count = Field(16, description="window of that average, pixels")
     fpr_limit: float = Field(
         0.3, gt=0, le=1, description="AUPRO is integrated up to this false positive rate"
     )
-    batch_size: PositiveInt = 16
+    batch_size: Count = 16

@@ -8,6 +8,7 @@ database in the cache folder. It only saves time: without it, or when it is dama
 out again.
 """
 
+import glob
 import hashlib
 import json
 import os
@@ -507,8 +508,9 @@ def find_second(image: Path, modality: str) -> Path | None:
     """
     names = second_folders(modality)
     folders = [image.parent.parent / name for name in names]
-    found = [each for folder in folders for each in sorted(folder.glob(f"{image.stem}.*"))]
-    beside = [image.parent.glob(f"{image.stem}_{name}.*") for name in names]
+    stem = glob.escape(image.stem)
+    found = [each for folder in folders for each in sorted(folder.glob(f"{stem}.*"))]
+    beside = [image.parent.glob(f"{stem}_{name}.*") for name in names]
     found += [each for matches in beside for each in sorted(matches)]
     if len(found) > 1:
         raise DataError(f"{image}: has several {modality} images: {', '.join(map(str, found))}")

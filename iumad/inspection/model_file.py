@@ -301,10 +301,10 @@ def load_model(path: Path) -> Model:
 
 
 def _opened(path: Path) -> zipfile.ZipFile:
+    if not path.is_file():  # a device such as /dev/full would be read for ever
+        raise CheckpointError(f"{path}: there is no such model file")
     try:
         return zipfile.ZipFile(path)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: there is no such model file") from error
     except (zipfile.BadZipFile, OSError) as error:
         raise CheckpointError(f"{path}: is no model file of iumad: {error}") from error
 

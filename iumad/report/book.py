@@ -151,7 +151,13 @@ def notebook_parameters(notebook: Path, params: Path) -> dict[str, Any]:
 
 def own_study(notebook: Path) -> Path | None:
     """The params file of a notebook that has a study of its own; None if it shows the main job of any, or none."""
-    parameters = papermill.inspect_notebook(str(notebook))
+    try:
+        if notebook.suffix != ".ipynb" or not notebook.is_file():
+            raise ValueError("there is no such file .ipynb")
+        parameters = papermill.inspect_notebook(str(notebook))
+    except (ValueError, AttributeError, nbformat.ValidationError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BookError(f"{notebook}: cannot be read as a notebook: {reason}") from error
     if "params_file" not in parameters:
         return None
     path = notebook.parent / parameters["params_file"]["default"].strip("\"'")

@@ -404,7 +404,13 @@ def check_study(study: StudyConfig, device: str = "auto") -> list[str]:
         kind = (run.model.model_dump_json(), run.modalities)
         if kind not in made:
             spec = InputSpec(run.modalities, channels, run.features.grid, run.data.image_size)
-            with torch.random.fork_rng(devices=[]):
-                make_detector(with_random_weights(run.model), spec, n_categories)
+            try:
+                with torch.random.fork_rng(devices=[]):
+                    make_detector(with_random_weights(run.model), spec, n_categories)
+            except (RuntimeError, MemoryError, OverflowError) as error:  # torch's, of its sizes
+                reason = " ".join(str(error).split())[:200]
+                raise ConfigError(
+                    f"method {run.method!r}: its model cannot be made with these sizes: {reason}"
+                ) from error
             made.add(kind)
     return warnings
