@@ -6,7 +6,7 @@ VENV = .venv
 PARAMS = params/smoke.yaml
 MARK = not slow
 
-.PHONY: study test check book bench clean
+.PHONY: study test attack check book bench clean
 
 study: $(VENV)/installed  ## run the study of PARAMS, build its book, print the page to open
 	$(VENV)/bin/iumad run $(PARAMS) && $(VENV)/bin/iumad book $(PARAMS)

@@ -37,7 +37,7 @@ def _interrupt(number: int, _frame: FrameType | None) -> None:
 
 def _say(text: str) -> None:
     command = shlex.join(["iumad", *sys.argv[1:]])
-    os.write(2, f"{text}; go on with: {command}\n".encode("utf-8", "surrogateescape"))
+    os.write(2, f"\n{text}; go on with: {command}\n".encode("utf-8", "surrogateescape"))
 
 
 if __name__ == "__main__":

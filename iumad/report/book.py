@@ -74,6 +74,7 @@ def make_book(
     ------
     BookError, ConfigError
     """
+    _notebooks(root)  # else this is not the repository
     published = root / "book" / "executed"
     if params is not None:
         executed = execute_notebooks(params, out / "executed", root, results)

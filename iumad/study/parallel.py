@@ -180,9 +180,8 @@ def _work(
     messages: Connection, run: RunConfig, how: tuple[str, str, int, int], patient: bool
 ) -> None:
     """Make one run and tell the parent; what is told are pairs of a word and a value."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches all processes; the parent ends them
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends them
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     results, device, threads, jobs = how
 

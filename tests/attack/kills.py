@@ -1,14 +1,31 @@
 """Commands that are killed after a while, from a process that has imported all they need: a start costs no time.
 
+Workers of `-j` are copies of it, too, where they are usually those of a server that each command starts, and
+nothing is measured beside the rows.
+
 Reads lines of JSON, {"argv": [...], "signal": number or null, "moment": seconds}, and answers each with
 {"code": exit code, "killed": whether the signal was sent, "seconds": ..., "told": last line of the error output}.
+The first command is not copied: what it loads and compiles is there for all that follow.
 """
 
 import json
+import multiprocessing
 import os
 import signal
 import sys
 import time
+
+from tqdm import tqdm
+
+
+def command(argv: list[str]) -> int:
+    """Exit code of a command in this process."""
+    sys.argv = argv
+    try:
+        main()
+    except SystemExit as left:
+        return left.code if isinstance(left.code, int) else int(left.code is not None)
+    return 0
 
 
 def attempt(order: dict) -> dict:
@@ -23,13 +40,9 @@ def attempt(order: dict) -> dict:
         os.dup2(writing, 2)
         os.close(writing)
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-        sys.argv = order["argv"]
         code = 1
         try:
-            main()
-            code = 0
-        except SystemExit as left:
-            code = left.code if isinstance(left.code, int) else int(left.code is not None)
+            code = command(order["argv"])
         except BaseException as error:  # nothing of this copy may go on
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
         finally:
@@ -54,12 +67,17 @@ def attempt(order: dict) -> dict:
 
 
 if __name__ == "__main__":
-    import timm  # noqa: F401 - what is imported here need not be by every command
-
     from iumad.__main__ import SIGNALS, _end_at_once, main
-    from iumad.study import check, measure, parallel  # noqa: F401
+    from iumad.study import measure, parallel
 
+    parallel._context = lambda: multiprocessing.get_context("fork")
+    measure.measure = lambda *_: 0
+    tqdm.monitor_interval = 0  # no threads, which a copy would not have
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    first = json.loads(sys.stdin.readline())
+    print(json.dumps({"code": command(first["argv"])}), file=answers, flush=True)
     for number in SIGNALS:  # as a command does before it imports anything
         signal.signal(number, _end_at_once)
     for line in sys.stdin:
-        print(json.dumps(attempt(json.loads(line))), flush=True)
+        print(json.dumps(attempt(json.loads(line))), file=answers, flush=True)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from attack.tally import Area
 
 AREA = Area("command line")
+pytestmark = pytest.mark.slow
 ODD_PATHS = [
     "nowhere",
     "",
@@ -60,6 +61,7 @@ def folder(tmp_path_factory) -> Path:
 def refused() -> list[list[str]]:
     """Command lines that cannot work, by hand."""
     found = [["run"], ["predit"], ["data"], ["data", "chek"], ["--versio"], ["run", "--sed"]]
+    found += [["book"], ["book", "--execute"], ["book", "tiny.yaml"]]  # outside the repository
     for path in ODD_PATHS:
         if path in ("tiny.yaml", ".", "~", "-x"):
             continue

@@ -7,14 +7,14 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from iumad.study.plan import plan
 
 from attack.tally import Area
-from iumad.study.load import load_provenance, load_rows, progress, training_log
+from iumad.study.load import load_provenance, load_rows, plan, progress, training_log
 from iumad.study.steps import steps_of
 from iumad.training.checkpoint import load_checkpoint
 
-AREA = Area("damaged results")
+AREA = Area("results")
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from iumad.data.check import check_dataset, open_folder
 from iumad.errors import DataError
 
 AREA = Area("data")
+pytestmark = pytest.mark.slow
 LAYOUTS = {"mvtec3d": trees.small_mvtec3d, "mvtec": trees.small_mvtec}
 
 

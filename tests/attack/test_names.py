@@ -10,9 +10,6 @@ import tiny
 import trees
 from hypothesis import given
 from hypothesis import strategies as st
-from iumad.data.folders.mvtec import MVTec
-from iumad.data.folders.new import Mapping, new_dataset
-from iumad.data.folders.own import OwnDataset
 
 from attack.tally import Area
 from iumad.config.files import load_params
@@ -20,6 +17,8 @@ from iumad.config.schema import StudyConfig
 from iumad.config.sections import FolderConfig
 from iumad.data import open_dataset
 from iumad.data.files import RESERVED
+from iumad.data.own import Mapping, OwnDataset, new_dataset
+from iumad.data.public import MVTec
 from iumad.errors import ConfigError, DataError
 from iumad.machine import read_table
 from iumad.study.load import load_rows, with_run_columns
