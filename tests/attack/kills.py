@@ -70,7 +70,7 @@ if __name__ == "__main__":
     from iumad.__main__ import SIGNALS, _end_at_once, main
     from iumad.study import measure, parallel
 
-    parallel._context = lambda: multiprocessing.get_context("fork")
+    parallel._context = lambda *_: multiprocessing.get_context("fork")
     measure.measure = lambda *_: 0
     tqdm.monitor_interval = 0  # no threads, which a copy would not have
     answers = os.fdopen(os.dup(1), "w")
