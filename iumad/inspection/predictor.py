@@ -26,7 +26,7 @@ from iumad.features.cache import Batch
 from iumad.inspection.model_file import Model, load_model
 from iumad.machine import usable_cores
 
-SURE = 0.5  # from this confidence on a category that the model told counts as recognised
+SURE = 0.5  # below it the runner-up is nearly as likely: within a quarter
 EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
 Image = np.ndarray | Path | str
 Second = Image | Mapping[str, Image] | None
@@ -260,15 +260,12 @@ class Predictor:
         if not detector.needs_category:
             anomaly_map, logits = detector.maps_and_logits(batch)
             if logits is not None:
-                likely = logits[0].softmax(dim=0).max(dim=0)
-                return int(likely.indices), float(likely.values), anomaly_map
+                likely = logits[0].softmax(dim=0).sort(descending=True)
+                sure = _lead(*reversed(likely.values[:2].tolist()))
+                return int(likely.indices[0]), sure, anomaly_map
         maps = [detector.token_map_of(batch, number) for number in range(len(self.categories))]
-        medians = torch.stack([x.median() for x in maps])
-        order = medians.sort()
-        best, sure = int(order.indices[0]), 1.0
-        if len(maps) > 1:
-            lead = 1 - order.values[0] / order.values[1].clamp_min(1e-12)
-            sure = float((2 * lead).clamp(0, 1))
+        medians = torch.stack([x.median() for x in maps]).sort()
+        best, sure = int(medians.indices[0]), _lead(*medians.values[:2].tolist())
         return best, sure, detector.enlarge(maps[best])
 
     def _prediction(self, look: _Look, recognised: bool, seconds: float) -> Prediction:
@@ -310,6 +307,11 @@ def encode(
 def _image_tensor(image: np.ndarray) -> Float32[Tensor, "1 3 h w"]:
     tensor = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
     return tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor.contiguous()
+
+
+def _lead(smaller: float, larger: float | None = None) -> float:
+    """How sure the better of two is: twice its relative lead, at most 1; without another one it is sure."""
+    return 1.0 if larger is None else min(1.0, 2 * (1 - smaller / max(larger, 1e-12)))
 
 
 def _largest_region(above: np.ndarray, size: tuple[int, int]) -> Region | None:
