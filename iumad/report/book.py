@@ -129,7 +129,7 @@ def republish(out: Path, root: Path = Path()) -> list[Path]:
 def execute_notebook(notebook: Path, params: Path, out: Path, results: Path | None = None) -> Path:
     """Run one notebook for a params file and write it to a folder; see `execute_notebooks`."""
     parameters = notebook_parameters(notebook, params)
-    if results is not None:
+    if results is not None and "results" in papermill.inspect_notebook(str(notebook)):
         parameters["results"] = _seen_from(notebook, results)
     return _execute(notebook, out / notebook.name, parameters, notebook.parent)
 
