@@ -101,6 +101,7 @@ def test_all_commands_are_there():
     names = {" ".join(path) for path in commands()}
     assert names >= {
         *("run", "evaluate", "predict", "params", "book", "plan", "publish", "notebook"),
+        *("fit", "learn", "threshold", "info", "export", "pack"),
         *("data export", "data check", "data show", "data new", "cache info", "cache prune"),
     }
 
