@@ -14,7 +14,7 @@ from iumad.report.style import code, fill, verdict_word
 from iumad.report.tables import BETTER_OR_WORSE
 from iumad.study.results import LABELS, final_table
 from iumad.study.statistics import summarise
-from iumad.study.verdicts import FLOOR, NOT_RUN
+from iumad.study.verdicts import ABOVE_FLOORS, FLOOR, NOT_RUN
 
 OURS, BASELINE, MARK = "ib-iumad", "iuf", "bank"
 MAIN = ("i_auroc", "aupro")
@@ -123,6 +123,50 @@ def against_the_mark(rows: pd.DataFrame, mark: str = MARK) -> list[Markup]:
             )
         )
     return said
+
+
+def how_trained(seen: int | None, rows: pd.DataFrame, log: pd.DataFrame) -> list[Markup]:
+    """How far training brought the methods of one setting and modality, beside the best floor and a bank.
+
+    Parameters
+    ----------
+    seen : int or None
+        Images that a model is trained on, repetitions counted.
+    rows, log : DataFrame
+        Result rows, and the training log, whose methods are those that are trained.
+    """
+    table = final_table(rows) if len(rows) else rows
+    means = table[table["metric"] == "i_auroc"].groupby("method")["value"].mean()
+    floors = means[[name.startswith(FLOOR) for name in means.index]]
+    trained = means[[name in set(log["method"]) for name in means.index]]
+    if floors.empty or trained.empty:
+        return [Markup("Not answered yet: runs are missing.")]
+    enough = trained >= floors.max() + ABOVE_FLOORS
+    said = [
+        fill(
+            "A model sees {} training images, the paper's about 2.9 million.",
+            "some" if seen is None else f"{seen:,}",
+        ),
+        fill(
+            "The best floor, {}, has {} % image AUROC; {} of {} trained methods are 10 points above it or more{}.",
+            *(code(floors.idxmax()), f"{100 * floors.max():.1f}", int(enough.sum()), len(trained)),
+            fill(", not {}", _names(trained[~enough].index)) if not enough.all() else "",
+        ),
+    ]
+    if MARK in means:
+        over = trained[trained >= means[MARK]]
+        sentence = fill("{} reaches {} %", code(MARK), f"{100 * means[MARK]:.1f}")
+        reached = (
+            fill("{} as much or more", _names(over.index))
+            if len(over)
+            else "no trained method as much"
+        )
+        said.append(fill("{}, {}.", sentence, reached))
+    return said
+
+
+def _names(methods: Sequence[str]) -> Markup:
+    return Markup(", ").join(code(name) for name in methods)
 
 
 def place_among(rows: pd.DataFrame, ours: str = OURS) -> list[Markup]:
