@@ -67,6 +67,16 @@ def at_once(table, metric="i_auroc", setting="2-0", **labels):
     )
 
 
+def trained(rows):
+    """The same rows beside a low floor and classifiers that are always right, so that all gates are met."""
+    scores = rows[rows["metric"] == "i_auroc"]
+    right = scores.assign(metric="accuracy", value=1.0)
+    cell = ["modality", "setting", "seed", "step", "category"]
+    floor = scores.assign(method="floor-low", value=0.1).drop_duplicates(cell)
+    floor["run_id"] = floor["run_id"] + "-floor"
+    return pd.concat([rows, right, floor], ignore_index=True)
+
+
 def difference(metric="i_auroc", setting="2-0", first="ib-iumad", second="iuf", **options):
     terms = (Term(1, first, BOTH), Term(-1, second, BOTH))
     return Contrast(terms, setting, metric, **options)
@@ -88,9 +98,11 @@ def test_a_difference_by_hand():
     assert (row["low"], row["high"]) == pytest.approx((3 - half, 3 + half))
     assert row["paper"] == pytest.approx(78.6 - 75.1)  # Table 1, RGB+3D, 6-1
     assert row["detectable"] == pytest.approx(5.06, abs=0.02)  # deviations, each of one point
-    assert (row["n"], row["m"], row["verdict"]) == (3, 1, SUPPORTED)
+    assert (row["n"], row["m"], row["verdict"]) == (3, 1, UNTRAINED)
     assert "not measured: ib-iumad (rgb+depth): no floors" in row["gates"]
-    assert "(gates not measured: floors, classifier)" in row["reason"]
+    assert "not shown to be trained enough" in row["reason"]
+    (row,) = judged(trained(rows), difference(setting="6-1"))
+    assert (row["estimate"], row["verdict"]) == (pytest.approx(3), SUPPORTED)
 
 
 @pytest.mark.parametrize(
@@ -107,6 +119,7 @@ def test_a_difference_by_hand():
 )
 def test_the_words(differences, verdict, text):
     rows = at_once({"iuf": [0.5] * len(differences), "ib-iumad": [0.5 + d for d in differences]})
+    rows = trained(rows)
     (row,) = judged(rows, difference())
     assert row["verdict"] == verdict and text in row["reason"], row["reason"]
     (turned,) = judged(rows, difference().turned)
@@ -116,6 +129,7 @@ def test_the_words(differences, verdict, text):
 
 def test_correction_goes_over_what_was_planned_with_one_metric():
     rows = at_once({"iuf": [0.5] * 3, "a": [0.52, 0.53, 0.545], "ib-iumad": [0.51, 0.55, 0.60]})
+    rows = trained(rows)
     (alone,) = judged(rows, difference(first="a"))
     planned = [difference(first=name) for name in ("a", "ib-iumad", "never run")]
     first, second, absent, other = judged(rows, *planned, difference("aupro"))
@@ -284,7 +298,8 @@ def test_gates_that_do_not_apply():
 
 
 def test_a_missed_gate_replaces_the_verdict_unless_the_method_is_exempt():
-    rows = at_once({"ib-iumad": [0.9, 0.91, 0.92], "iuf": [0.55] * 3, "floor-a": [0.5] * 3})
+    table = {"ib-iumad": [0.9, 0.91, 0.92], "iuf": [0.55] * 3, "floor-a": [0.5] * 3}
+    rows = trained(at_once(table))
     (row,) = judged(rows, difference())
     assert row["verdict"] == UNTRAINED
     assert row["reason"] == "iuf (rgb+depth, 2-0) is 5.0 points above floor-a, 10 are needed"
@@ -303,7 +318,7 @@ def claim(name, *contrasts, family="one"):
 def test_the_main_contrast_alone_decides_and_the_others_are_shown():
     good = {"ib-iumad": [0.80, 0.81, 0.82], "iuf": [0.70, 0.71, 0.72]}
     bad = {"ib-iumad": [0.70, 0.70, 0.70], "iuf": [0.78, 0.79, 0.80]}
-    rows = pd.concat([at_once(good), at_once(bad, "aupro")])
+    rows = trained(pd.concat([at_once(good), at_once(bad, "aupro")]))
     claims = (
         claim("one", difference(), difference("aupro")),
         claim("two", difference(first="never")),

@@ -13,7 +13,7 @@ forgetting, which is an outcome, is not taken for a lack of training:
 - *new categories*: is image AUROC of the increments' categories within 5 points of that of the same method when it
   learns all categories at once (its run of one step, else `joint`)?
 
-A gate whose runs are absent is *not measured*, and its verdict says so.
+A gate whose runs are absent is *not measured*, and is taken as missed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -528,11 +528,10 @@ def _with_gates(
     missed = gates[gates["state"] == MISSED]["text"]
     if len(missed):
         return UNTRAINED, "; ".join(missed)
-    reason = _reason(verdict, numbers, contrast)
-    unmeasured = gates[gates["state"] == UNMEASURED]["gate"].unique()
+    unmeasured = gates[gates["state"] == UNMEASURED]["text"]
     if len(unmeasured):
-        reason += f" (gates not measured: {', '.join(unmeasured)})"
-    return verdict, reason
+        return UNTRAINED, f"not shown to be trained enough, not measured: {'; '.join(unmeasured)}"
+    return verdict, _reason(verdict, numbers, contrast)
 
 
 def _absent(contrast: Contrast, values: pd.DataFrame) -> list[str]:
