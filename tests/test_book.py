@@ -16,6 +16,7 @@ from iumad.errors import ConfigError
 from iumad.report.book import (
     BookError,
     build_book,
+    execute_notebook,
     execute_notebooks,
     extract_figures,
     failures,
@@ -129,6 +130,15 @@ def test_a_failing_cell_stops_the_run_and_is_remembered(small_repository):
     with pytest.raises(BookError, match="ZeroDivisionError"):
         build_book([executed], root / "out", root)
     assert failures(root / "notebooks" / "01_one.ipynb") == ["it was never executed"]
+
+
+def test_a_cell_that_never_ends_is_given_up_and_its_page_named(small_repository, monkeypatch):
+    monkeypatch.setattr("iumad.report.book.CELL_SECONDS", 3)
+    root = small_repository("import time; time.sleep(100)")
+    with pytest.raises(BookError, match=r"01_one\.ipynb: a cell was not done after 3 s"):
+        execute_notebook(
+            root / "notebooks" / "01_one.ipynb", root / "params" / "two.yaml", root / "out"
+        )
 
 
 def test_a_misspelt_key_stops_before_any_notebook(small_repository):

@@ -35,6 +35,7 @@ from iumad.study.provenance import code_and_machine
 
 COMMON = "mini.yaml"  # what notebooks name that show the main job of any params file
 OWN = ("steps", "efficiency")  # folders of a results folder that are not published
+CELL_SECONDS = 600  # after which a cell is given up: no page trains, and the slowest takes seconds
 LOG_LINES = 25  # of the builder's log shown when it fails
 KINDS = {"image/png": "png", "image/svg+xml": "svg", "text/csv": "csv"}
 
@@ -361,9 +362,14 @@ def _execute(notebook: Path, output: Path, parameters: Mapping[str, Any], folder
             coalesce_streams=True,
             progress_bar=False,
             extra_arguments=["--log-level=ERROR"],  # a local kernel warns that it is not encrypted
+            execution_timeout=CELL_SECONDS,
         )
     except PapermillExecutionError as error:
         raise BookError(f"{notebook.name}: {error.ename}: {error.evalue}; see {output}") from error
+    except TimeoutError as error:
+        raise BookError(
+            f"{notebook.name}: a cell was not done after {CELL_SECONDS} s and was given up; see {output}"
+        ) from error
 
     content = nbformat.read(output, as_version=4)
     content.metadata.papermill.update(input_path=notebook.name, output_path=output.name)
