@@ -96,6 +96,27 @@ def test_results_fit_a_laptop(browser, built_book):
     assert trouble == {}
 
 
+def test_long_tables_are_sorted_and_searched(browser, repository):
+    lines = [f"<tr><td>n{i * 7 % 15}</td><td>{i * 7 % 15}.5 ± 0.1</td></tr>" for i in range(14)]
+    body = "".join([*lines, "<tr><td>&lt;b&gt;</td><td>-</td></tr>"])
+    head = "<thead><tr><th>name</th><th>value</th></tr></thead>"
+    script = (repository / "book" / "_theme" / "book.js").read_text()
+    table = f"<table>{head}<tbody>{body}</tbody></table>"
+    page = browser.new_page()
+    page.set_content(
+        f'<div class="bd-article"><div class="iumad">{table}</div></div><script>{script}</script>'
+    )
+    shown = page.locator("tbody tr:visible td:first-child")
+    page.get_by_role("button", name="value").click()
+    assert shown.all_inner_texts() == [*(f"n{i}" for i in range(15) if i != 8), "<b>"]
+    page.get_by_role("button", name="value").click()
+    assert shown.all_inner_texts()[0] == "n14"
+    assert shown.all_inner_texts()[-1] == "<b>"  # what has no number comes last
+    page.get_by_role("searchbox").fill("n1")
+    assert set(shown.all_inner_texts()) == {"n1", *(f"n{i}" for i in range(10, 15))}
+    page.close()
+
+
 def test_formulas_are_typeset(browser, built_book):
     page = browser.new_page()
     page.goto((built_book / "method.html").as_uri())
