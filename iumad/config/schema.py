@@ -371,7 +371,7 @@ def require_name(name: str, where: str) -> None:
 
     Raises
     ------
-    ValueError
+    ConfigError
         The name is empty or too long, has surrounding spaces, separators of paths or unprintable letters, or is
         not in Unicode's composed form (NFC), beside which it could not be told apart.
     """
@@ -389,4 +389,4 @@ def require_name(name: str, where: str) -> None:
     elif unicodedata.normalize("NFC", name) != name:
         reason = "is not in Unicode's composed form (NFC)"
     if reason:
-        raise ValueError(f"{where}: a name was expected, but {shown(name)} {reason}")
+        raise ConfigError(f"{where}: a name was expected, but {shown(name)} {reason}")

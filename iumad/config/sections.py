@@ -115,7 +115,8 @@ class Section(BaseModel):
                 kind = cls.model_fields[key].annotation
                 if bool not in (kind, *get_args(kind)):
                     raise ValueError(
-                        f"{key}: true or false (YAML also reads yes, no, on and off so) has no meaning here"
+                        f"{key}: true or false (YAML also reads yes, no, on and off so) has no meaning here; "
+                        "if it is a name, put it in quotes"
                     )
         return content
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from iumad.config.schema import RunConfig, StudyConfig
+from iumad.config.schema import RunConfig, StudyConfig, require_name
 from iumad.errors import DataError
 from iumad.study.load import (
     RUN_LABELS,
@@ -32,9 +32,13 @@ def publish(studies: Sequence[StudyConfig], results: Path, profile: str) -> dict
 
     Raises
     ------
+    ConfigError
+        The profile is no name of a folder in `results`.
     DataError
         No run is finished, or a step was made by code that is not committed.
     """
+    for part in profile.split("/"):
+        require_name(part, "--profile")
     rows = pd.concat([load_rows(study, results) for study in studies], ignore_index=True)
     if rows.empty:
         raise DataError(
