@@ -6,6 +6,7 @@ import io
 import numpy as np
 import pandas as pd
 import pytest
+import tiny
 from PIL import Image
 
 from iumad.errors import DataError
@@ -20,14 +21,13 @@ from iumad.study.measured import (
     publish_measured,
     shown_part,
 )
-from iumad.study.runner import score_samples
 
 
 def test_scores_and_maps_are_those_of_the_model(measured):
     study, results = measured
     run = study.select(methods=["ib-iumad"]).runs()[0]
     samples = load_measured(study, "samples", results).query("method == 'ib-iumad'")
-    maps = score_samples(run, samples["sample_id"].tolist(), results)
+    maps = tiny.score_samples(run, samples["sample_id"].tolist(), results)
     scores = image_scores(maps, run.evaluation.image_score, run.evaluation.pool)
     np.testing.assert_allclose(samples["score"], scores, rtol=1e-5)
     drawn = [row for row in samples.reset_index().itertuples() if row.map]

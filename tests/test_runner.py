@@ -112,11 +112,11 @@ def test_every_step_tells_where_it_comes_from(finished):
 def test_maps_of_samples_by_the_model_after_a_step(finished):
     run = one(finished, "ib-iumad")
     ids = ["chocolate/test/good/000", "madeleine/test/good/000"]
-    maps = study.score_samples(run, ids, finished.results)
+    maps = tiny.score_samples(run, ids, finished.results)
     assert maps.shape == (2, tiny.SIZE, tiny.SIZE)
-    alone = study.score_samples(run, ids[1:], finished.results, step=1)
+    alone = tiny.score_samples(run, ids[1:], finished.results, step=1)
     np.testing.assert_allclose(alone[0], maps[1], rtol=1e-5)  # other batch sizes round differently
-    base = study.score_samples(run, ids, finished.results, step=0)
+    base = tiny.score_samples(run, ids, finished.results, step=0)
     assert not np.allclose(base, maps, rtol=1e-3)
 
 

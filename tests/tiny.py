@@ -10,9 +10,12 @@ import torch
 
 from iumad.config.schema import RunConfig, StudyConfig
 from iumad.data import open_dataset
+from iumad.evaluation.evaluate import anomaly_maps
 from iumad.features.cache import Batch, FeatureStore
 from iumad.models.base import InputSpec
 from iumad.models.detector import ReconstructionDetector
+from iumad.study.runner import RunWork, computing_threads, trained_detector
+from iumad.study.steps import steps_of
 
 CATEGORIES = ("chocolate", "pretzel", "madeleine")
 CHANNELS, GRID, SIZE = 6, 4, 32  # of the batches and detectors below, which need no backbone
@@ -143,3 +146,11 @@ def same_tensors(first: dict, second: dict) -> bool:
 def image(seed: int = 0, size: int = SIZE) -> np.ndarray:
     """A random uint8 image."""
     return np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
+
+
+def score_samples(run: RunConfig, ids: Sequence[str], results: Path, step: int = -1) -> np.ndarray:
+    """Anomaly maps of samples by the model of a run after a step."""
+    work = RunWork(run)
+    detector = trained_detector(work, steps_of(run, results, work.dataset)[step])
+    with computing_threads(work.threads):
+        return anomaly_maps(detector, work.store, ids)

@@ -29,7 +29,6 @@ from iumad.study.statistics import CONTRADICTED, SUPPORTED, summarise
 
 NOT_RUN = "not run"
 CELL = ["modality", "setting", "method"]
-PAIR = ("seed", "category")
 BETTER_OR_WORSE = {SUPPORTED: "better", CONTRADICTED: "worse"}  # of a method against a reference
 LESS_IS_BETTER = "fm_"
 COST_NAMES = {

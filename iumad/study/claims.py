@@ -17,7 +17,6 @@ from iumad.data import data_of
 from iumad.study.load import load_rows, progress
 from iumad.study.measured import cost_claims, read_costs
 from iumad.study.results import FRACTIONS
-from iumad.study.statistics import CONTRADICTED, SUPPORTED, VERDICTS
 from iumad.study.verdicts import (
     COLUMNS,
     FLOOR,
@@ -34,7 +33,6 @@ from iumad.study.verdicts import (
 )
 
 UNTESTABLE = "not testable here"
-WORDS = (*VERDICTS, NOT_RUN, UNTESTABLE)
 """Everything that can stand in the column verdict, in the order of the text."""
 
 COSTS = "efficiency"  # the study that is measured, not trained
@@ -134,7 +132,7 @@ def verdicts(claims: tuple[Claim, ...], table: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        claim, statement, where, verdict (one of `WORDS`), test (the main contrast), estimate, low, high, paper,
+        claim, statement, where, verdict (of its main contrast, or `UNTESTABLE`), test, estimate, low, high, paper,
         detectable, unit, n, gates, reason, page.
     """
     numbers = ["test", "estimate", "low", "high", "paper", "detectable", "unit", "n", "gates"]
@@ -150,20 +148,6 @@ def verdicts(claims: tuple[Claim, ...], table: pd.DataFrame) -> pd.DataFrame:
         records.append(record | {"page": claim.page})
     columns = ["claim", "statement", "where", "verdict", *numbers, "reason", "page"]
     return pd.DataFrame(records, columns=columns)
-
-
-def conclusion(answers: pd.DataFrame) -> str:
-    """Markdown: how many claims came out in which way, which ones, and why those that are not decided are not."""
-    lines = [f"Of {len(answers)} claims:", ""]
-    for word in WORDS:
-        part = answers[answers["verdict"] == word]
-        if part.empty:
-            continue
-        names = "; ".join(part["claim"])
-        lines.append(f"- **{word}: {len(part)}** ({names})")
-        if word not in (SUPPORTED, CONTRADICTED):
-            lines += [f"    - {row.claim}: {row.reason}" for row in part.itertuples()]
-    return "\n".join(lines)
 
 
 def compare(

@@ -209,12 +209,6 @@ def continual_table(rows: pd.DataFrame) -> pd.DataFrame:
     return long.assign(category=MEAN)[columns].reset_index(drop=True)
 
 
-def forgetting_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows ``fm_*`` of `continual_table`."""
-    table = continual_table(rows)
-    return table[table["metric"].str.startswith("fm_")].reset_index(drop=True)
-
-
 def final_table(rows: pd.DataFrame) -> pd.DataFrame:
     """Summarise each run: means after the last step as in the paper's tables, and what learning in steps did.
 

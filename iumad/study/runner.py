@@ -13,11 +13,9 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from filelock import FileLock, Timeout
-from jaxtyping import Float32
 from tqdm import tqdm
 
 from iumad.config.schema import RunConfig, StudyConfig
@@ -344,16 +342,6 @@ def saved_text(study: StudyConfig, results: str | Path) -> str:
         f"interrupted: {done} of {len(study.runs())} runs are finished in {results}; of the others the finished "
         "steps and the saved epochs are kept"
     )
-
-
-def score_samples(
-    run: RunConfig, sample_ids: Sequence[str], results: str | Path = RESULTS, step: int = -1
-) -> Float32[np.ndarray, "n size size"]:
-    """Anomaly maps of samples by the model of a run after a step (default: the last), trained if need be."""
-    work = RunWork(run)
-    chosen = steps_of(run, results, work.dataset)[step]
-    with computing_threads(work.threads):
-        return anomaly_maps(trained_detector(work, chosen), work.store, sample_ids)
 
 
 def score_categories(run: RunConfig, results: str | Path = RESULTS) -> Iterator[Scored]:
