@@ -20,7 +20,7 @@ from iumad.config.schema import RunConfig
 from iumad.features.cache import Batch
 from iumad.models.base import InputSpec
 from iumad.models.detector import ReconstructionDetector
-from iumad.study.provenance import peak_memory_mb
+from iumad.study.steps import peak_memory_mb
 from iumad.training.loop import StepPlan, autocast, make_optimizer
 
 PARAMS = Path(__file__).resolve().parents[1] / "params"

@@ -11,7 +11,7 @@ from pandas.testing import assert_frame_equal
 from iumad.errors import DataError
 from iumad.study import load
 from iumad.study.load import RUNS, STEPS, read_published, write_published
-from iumad.study.publish import publish
+from iumad.study.measured import publish
 from iumad.study.steps import steps_of
 
 

@@ -10,13 +10,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from iumad.errors import DamagedFileError, DataError, MetricError
-from iumad.study.provenance import (
-    Effort,
-    add_evaluation,
-    read_provenance,
-    record_provenance,
-    write_provenance,
-)
 from iumad.study.results import (
     LOG_SCHEMA,
     ROW_SCHEMA,
@@ -31,6 +24,13 @@ from iumad.study.results import (
     validate,
     validate_rows,
     write_step_table,
+)
+from iumad.study.steps import (
+    Effort,
+    add_evaluation,
+    read_provenance,
+    record_provenance,
+    write_provenance,
 )
 
 RUN = ("012345678901", "smoke", "minicandies", "iuf", "rgb+depth", "2-1", 0)

@@ -20,9 +20,8 @@ from iumad.errors import ConfigError, Interrupted, IumadError
 from iumad.study import load, results
 from iumad.study import runner as study
 from iumad.study.load import load_rows, plan, progress
-from iumad.study.provenance import Effort, read_provenance
 from iumad.study.runner import RunWork, load_detector
-from iumad.study.steps import is_trained, steps_of
+from iumad.study.steps import Effort, is_trained, read_provenance, steps_of
 from iumad.training import loop as train
 from iumad.training.checkpoint import load_checkpoint
 

@@ -31,9 +31,8 @@ from iumad.features.cache import Batch, FeatureStore
 from iumad.inspection.model_file import Card, Model, Threshold, threshold_from_good
 from iumad.models.base import Detector, InputSpec
 from iumad.models.build import make_detector
-from iumad.study.provenance import read_provenance
 from iumad.study.runner import RunWork, ShowBar, load_detector, remembered_after
-from iumad.study.steps import run_name, steps_of
+from iumad.study.steps import read_provenance, run_name, steps_of
 from iumad.training.checkpoint import load_grown
 from iumad.training.increments import remember
 from iumad.training.loop import StepPlan, Watch, fit_step

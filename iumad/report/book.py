@@ -31,7 +31,7 @@ from iumad.config.files import load_params, refuse_unknown
 from iumad.errors import IumadError
 from iumad.machine import usable_cores
 from iumad.report.backmatter import write_pages
-from iumad.study.provenance import code_and_machine
+from iumad.study.steps import code_and_machine
 
 COMMON = "mini.yaml"  # what notebooks name that show the main job of any params file
 OWN = ("steps", "efficiency")  # folders of a results folder that are not published

@@ -26,9 +26,8 @@ from iumad.data import AbsentData, Dataset, data_of
 from iumad.data.public import published_counts
 from iumad.errors import DataError
 from iumad.machine import read_table, replacing
-from iumad.study.provenance import Provenance, read_provenance
 from iumad.study.results import LOG_SCHEMA, ROW_SCHEMA, read_step_table, validate_rows
-from iumad.study.steps import Step, steps_of
+from iumad.study.steps import Provenance, Step, read_provenance, steps_of
 
 RUNS, ROWS, STEPS, LOG, COSTS = "runs.csv", "rows.csv.gz", "steps.csv", "log.csv.gz", "costs.csv"
 UNDEFINED = "undefined"  # a metric without a value; an empty cell is a metric that was not measured

@@ -1,10 +1,11 @@
-"""Measurements on finished models and costs of methods, as tables that pages show; read without torch.
+"""Measurements on finished models and costs of methods, as tables that pages show, and publishing of all tables.
 
     results/steps/<key of the last step>/<kind>-<hash of the evaluation>.csv    made here (`iumad.study.measure`)
     results/<profile>/<kind>.csv.gz                                             published, with the run_id
     results/efficiency/<hash of the methods>.csv                                costs (`iumad.study.efficiency`)
 
-As for results, what was made here comes first; the column `source` says which: "own" or "published".
+As for results, what was made here comes first; the column `source` says which: "own" or "published". `publish`
+writes the numbers of finished runs into the committed tables (`iumad.study.load`). Nothing here needs torch.
 """
 
 import gzip
@@ -14,13 +15,25 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from iumad.config.schema import RunConfig, StudyConfig, stable_hash
+from iumad.config.schema import RunConfig, StudyConfig, require_name, stable_hash
 from iumad.config.sections import MiniCandiesConfig, PerturbConfig
 from iumad.data.perturb import PerturbedDataset
 from iumad.data.sample import Dataset
 from iumad.errors import DataError
 from iumad.machine import read_table, replacing
-from iumad.study.load import COSTS, NUMBERS, OWN, PUBLISHED, RUN_LABELS, read_published
+from iumad.study.load import (
+    COSTS,
+    NUMBERS,
+    OWN,
+    PUBLISHED,
+    RUN_LABELS,
+    STEP_COLUMNS,
+    load_provenance,
+    load_rows,
+    read_published,
+    training_log,
+    write_published,
+)
 from iumad.study.steps import steps_of
 
 KINDS: dict[str, dict[str, type]] = {
@@ -275,3 +288,76 @@ def cost_claims(table: pd.DataFrame, categories: int, image_size: int) -> pd.Dat
     )
     keys = ["method", "modality", "setting", "seed", "metric"]
     return values.groupby(keys, sort=False)["value"].mean().reset_index()
+
+
+def publish(studies: Sequence[StudyConfig], results: Path, profile: str) -> dict[str, int]:
+    """Write all finished runs of some studies to ``<results>/<profile>/``, each once.
+
+    The tables hold exactly the runs of these studies that are finished here, or else published already; what was
+    published and is in none of them is dropped.
+
+    Returns
+    -------
+    dict
+        Number of runs, rows and steps that are published now.
+
+    Raises
+    ------
+    ConfigError
+        The profile is no name of a folder in `results`.
+    DataError
+        No run is finished, or a step was made by code that is not committed.
+    """
+    for part in profile.split("/"):
+        require_name(part, "--profile")
+    rows = pd.concat([load_rows(study, results) for study in studies], ignore_index=True)
+    if rows.empty:
+        raise DataError(
+            f"{results}: no run of {_names(studies)} is finished; `iumad run` makes them"
+        )
+    steps = pd.concat([load_provenance(study, results) for study in studies], ignore_index=True)
+    _require_committed(steps)
+    log = pd.concat([training_log(study, results) for study in studies], ignore_index=True)
+    costs = [(costs_id(study), read_costs(study, results)) for study in studies]
+    runs = {run.run_id: run for study in studies for run in study.runs()}
+    finished = list(dict.fromkeys(rows["run_id"]))
+    table = pd.DataFrame([_run(runs[run_id]) for run_id in finished])
+    keys = steps.drop_duplicates(["run_id", "step"]).set_index(["run_id", "step"])["step_key"]
+    log = log.join(keys, on=["run_id", "step"])
+    row_columns = ["run_id", "step", "category", "metric", "value", "n_good", "n_defect"]
+    unique_rows = rows[row_columns].drop_duplicates(["run_id", "step", "category", "metric"])
+    unique_steps = steps[STEP_COLUMNS].drop_duplicates("step_key")
+    unique_costs = dict(costs)
+    write_published(
+        results / profile,
+        table,
+        unique_rows,
+        unique_steps,
+        log[["step_key", "epoch", "term", "value"]].drop_duplicates(["step_key", "epoch", "term"]),
+        pd.concat([part.assign(costs_id=key) for key, part in unique_costs.items()]),
+    )
+    counts = {"runs": len(table), "rows": len(unique_rows), "steps": len(unique_steps)}
+    return counts | publish_measured(studies, results, profile)
+
+
+def _run(run: RunConfig) -> dict[str, object]:
+    labels = {name: getattr(run, name) for name in RUN_LABELS}
+    keys = [step.key for step in steps_of(run, "")]
+    return {"run_id": run.run_id, "dataset": run.data.shown_name, **labels, "steps": keys}
+
+
+def _require_committed(steps: pd.DataFrame) -> None:
+    """Published numbers can be traced to a commit."""
+    own = steps[steps["source"] == "own"]
+    wrong = own[(own["modified"] != "False") | (own["commit"] == "")]
+    if len(wrong):
+        first = wrong.iloc[0]
+        raise DataError(
+            f"{len(wrong)} steps were made by code that is not committed, first {first['method']} "
+            f"{first['modality']} {first['setting']} seed {first['seed']} step {first['step']} "
+            f"(steps/{first['step_key']}): commit, delete these folders and run them again"
+        )
+
+
+def _names(studies: Sequence[StudyConfig]) -> str:
+    return ", ".join(study.profile for study in studies)

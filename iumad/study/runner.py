@@ -32,14 +32,17 @@ from iumad.machine import forget_peak_memory, peak_memory_mb, remove_stale
 from iumad.models.base import Detector, InputSpec
 from iumad.models.build import device_name, make_detector, pick_device, with_random_weights
 from iumad.study.load import with_run_columns
-from iumad.study.provenance import (
+from iumad.study.results import ROW_SCHEMA, read_step_table, validate_rows, write_step_table
+from iumad.study.steps import (
     Effort,
+    Step,
     add_evaluation,
+    is_evaluated,
     record_provenance,
+    run_name,
+    steps_of,
     write_provenance,
 )
-from iumad.study.results import ROW_SCHEMA, read_step_table, validate_rows, write_step_table
-from iumad.study.steps import Step, is_evaluated, run_name, steps_of
 from iumad.training import increments
 from iumad.training import loop as train
 from iumad.training.checkpoint import load_checkpoint, load_grown, save_checkpoint
