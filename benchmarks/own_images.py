@@ -203,7 +203,7 @@ def example_rows(place: Path) -> list[dict]:
             {
                 "command": f"iumad {line}",
                 "seconds": round(done.seconds, 1),
-                "output": done.output.replace(str(place), "").rstrip(),
+                "output": done.output.replace(f"{place}/", "").rstrip(),
             }
         )
     return rows
