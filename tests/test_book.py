@@ -100,6 +100,7 @@ def test_a_page_that_needs_what_is_absent_is_kept_as_published(small_repository,
     notebook = nbformat.read(path, as_version=4)
     notebook.metadata["iumad"] = {"needs": "absent_package"}
     nbformat.write(notebook, path)
+    (root / "results").mkdir()
     (root / "book" / "executed").mkdir(parents=True)
     (root / "book" / "executed" / path.name).write_text("published")
     (kept,) = republish(root / "out", root)
