@@ -165,6 +165,8 @@ def _classifier(cell: tuple[str, str, str], own: _Learnt) -> tuple:
     if cell not in own.accuracies:
         return np.nan, RIGHT, INAPPLICABLE, f"{method} has no classifier"
     accuracy = own.accuracies[cell].mean()
+    if np.isnan(accuracy):
+        return _unmeasured(f"{method} ({modality}): accuracy of the classifier after every step")
     text = f"{_named(cell)} names {100 * accuracy:.1f} % of good images right, 95 % are needed"
     return _measured(accuracy, RIGHT, text)
 
