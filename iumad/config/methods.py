@@ -312,10 +312,8 @@ class CndConfig(_AnyModel):
     layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         (5, 11, 17), min_length=3, max_length=3, description="encoder blocks, the first is 0"
     )
-    prompt_length: Count = Field(
-        12,
-        le=73,
-        description="learnable tokens; with start, two words and end they fill CLIP's 77 at 73",
+    prompt_length: Annotated[int, Field(ge=1, le=73)] = Field(
+        12, description="learnable tokens; with start, two words and end they fill CLIP's 77 at 73"
     )
     experts: Width = Field(5, description="T")
     active: Width = Field(2, description="K, experts per patch")
