@@ -12,7 +12,7 @@ study: $(VENV)/installed  ## run the study of PARAMS, build its book, print the 
 	$(VENV)/bin/iumad run $(PARAMS) && $(VENV)/bin/iumad book $(PARAMS)
 
 test: check  ## all checks, then the tests that MARK chooses, on up to four cores
-	$(VENV)/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup -m "$(MARK)"
+	$(VENV)/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup --durations 25 -m "$(MARK)"
 
 check: $(VENV)/installed  ## style, types, import rules
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy && $(VENV)/bin/lint-imports

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PUBLISHED = ROOT / "book" / "executed"
 WITHOUT_STUDY = ("02_model_step_by_step", "04_theory", "31_your_images")
-TRAINING = ("torch", "torchvision", "timm", "numba", "filelock", "einops")  # the extra `train`
+TRAINING = ("torch", "torchvision", "timm", "numba", "filelock")  # the extra `train`
 BLOCKER = f"""
 import sys
 
