@@ -98,9 +98,10 @@ def learning_in_steps(rows: pd.DataFrame, compared: pd.DataFrame) -> list[Markup
         return [NOT_ANSWERED]
     have = set(rows["method"])
     others = [name for name in (BASELINE, MARK) if name in have]
+    shown = rows[rows["method"].isin([OURS, *others])]
     asked = compared[compared["metric"].isin(["i_auroc", "fm_i_auroc"])]
     return [
-        fill("On {}: {}.", circumstances(rows), standing(rows, [OURS, *others])),
+        fill("On {}: {}.", circumstances(shown), standing(shown, [OURS, *others])),
         *verdict(asked),
     ]
 
