@@ -102,7 +102,7 @@ def test_the_papers_grids_are_planned_without_their_data(repository, tmp_path, m
         "6-1": [5],
     }
     assert seconds is None
-    with pytest.raises(DataError, match=f"data/{name}: does not exist"):
+    with pytest.raises(DataError, match=f"data/{name}: there is no such folder"):
         run_study(study, tmp_path / "results", "cpu")
     assert not list(tmp_path.iterdir())
 
@@ -128,7 +128,7 @@ def test_chosen_names_need_no_data_and_other_data_sets_do(tmp_path):
     root = tmp_path / "nowhere"
     chosen = FolderConfig(name="mvtec3d", root=root, categories=("foam", "rope"))
     assert data_of(chosen).categories == ("foam", "rope")
-    with pytest.raises(DataError, match="does not exist"):
+    with pytest.raises(DataError, match="there is no such folder"):
         data_of(FolderConfig(name="mvtec", root=root))
 
 
