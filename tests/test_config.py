@@ -103,7 +103,7 @@ def test_a_misspelt_key_names_the_nearest_valid_one(path):
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        ({"epochs": 3}, "unknown key 'epochs'; known here: "),
+        ({"lr": 3}, "unknown key 'lr'; known here: "),
         ({"data": {"name": "minicandies", "roott": "x"}}, "known here: "),
         ({"training": {"n_train": 3}}, "unknown key 'training.n_train'; known here: "),
         ({"data": {"name": "mvtec", "root": "x", "roottt": "x"}}, "did you mean 'root'?"),
@@ -468,3 +468,17 @@ def test_modalities_are_the_streams():
 
 def test_changes_for_reconstruction_methods_do_not_reach_the_memory_bank():
     assert tiny.run("bank").model == BankConfig()
+
+
+def test_base_steps_of_fewer_categories_get_their_own_epochs_but_joint_and_banks_do_not():
+    study = StudyConfig(
+        methods={"plain": {}, "joint": {}, "bank": {}},
+        settings=["10-0", "6-1"],
+        training={"epochs": 3},
+        base_epochs={"6-1": 5},
+    )
+    found = {(run.method, run.setting): run.training.epochs for run in study.runs()}
+    assert found.pop(("plain", "6-1")) == 5
+    assert set(found.values()) == {3}
+    with pytest.raises(ConfigError, match="base_epochs"):
+        build(StudyConfig, {"base_epochs": {"six": 5}}, "here")

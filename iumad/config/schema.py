@@ -28,6 +28,7 @@ from iumad.config.methods import (
     model_section,
 )
 from iumad.config.sections import (
+    Count,
     DataConfig,
     EvaluationConfig,
     FeaturesConfig,
@@ -202,6 +203,11 @@ class StudyConfig(Section):
     features: FeaturesConfig = FeaturesConfig()
     model: dict[str, Any] = Field({}, description="changes for all reconstruction methods")
     training: TrainingConfig = TrainingConfig()
+    base_epochs: dict[str, Count] | None = Field(
+        None,
+        description="setting: training.epochs of its runs, so that a base step of fewer categories sees as many "
+        "images; joint training keeps training.epochs",
+    )
     increment: dict[str, Any] = Field({}, description="changes for all methods' increments")
     evaluation: EvaluationConfig = EvaluationConfig()
     methods: dict[str, MethodConfig] = Field({"iuf": MethodConfig(), "ib-iumad": MethodConfig()})
@@ -228,9 +234,10 @@ class StudyConfig(Section):
             repeated = sorted({str(value) for value in values if values.count(value) > 1})
             if repeated:
                 raise ValueError(f"{axis}: given more than once: {', '.join(repeated)}")
-        for setting in self.settings:
-            if not SETTING_PATTERN.fullmatch(setting):
-                raise ValueError(f"settings: must look like 10-0, 6-1 or 6-2-2, got {setting!r}")
+        for key, settings in (("settings", self.settings), ("base_epochs", self.base_epochs or ())):
+            for setting in settings:
+                if not SETTING_PATTERN.fullmatch(setting):
+                    raise ValueError(f"{key}: must look like 10-0, 6-1 or 6-2-2, got {setting!r}")
         known = self.data.known_modalities
         for modality in self.modalities:
             for name in modality.split("+"):
@@ -314,8 +321,11 @@ class StudyConfig(Section):
         assigned = self.assigned.get("model", {})
         model = own | {key: value for key, value in assigned.items() if key in section.model_fields}
         training = self.training.model_dump(exclude_unset=True) | dict(preset.training)
-        increment = self.increment | dict(preset.increment)
+        increment = self.increment | dict(preset.increment) | method.increment
         where = f"methods.{name}"
+        is_trained = own.get("kind") not in UNTRAINED and increment.get("strategy") != "joint"
+        if is_trained and setting in (self.base_epochs or {}):
+            training["epochs"] = self.base_epochs[setting]
         return RunConfig(
             profile=self.profile,
             method=name,
@@ -332,7 +342,7 @@ class StudyConfig(Section):
             ),
             increment=build(
                 IncrementConfig,
-                increment | method.increment | self.assigned.get("increment", {}),
+                increment | self.assigned.get("increment", {}),
                 f"increment (or {where}.increment)",
             ),
             evaluation=self.evaluation,

@@ -22,7 +22,7 @@ MAIN = "mini"  # the study whose recipe the others should have
 
 
 def image_steps(study: StudyConfig) -> int | None:
-    """Images that a model of all categories is trained on, repetitions counted; None for data on disk."""
+    """Images that a model of all categories (10-0) is trained on, repetitions counted; None for data on disk."""
     if study.data.name != "minicandies":
         return None
     return study.training.epochs * study.data.n_train * len(data_of(study.data).categories)
