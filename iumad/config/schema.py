@@ -324,7 +324,7 @@ class StudyConfig(Section):
         increment = self.increment | dict(preset.increment) | method.increment
         where = f"methods.{name}"
         is_trained = own.get("kind") not in UNTRAINED and increment.get("strategy") != "joint"
-        if is_trained and setting in (self.base_epochs or {}):
+        if is_trained and self.base_epochs and setting in self.base_epochs:
             training["epochs"] = self.base_epochs[setting]
         return RunConfig(
             profile=self.profile,
