@@ -1,7 +1,10 @@
-"""A book of one prose page and what notebooks it is given, to build in tests."""
+"""A book of one prose page and what notebooks it is given, to build in tests; and what an executed page says."""
 
 import shutil
 from pathlib import Path
+
+import nbformat
+from bs4 import BeautifulSoup
 
 
 def bare_book(repository: Path, root: Path, intro: str, *chapters: str) -> Path:
@@ -17,3 +20,16 @@ def bare_book(repository: Path, root: Path, intro: str, *chapters: str) -> Path:
     (root / "book" / "_toc.yml").write_text(toc)
     (root / "book" / "intro.md").write_text(intro)
     return root
+
+
+def shown(path: Path) -> list[str]:
+    """Everything that the outputs of an executed notebook say, in order; pictures are not looked at."""
+    texts = []
+    for cell in nbformat.read(path, as_version=4).cells:
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            if "text/html" in data:
+                texts.append(BeautifulSoup(data["text/html"], "html.parser").get_text(" "))
+            texts += [data["text/csv"]] if "text/csv" in data else []
+            texts += [output["text"]] if output.get("name") == "stdout" else []
+    return texts

@@ -12,7 +12,7 @@ import papermill
 import pytest
 import tiny
 import yaml
-from bs4 import BeautifulSoup
+from books import shown
 
 from iumad.report.book import failures, own_study
 
@@ -37,19 +37,6 @@ sys.meta_path.insert(0, Blocker())
 
 def stem(path: Path) -> str:
     return path.stem
-
-
-def shown(path: Path) -> list[str]:
-    """Everything that the outputs of an executed notebook say, in order; pictures are not looked at."""
-    texts = []
-    for cell in nbformat.read(path, as_version=4).cells:
-        for output in cell.get("outputs", []):
-            data = output.get("data", {})
-            if "text/html" in data:
-                texts.append(BeautifulSoup(data["text/html"], "html.parser").get_text(" "))
-            texts += [data["text/csv"]] if "text/csv" in data else []
-            texts += [output["text"]] if output.get("name") == "stdout" else []
-    return texts
 
 
 @pytest.fixture(scope="module")
