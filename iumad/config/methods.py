@@ -124,6 +124,21 @@ class ReconstructionConfig(Section):
         return found
 
 
+class KeepConfig(ReconstructionConfig):
+    """IB-IUMAD that forgets nothing: a trunk that rests after the base step, small own parts. Not in the paper."""
+
+    kind: Literal["keep"] = "keep"  # type: ignore[assignment]
+    own: Literal["none", "norms", "queries", "projections"] = Field(
+        "projections",
+        description="what a later step learns for its categories alone, each with the ones before: nothing; norms "
+        "and biases; learned queries and positions; the linear maps from features and back",
+    )
+    patches: Annotated[int, Field(ge=0, le=100_000)] = Field(
+        128,
+        description="stored for each category and modality, whose distances join the map; 0: none",
+    )
+
+
 class _AnyModel(Section):
     def idle(self, _modalities: tuple[str, ...]) -> dict[str, str]:
         """Keys that change nothing beside the others' values, each with the reason."""
@@ -337,6 +352,7 @@ class CndConfig(_AnyModel):
 
 ModelConfig = Annotated[
     ReconstructionConfig
+    | KeepConfig
     | BankConfig
     | UnifiedBankConfig
     | FloorConfig
@@ -350,6 +366,7 @@ ModelConfig = Annotated[
 ]
 
 
+RECONSTRUCTIONS = ("reconstruction", "keep")  # kinds that share the keys of ReconstructionConfig
 UNTRAINED = ("bank", "bank-unified", "floor")  # kinds that no gradient reaches
 
 
@@ -378,6 +395,11 @@ PRESETS: dict[str, Preset] = {
     "ib-iumad-plus": Preset(
         "ib-iumad that reconstructs all modalities, past a bottleneck with a way around it",
         {"targets": "all", "bottleneck_residual": True},
+    ),
+    "ib-iumad-keep": Preset(
+        "ib-iumad-plus whose later steps learn small parts of their own; a nearest mean tells the category",
+        {"kind": "keep", "targets": "all", "bottleneck_residual": True},
+        increment=_FINETUNED,
     ),
     "plain": Preset("the bare reconstruction network: no gate, mask or dropout", _PLAIN),
     "uniad": Preset(

@@ -20,6 +20,7 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator, model_validator
 
 from iumad.config.methods import (
+    RECONSTRUCTIONS,
     UNTRAINED,
     MethodConfig,
     ModelConfig,
@@ -125,7 +126,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _strategy_fits(self) -> "RunConfig":
-        has_layers = self.model.kind in ("reconstruction", *UNTRAINED)
+        has_layers = self.model.kind in (*RECONSTRUCTIONS, *UNTRAINED)
         if self.increment.strategy == "projection" and not has_layers:
             raise ConfigError(
                 f"method {self.method!r}: increment.strategy projection protects layers of reconstruction "
@@ -185,6 +186,8 @@ class RunConfig(Section):
         content = self._content(exclude)
         content.get("perturb", {}).pop("test", None)
         del content["data"]["categories"]
+        if len(trained) == 1:
+            content["model"].pop("own", None)  # of later steps alone
         return stable_hash([content, trained, *([data_digest] if data_digest else [])])
 
     def _content(self, exclude: set[str]) -> dict[str, Any]:
@@ -264,7 +267,7 @@ class StudyConfig(Section):
                     raise ValueError(f"methods.{name}.{key}: none of {list(limit)} is in the grid")
         self._sizes_fit()
         runs = self.runs()
-        if not any(run.model.kind == "reconstruction" for run in runs):
+        if not any(run.model.kind in RECONSTRUCTIONS for run in runs):
             build(ReconstructionConfig, self.model, "model")  # a misspelt key is found here too
         self._assignments_act(runs)
         return self
@@ -316,7 +319,7 @@ class StudyConfig(Section):
         preset = find_preset(method.preset or name)
         own = {**preset.model, **method.model}
         section = model_section(own)
-        if own.get("kind", "reconstruction") == "reconstruction":
+        if own.get("kind", "reconstruction") in RECONSTRUCTIONS:
             own = self.model | own
         assigned = self.assigned.get("model", {})
         model = own | {key: value for key, value in assigned.items() if key in section.model_fields}

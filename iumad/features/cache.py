@@ -63,6 +63,15 @@ class Batch:
             self, features=features, images={name: self.images[name] for name in modalities}
         )
 
+    def rows(self, chosen: Shaped[Tensor, " b"]) -> "Batch":
+        """These samples of the batch, told by a mask or by their places."""
+        return replace(
+            self,
+            features={k: v[chosen] for k, v in self.features.items()},
+            images={k: v[chosen] for k, v in self.images.items()},
+            category=self.category[chosen],
+        )
+
     def __len__(self) -> int:
         return len(self.category)
 

@@ -13,6 +13,7 @@ from iumad.models.baselines.feature_noise import CdadFeat, SimpleNet
 from iumad.models.baselines.mambaad import MambaAD
 from iumad.models.baselines.unimmad import UniMMAD, UniMMADLite
 from iumad.models.detector import ReconstructionDetector
+from iumad.models.keep import KeepDetector
 
 
 def pick_device(device: str) -> torch.device:
@@ -60,6 +61,7 @@ def require_compiler(device: torch.device) -> None:
 
 CLASSES: dict[str, type[Detector]] = {
     "reconstruction": ReconstructionDetector,
+    "keep": KeepDetector,
     "bank": Bank,
     "bank-unified": UnifiedBank,
     "floor": Floor,
