@@ -375,6 +375,7 @@ class FileDataset(Dataset):
         self.index: pd.DataFrame = build_index(scan.rows, self.categories)
         self._rows = self.index.set_index("sample_id").to_dict("index")
         self._files = scan.files
+        self._digests: dict[tuple[str, tuple[str, ...]], str] = {}
 
     def row(self, sample_id: str) -> dict[str, Any]:
         """Return the index row of a sample; raise DataError for an unknown id."""
@@ -416,11 +417,14 @@ class FileDataset(Dataset):
         return self._fingerprint(sample_id, file_digests(self._all_files(sample_id)))
 
     def digest(self, split: str, categories: Iterable[str]) -> str:
-        """Return a hash of the content of all samples of a split and some categories."""
-        ids = sorted(self.ids(split, categories))
-        digests = file_digests(path for each in ids for path in self._all_files(each))
-        whole = "|".join(self._fingerprint(each, digests) for each in ids)
-        return hashlib.sha256(whole.encode()).hexdigest()[:16]
+        """Return a hash of the content of all samples of a split and some categories, worked out once."""
+        key = (split, tuple(categories))
+        if key not in self._digests:
+            ids = sorted(self.ids(split, key[1]))
+            digests = file_digests(path for each in ids for path in self._all_files(each))
+            whole = "|".join(self._fingerprint(each, digests) for each in ids)
+            self._digests[key] = hashlib.sha256(whole.encode()).hexdigest()[:16]
+        return self._digests[key]
 
     def _all_files(self, sample_id: str) -> list[Path]:
         files = self.files(sample_id)

@@ -17,6 +17,7 @@ import pandas as pd
 
 from iumad.config.schema import RunConfig, StudyConfig, require_name, stable_hash
 from iumad.config.sections import MiniCandiesConfig, PerturbConfig
+from iumad.data import AbsentData, data_of
 from iumad.data.perturb import PerturbedDataset
 from iumad.data.sample import Dataset
 from iumad.errors import DataError
@@ -121,10 +122,10 @@ def load_measured(study: StudyConfig, kind: str, results: str | Path) -> pd.Data
         run_id, method, modality, setting, seed, the columns of the kind, source; runs that were not measured have
         no row.
     """
-    published = _read_published(kind, Path(results))
+    published, data = _read_published(kind, Path(results)), data_of(study.data)
     found = []
     for run in study.runs():
-        path = measured_file(run, kind, Path(results))
+        path = measured_file(run, kind, Path(results), data)
         if path.exists():
             table, source = _read(path, kind), OWN
         elif run.run_id in published:
@@ -137,9 +138,11 @@ def load_measured(study: StudyConfig, kind: str, results: str | Path) -> pd.Data
     return pd.concat(found, ignore_index=True)[columns] if found else pd.DataFrame(columns=columns)
 
 
-def measured_file(run: RunConfig, kind: str, results: Path) -> Path:
-    """Where the measurements of a run lie that were made in this results folder."""
-    last = steps_of(run, results)[-1].folder
+def measured_file(
+    run: RunConfig, kind: str, results: Path, data: Dataset | AbsentData | None = None
+) -> Path:
+    """Where the measurements of a run lie that were made in this folder; `data` where the caller has opened it."""
+    last = steps_of(run, results, data)[-1].folder
     return last / f"{kind}-{stable_hash(run.evaluation.model_dump(mode='json'))}.csv"
 
 
@@ -319,9 +322,12 @@ def publish(studies: Sequence[StudyConfig], results: Path, profile: str) -> dict
     _require_committed(steps)
     log = pd.concat([training_log(study, results) for study in studies], ignore_index=True)
     costs = [(costs_id(study), read_costs(study, results)) for study in studies]
-    runs = {run.run_id: run for study in studies for run in study.runs()}
+    runs = {}
+    for study in studies:
+        data = data_of(study.data)
+        runs |= {run.run_id: (run, data) for run in study.runs()}
     finished = list(dict.fromkeys(rows["run_id"]))
-    table = pd.DataFrame([_run(runs[run_id]) for run_id in finished])
+    table = pd.DataFrame([_run(*runs[run_id]) for run_id in finished])
     keys = steps.drop_duplicates(["run_id", "step"]).set_index(["run_id", "step"])["step_key"]
     log = log.join(keys, on=["run_id", "step"])
     row_columns = ["run_id", "step", "category", "metric", "value", "n_good", "n_defect"]
@@ -340,9 +346,9 @@ def publish(studies: Sequence[StudyConfig], results: Path, profile: str) -> dict
     return counts | publish_measured(studies, results, profile)
 
 
-def _run(run: RunConfig) -> dict[str, object]:
+def _run(run: RunConfig, data: Dataset | AbsentData) -> dict[str, object]:
     labels = {name: getattr(run, name) for name in RUN_LABELS}
-    keys = [step.key for step in steps_of(run, "")]
+    keys = [step.key for step in steps_of(run, "", data)]
     return {"run_id": run.run_id, "dataset": run.data.shown_name, **labels, "steps": keys}
 
 
