@@ -14,6 +14,9 @@ study: $(VENV)/installed  ## run the study of PARAMS, build its book, print the 
 test: check  ## all checks, then the tests that MARK chooses, on up to four cores
 	$(VENV)/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup --durations 25 -m "$(MARK)"
 
+attack: $(VENV)/installed  ## hostile params, data, results, names and commands by the hundred, kills; prints the tally
+	IUMAD_EXAMPLES=300 IUMAD_KILLS=20 $(VENV)/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup tests/attack
+
 check: $(VENV)/installed  ## style, types, import rules
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy && $(VENV)/bin/lint-imports
 

@@ -19,12 +19,11 @@ from iumad.config.files import load_params
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 MODULES = sorted((ROOT / "iumad").rglob("*.py"))
-PROSE = [ROOT / "README.md", *sorted((ROOT / "book").glob("*.md"))]
+PROSE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "book").glob("*.md"))]
 TEXT = {".cff", ".css", ".csv", ".ipynb", ".md", ".py", ".svg", ".toml", ".yaml", ".yml"}
 SCRIPTS = {"Makefile", "run"}
 WRITTEN = ("iumad", "tests", "notebooks", "params", "book", "benchmarks", ".ci")
 
-MAX_LINES = 250  # of a module
 MAX_CELL_LINES = 15
 # in two parts, or this file would be found
 MACHINE_PATHS = [f"/{name}/" for name in ("home", "root", "work", "Users", "tmp")]
@@ -44,7 +43,15 @@ def commands(page: Path) -> list[str]:
 def test_make_targets_of_the_prose_exist(page):
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     asked = [line.split()[1] for line in commands(page) if line.startswith("make ")]
+    asked += re.findall(r"`make ([a-z]+)", page.read_text())
     assert set(asked) <= set(targets)
+
+
+def test_files_that_contributors_are_sent_to_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    paths = re.findall(r"`((?:iumad|tests|params|book|notebooks|\.ci)/[\w./]+\w)`", text)
+    assert len(paths) > 20
+    assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
 @pytest.mark.parametrize("page", PROSE, ids=by_name)
@@ -66,7 +73,7 @@ def test_the_readme_names_the_two_commands():
     assert {"make study", "make test"} <= set(commands(ROOT / "README.md"))
 
 
-@pytest.mark.parametrize("target", ["study", "test", "check", "book", "bench", "clean"])
+@pytest.mark.parametrize("target", ["study", "test", "attack", "check", "book", "bench", "clean"])
 def test_makefile_targets_are_one_line(target):
     makefile = (ROOT / "Makefile").read_text()
     recipe = re.search(rf"^{target}:.*\n((?:\t.*\n)+)", makefile, flags=re.MULTILINE)
