@@ -35,7 +35,7 @@ COST_NAMES = {
     "latency p50 (ms)": "ms, median",
     "latency p95 (ms)": "ms, 95 %",
     "model (MB)": "model, MB",
-    "peak memory (MB)": "process, MB",
+    "added memory (MB)": "added to the process, MB",
     "parameters (M)": "parameters, 10⁶",
     "operations (10^9)": "GFLOP",
 }
@@ -170,7 +170,7 @@ def cost_table(summary: pd.DataFrame) -> pd.DataFrame:
         one = one.merge(
             many[[*keys, "frames/s"]].rename(columns={"frames/s": name}), "left", on=keys
         )
-    sizes = [n for n in one if n.startswith(("model", "peak", "parameters", "operations"))]
+    sizes = [n for n in one if n.startswith(("model", "added", "parameters", "operations"))]
     table = one[[*keys, *(n for n in one if n not in (*keys, *sizes)), *sizes]]
     table = table.drop(columns="modality") if len(set(table["modality"])) == 1 else table
     return table.rename(columns=COST_NAMES)

@@ -1,9 +1,9 @@
 """What a method costs: time and memory of inference, size of the model, and how they grow (paper Table 7).
 
 Costs do not depend on what a model has learnt, so detectors here have random weights, and banks hold random
-patches in the number that training would give. Methods are measured in processes of their own: only so is the
-largest memory that of one method. Time includes the backbone, from images in memory to anomaly maps; methods that
-encode the images themselves have none.
+patches in the number that training would give. Each point is measured in a process of its own: memory is what
+model and bank add to it from their making to the last map, libraries not included. Time includes the backbone,
+from images in memory to anomaly maps; methods that encode the images themselves have none.
 
 The parts of a run's model with their parameters, operations and memory, counted on a forward pass.
 
@@ -13,18 +13,19 @@ activations, softmax, dropout, interpolation.
 """
 
 import multiprocessing
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Set
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
@@ -32,6 +33,7 @@ from iumad.config.schema import RunConfig, StudyConfig
 from iumad.errors import ConfigError
 from iumad.features.backbone import Backbone
 from iumad.features.cache import Batch
+from iumad.machine import forget_peak_memory, peak_memory_mb
 from iumad.models.base import Detector, InputSpec
 from iumad.models.build import (
     device_name,
@@ -232,92 +234,113 @@ def _row(name: str, part: nn.Module, operations: int) -> dict[str, Any]:
     }
 
 
-PROCESSES = 3  # for each method and modality
+PROCESSES = 3  # for each method and modality at the study's own size; all other points have one
 CPU_BATCH = 4  # of a training step whose time is measured on a CPU, where it hardly matters
 BATCH = 32  # beside batches of one image
+CATEGORIES = (
+    1,
+    30,
+    100,
+)  # beside the study's own number; what a bank of so many would hold is made up
+LIMIT = 4e9  # bytes of a model above which only its size is told
 N_TRAIN = 250  # images a category that a bank keeps where the configuration does not say; MVTec 3D-AD: 210 to 361
+
+
+@dataclass(frozen=True)
+class Point:
+    """What is measured in one process."""
+
+    categories: int
+    image_size: int
+    batch: int
+    process: int
+
+
+def points_of(run: RunConfig) -> list[Point]:
+    """All points at which a method is measured: its own size several times, then one factor changed at a time."""
+    own, many = run.data.image_size, sum(int(part) for part in run.setting.split("-"))
+    points = [Point(many, own, 1, process) for process in range(PROCESSES)]
+    points.append(Point(many, own, BATCH, 0))
+    points += [Point(number, own, 1, 0) for number in CATEGORIES if number != many]
+    return points + [Point(many, size, 1, 0) for size in (own // 2, 2 * own)]
 
 
 def measure_study(study: StudyConfig, folder: str | Path, device: str = "auto") -> pd.DataFrame:
     """Costs of every method and modality of a study, made anew each time; `read_costs` reads them."""
-    runs = runs_to_measure(study)
-    with tqdm(total=PROCESSES * len(runs), desc="costs", unit="process") as bar:
-        tables = [_one_run(run, device, bar) for run in runs]
-    table = pd.concat(tables, ignore_index=True)[COST_COLUMNS]
+    todo = [(run, point) for run in runs_to_measure(study) for point in points_of(run)]
+    rows: list[dict[str, Any]] = []
+    with tqdm(todo, desc="costs", unit="process") as bar:
+        for run, point in bar:
+            bar.set_postfix_str(f"{run.method} {run.modality}")
+            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+                rows += pool.submit(measure, run, point, device).result()
+    table = pd.DataFrame(rows)[COST_COLUMNS]
     results.write_table(table, costs_file(study, folder))
     return table
 
 
-def _one_run(run: RunConfig, device: str, bar: tqdm) -> pd.DataFrame:
-    tables = []
-    bar.set_postfix_str(f"{run.method} {run.modality}")
-    for process in range(PROCESSES):
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(1, mp_context=context) as pool:
-            rows = pool.submit(measure, run, process, device).result()
-        tables.append(pd.DataFrame(rows))
-        bar.update()
-    return pd.concat(tables, ignore_index=True)
-
-
-def measure(run: RunConfig, process: int, device: str) -> list[dict[str, Any]]:
-    """Rows of one process: the run's own size first, so that peak memory is its own; process 0 has the rest."""
-    own, many = run.data.image_size, sum(int(part) for part in run.setting.split("-"))
-    points = [(many, own, 1)]
-    if process == 0:
-        points += [(many, own, BATCH)]
-        points += [(n, own, 1) for n in (1, -(-many // 2)) if n != many]
-        points += [(many, size, 1) for size in (own // 2, 2 * own)]
+def measure(run: RunConfig, point: Point, device: str) -> list[dict[str, Any]]:
+    """Rows of one point, in a process of its own: else memory that other models gave back would be used again."""
     where = pick_device(device)
     state = f"{device_name(where)}, {torch.get_num_threads()} torch threads"
+    what = {"method": run.method, "modality": run.modality, "categories": point.categories}
+    what |= {"image_size": point.image_size, "batch": point.batch, "machine": state}
+
+    def row(metric: str, value: float, repeat: int = point.process) -> dict[str, Any]:
+        return what | {"repeat": repeat, "metric": metric, "value": value}
+
+    own = points_of(run)[0]
+    try:
+        seconds, size, added = _time(run, point, where)
+    except ConfigError:
+        if point.image_size == own.image_size:
+            raise
+        return []  # a size that the method refuses, such as a grid too small to halve, costs nothing
     rows = []
-    for categories, size, batch in points:
-        what = {"method": run.method, "modality": run.modality, "categories": categories}
-        what |= {"image_size": size, "batch": batch, "machine": state}
-        try:
-            seconds, megabytes = _time(run, categories, size, batch, where)
-        except ConfigError:
-            if size == own:
-                raise
-            continue  # a size that the method refuses, such as a grid too small to halve, costs nothing
-        for i, each in enumerate(seconds):
-            repeat = {"repeat": process * COST_REPEATS + i}
-            rows.append(what | repeat | {"metric": "latency (ms)", "value": 1000 * each})
-            rows.append(what | repeat | {"metric": "frames/s", "value": batch / each})
-        repeat = {"repeat": process}
-        rows.append(what | repeat | {"metric": "model (MB)", "value": megabytes})
-        if (categories, size, batch) == (many, own, 1):
-            rows += [what | repeat | each for each in _counted(run, many)]
-        if (categories, size) == (many, own):
-            peak = _peak_bytes(where) / 1e6
-            rows.append(what | repeat | {"metric": "peak memory (MB)", "value": peak})
+    for i, each in enumerate(seconds):
+        repeat = point.process * COST_REPEATS + i
+        rows.append(row("latency (ms)", 1000 * each, repeat))
+        rows.append(row("frames/s", point.batch / each, repeat))
+    rows.append(row("model (MB)", size / 1e6))
+    if added is not None:
+        rows.append(row("added memory (MB)", added))
+    if replace(point, process=0) == own:
+        rows += [row(metric, value) for metric, value in _counted(run, point.categories).items()]
     return rows
 
 
-def _counted(run: RunConfig, categories: int) -> list[dict[str, Any]]:
+def _counted(run: RunConfig, categories: int) -> dict[str, float]:
     """Parameters and operations of a network; a bank has nothing to count but its backbone."""
     if not method_class(run.model).trained:
-        return []
+        return {}
     total = model_card(run, categories).iloc[-1]
-    counts = {"parameters (M)": total["parameters"] / 1e6, "operations (10^9)": total["gflops"]}
-    return [{"metric": metric, "value": value} for metric, value in counts.items()]
+    return {"parameters (M)": total["parameters"] / 1e6, "operations (10^9)": total["gflops"]}
 
 
 @torch.no_grad()
 def _time(
-    run: RunConfig, categories: int, size: int, batch: int, where: torch.device
-) -> tuple[list[float], float]:
-    """Seconds of each repeat, and the megabytes of backbone and detector."""
+    run: RunConfig, point: Point, where: torch.device
+) -> tuple[list[float], int, float | None]:
+    """Seconds of each repeat, bytes of the model, and the memory that it added; of a too large one its bytes."""
+    size, batch = point.image_size, point.batch
     grid = run.features.grid * size // run.data.image_size
+    images = torch.rand(batch, 3, size, size, device=where)
+    labels = torch.arange(batch, device=where) % point.categories
+    functional.conv2d(
+        images[:1], torch.rand(8, 3, 3, 3, device=where)
+    )  # libraries load what they need
+    before = _memory_mb(where)
     torch.manual_seed(0)
     backbone = None
     if method_class(run.model).reads_features:
         random = run.features.model_copy(update={"weights": "random", "grid": grid})
         backbone = Backbone(random).to(where)
-    channels = backbone.channels if backbone else 0
-    detector = _detector(run, channels, categories, size, grid, where)
-    images = torch.rand(batch, 3, size, size, device=where)
-    labels = torch.arange(batch, device=where) % categories
+    spec = InputSpec(run.modalities, backbone.channels if backbone else 0, grid, size)
+    with torch.device("meta"):  # no memory is taken
+        total = _bytes(backbone, _detector(run, spec, point.categories))
+    if total > LIMIT:
+        return [], total, None
+    detector = _detector(run, spec, point.categories).to(where)
     seconds = []
     for _ in range(1 + (COST_REPEATS if batch == 1 else 2)):
         start = time.perf_counter()
@@ -325,22 +348,40 @@ def _time(
         batch_of = Batch(features, dict.fromkeys(run.modalities, images), labels)
         detector.anomaly_maps(batch_of).cpu()  # waits for the device
         seconds.append(time.perf_counter() - start)
-    weights = [*backbone.parameters(), *backbone.buffers()] if backbone else []
-    total = detector.size_bytes() + sum(x.numel() * x.element_size() for x in weights)
-    return seconds[1:], total / 1e6
+    peak = _peak_mb(where)
+    return seconds[1:], total, None if before is None or peak is None else peak - before
 
 
-def _detector(
-    run: RunConfig, channels: int, categories: int, size: int, grid: int, where: torch.device
-) -> Detector:
+def _detector(run: RunConfig, spec: InputSpec, categories: int) -> Detector:
+    """The method with random weights and patches."""
     model = with_random_weights(run.model)
     if getattr(model, "depth_features", "backbone") == "fpfh":
         raise ConfigError(f"method {run.method!r}: the time of FPFH is not measured")
     if getattr(model, "neighbour_mask", None) is not None:
         model = model.model_copy(update={"neighbour_mask": 1})  # fits every grid and costs the same
-    detector = make_detector(model, InputSpec(run.modalities, channels, grid, size), categories)
+    detector = make_detector(model, spec, categories)
     detector.pretend_fitted(getattr(run.data, "n_train", N_TRAIN))
-    return detector.to(where).eval()
+    return detector.eval()
+
+
+def _bytes(backbone: Backbone | None, detector: Detector) -> int:
+    weights = [*backbone.parameters(), *backbone.buffers()] if backbone else []
+    return detector.size_bytes() + sum(x.numel() * x.element_size() for x in weights)
+
+
+def _memory_mb(where: torch.device) -> float | None:
+    """Memory in use now; the peak starts anew."""
+    if where.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(where)
+        return torch.cuda.memory_allocated(where) / 1e6
+    forget_peak_memory()
+    return peak_memory_mb() if sys.platform == "linux" else None
+
+
+def _peak_mb(where: torch.device) -> float | None:
+    if where.type == "cuda":
+        return torch.cuda.max_memory_allocated(where) / 1e6
+    return peak_memory_mb()
 
 
 def measure_speeds(study: StudyConfig, device: str = "auto") -> tuple[Speeds, float, int]:
@@ -370,7 +411,7 @@ def measure_speeds(study: StudyConfig, device: str = "auto") -> tuple[Speeds, fl
             model = make_detector(with_random_weights(run.model), spec, categories).to(where)
             updates = Updates(model.train(), StepPlan.of(run, 0), count)
             training = _seconds(_update, updates, batch) / count
-        model = _detector(run, backbone.channels, categories, side, grid, where)
+        model = _detector(run, spec, categories).to(where)
         with torch.no_grad():
             test = _seconds(model.anomaly_maps, batch) / count
         speeds[run.method, str(run.modality)] = Speed(training, test)
@@ -403,11 +444,3 @@ def _seconds(call: Callable[..., Tensor], *arguments: Any) -> float:
         call(*arguments).cpu()  # waits for the device
         times.append(time.perf_counter() - start)
     return min(times[1:])
-
-
-def _peak_bytes(where: torch.device) -> int:
-    if where.type == "cuda":
-        return torch.cuda.max_memory_allocated(where)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    )

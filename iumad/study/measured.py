@@ -35,6 +35,7 @@ from iumad.study.load import (
     training_log,
     write_published,
 )
+from iumad.study.results import LABELS, last_step, step_means
 from iumad.study.steps import steps_of
 
 KINDS: dict[str, dict[str, type]] = {
@@ -235,9 +236,10 @@ def read_costs(study: StudyConfig, folder: str | Path) -> pd.DataFrame:
     -------
     DataFrame
         method, modality, categories, image_size, batch, machine, repeat, metric, value. Metrics: "latency (ms)" of
-        a batch, "frames/s", "model (MB)" (parameters, buffers and banks, backbone included), "peak memory (MB)" of
-        the process with all libraries, or on a GPU of torch's allocations there; of networks "parameters (M)" and
-        "operations (10^9)" for one image.
+        a batch, "frames/s", "model (MB)" (parameters, buffers and banks, backbone included: what a file of the
+        model holds), "added memory (MB)" (what making the model and scoring a batch add to the process, libraries
+        not included; on a GPU what torch allocates there); of networks "parameters (M)" and "operations (10^9)"
+        for one image. A model of more than 4 GB has its size only.
     """
     path = costs_file(study, folder)
     if path.exists():
@@ -258,6 +260,26 @@ def cost_summary(table: pd.DataFrame, categories: int, image_size: int) -> pd.Da
         names = dict(zip(["modality", "method", "batch"], keys, strict=True))
         records.append(names | tails | medians)
     return pd.DataFrame(records)
+
+
+def with_accuracy(summary: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """The costs with what the same configurations reach after their last step, in percent; missing where not run.
+
+    Parameters
+    ----------
+    summary : DataFrame
+        What `cost_summary` returns.
+    rows : DataFrame
+        `iumad.study.load.load_rows` of the measured study.
+    """
+    if summary.empty or rows.empty:
+        return summary
+    means = step_means(last_step(rows))
+    shown = means[means["metric"].isin(["i_auroc", "aupro"])]
+    wide = 100 * shown.pivot_table("value", ["modality", "method"], "metric")
+    return summary.merge(
+        wide.rename(columns=LABELS).reset_index(), "left", on=["modality", "method"]
+    )
 
 
 def cost_growth(table: pd.DataFrame, factor: str, modality: str) -> pd.DataFrame:
