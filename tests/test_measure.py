@@ -9,11 +9,12 @@ import pytest
 import tiny
 from PIL import Image
 
+from iumad.config.schema import StudyConfig
 from iumad.errors import DataError
 from iumad.evaluation.evaluate import Scored
 from iumad.evaluation.metrics import image_scores
 from iumad.report import tables
-from iumad.study.measure import lottery, measure
+from iumad.study.measure import defects, lottery, measure
 from iumad.study.measured import (
     KINDS,
     load_measured,
@@ -93,6 +94,21 @@ def test_nothing_is_measured_twice_and_damage_is_named(measured):
         assert path.read_bytes() == content
     finally:
         path.write_bytes(content)
+
+
+def test_defects_by_hand():
+    # good images score 1 and 2, the defective one 2: more than one and as much as the other; one of four pixels is
+    # marked, and two of the other three are lower, one is equal
+    test = pd.DataFrame(
+        {"sample_id": ["g0", "g1", "d"], "category": "c", "defect": ["good", "good", "hole"]}
+    ).assign(label=[0, 0, 1])
+    maps = np.array([[[0, 0], [0, 0]]] * 2 + [[[3, 3], [1, 1]]], dtype=np.float32)
+    masks = np.zeros((3, 2, 2), dtype=bool)
+    masks[2, 0, 0] = True
+    one = Scored("c", test, maps, masks, np.array([1.0, 2.0, 2.0]))
+    (line,) = defects(StudyConfig().runs()[0], [one]).to_dict("records")
+    assert (line["sample_id"], line["share"], line["found"]) == ("d", 0.25, 0.75)
+    assert line["inside"] == pytest.approx(2.5 / 3)
 
 
 def test_a_lottery_by_hand(finished):

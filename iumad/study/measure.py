@@ -16,7 +16,7 @@ from iumad.data import data_of, open_dataset
 from iumad.data.sample import GOOD
 from iumad.errors import DataError
 from iumad.evaluation.evaluate import Scored, anomaly_maps, compare_details, evaluate, overwritten
-from iumad.evaluation.metrics import image_auroc, image_scores, or_missing
+from iumad.evaluation.metrics import image_auroc, image_scores, or_missing, pixel_auroc
 from iumad.features.cache import FeatureStore
 from iumad.models.base import Detector
 from iumad.models.build import method_class
@@ -127,6 +127,22 @@ def details(run: RunConfig, scored: Sequence[Scored]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(KINDS["details"]))
 
 
+def defects(_run: RunConfig, scored: Sequence[Scored]) -> pd.DataFrame:
+    """How large each marked defect is, how many good images score lower, and how well it is localised."""
+    records = []
+    for one in scored:
+        good = one.scores[one.labels == 0]
+        for row, anomaly_map, mask, score in zip(
+            one.test.itertuples(), one.maps, one.masks, one.scores, strict=True
+        ):
+            if mask.any():
+                found = ((good < score) + 0.5 * (good == score)).mean() if len(good) else np.nan
+                inside = or_missing(pixel_auroc, anomaly_map[None], mask[None])
+                names = (row.sample_id, row.category, row.defect)
+                records.append((*names, mask.mean(), found, inside))
+    return pd.DataFrame(records, columns=list(KINDS["defects"]))
+
+
 def lottery(run: RunConfig, scored: Sequence[Scored]) -> pd.DataFrame:
     """What evaluations give in which images of one file name overwrite each other, in one line.
 
@@ -228,6 +244,7 @@ def information(run: RunConfig, results: str | Path) -> pd.DataFrame:
 
 OF_MAPS: dict[str, Callable[[RunConfig, Sequence[Scored]], pd.DataFrame]] = {
     "samples": samples,
+    "defects": defects,
     "details": details,
     "lottery": lottery,
 }

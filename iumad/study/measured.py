@@ -50,6 +50,15 @@ KINDS: dict[str, dict[str, type]] = {
         "low": float,
         "high": float,
     },
+    # every marked defect: the share of its image, of good images with a lower score; pixel AUROC inside its image
+    "defects": {
+        "sample_id": str,
+        "category": str,
+        "defect": str,
+        "share": float,
+        "found": float,
+        "inside": float,
+    },
     # test images of the first categories, perturbed: means over these categories
     "perturbed": {"perturbation": str, "strength": float, "metric": str, "value": float},
     # other ways to evaluate the same maps (`iumad.evaluation.evaluate`)
