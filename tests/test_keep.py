@@ -1,4 +1,4 @@
-"""The variant that forgets nothing: own parts of each step, recognition by means, small banks."""
+"""The variant that forgets nothing: own parts, recognition by means, small banks; and replay of features."""
 
 import pytest
 import tiny
@@ -8,8 +8,9 @@ from iumad.features.cache import Batch
 from iumad.models.build import make_detector
 from iumad.models.keep import KeepDetector
 from iumad.study.runner import RunWork, run_one, trained_detector
-from iumad.study.steps import steps_of
+from iumad.study.steps import Step, steps_of
 from iumad.training.checkpoint import load_grown
+from iumad.training.increments import Guard, remember
 from iumad.training.loop import StepPlan, Watch, fit_step
 
 FIRST, SECOND, THIRD = tiny.CATEGORIES
@@ -30,16 +31,16 @@ def fit(detector: KeepDetector, samples: Batch) -> None:
 
 
 @pytest.fixture(scope="module")
-def after_each_step(tmp_path_factory) -> tuple[RunWork, list[KeepDetector]]:
+def after_each_step(tmp_path_factory) -> tuple[RunWork, list[Step], list[KeepDetector]]:
     """A run of 1-1 in three steps, and its models."""
     run, results = tiny.run(METHOD, settings=["1-1"]), tmp_path_factory.mktemp("results")
     work = RunWork(run)
     steps = steps_of(run, results, work.dataset)
-    return work, [trained_detector(work, step) for step in steps]
+    return work, steps, [trained_detector(work, step) for step in steps]
 
 
 def test_maps_of_old_categories_stay_the_same_bits(after_each_step):
-    work, models = after_each_step
+    work, _, models = after_each_step
     for number, name in enumerate(tiny.CATEGORIES):
         batch = work.store.batch(work.ids([name], "test"))
         maps = [model.maps_and_logits(batch) for model in models[number:]]
@@ -50,7 +51,7 @@ def test_maps_of_old_categories_stay_the_same_bits(after_each_step):
 
 
 def test_a_later_step_learns_nothing_but_its_own_parts(after_each_step):
-    _, (first, second, third) = after_each_step
+    _, _, (first, second, third) = after_each_step
     names = second.own_parameters()
     assert third.step_of.tolist() == [0, 1, 2]
     for name, p in second.named_parameters():
@@ -66,7 +67,7 @@ def test_a_later_step_learns_nothing_but_its_own_parts(after_each_step):
 
 
 def test_each_category_adds_the_same_few_bytes(after_each_step):
-    _, models = after_each_step
+    _, _, models = after_each_step
     sizes = [model.size_bytes() for model in models]
     assert sizes[2] - sizes[1] == sizes[1] - sizes[0]
     parts = sum(p.numel() * 4 for p in models[0].own_parameters().values())
@@ -83,11 +84,14 @@ def test_what_a_step_may_own(own):
     assert not any("condition" in name or "head" in name for name in names)
 
 
-def test_strategies_and_choices_of_own_parts_share_the_base_step():
-    runs = [tiny.run(METHOD, model={"own": own}) for own in ("none", "norms")]
-    first, both = [(FIRST,)], [(FIRST,), (SECOND,)]
-    assert runs[0].step_key(first) == runs[1].step_key(first)
-    assert runs[0].step_key(both) != runs[1].step_key(both)
+def test_the_base_step_is_that_of_ib_iumad_plus_which_is_not_trained_again(after_each_step):
+    work, steps, (first, *_) = after_each_step
+    plus = tiny.run("ib-iumad-plus", settings=["1-1"])
+    assert plus.trunk is None
+    (base, *_) = steps_of(plus, steps[0].folder.parent.parent, work.dataset)
+    assert base.checkpoint.exists()
+    for name, p in trained_detector(RunWork(plus), base).named_parameters():
+        assert torch.equal(p, first.get_parameter(name))
 
 
 def test_the_nearest_mean_tells_the_category_and_an_image_has_the_maps_of_its_own():
@@ -110,11 +114,11 @@ def test_a_map_is_one_on_average_on_the_good_images_it_is_measured_on():
 
 
 def test_watching_a_step_does_not_disturb_its_training(after_each_step):
-    work, models = after_each_step
+    work, steps, models = after_each_step
     old = work.store.batch(work.ids([FIRST], "test"))
     states = []
     for epoch in (lambda model, _epoch: model.eval().residual_maps(old), Watch().epoch):
-        detector = work.new_detector(steps_of(work.run, ".", work.dataset)[1])
+        detector = work.new_detector(steps[1])
         load_grown(detector, models[0].state_dict())
         ids, plan = work.ids([SECOND], "train"), StepPlan.of(work.run, 1)
         fit_step(detector, work.store, ids, plan, {}, watch=Watch(epoch=epoch))
@@ -124,7 +128,53 @@ def test_watching_a_step_does_not_disturb_its_training(after_each_step):
     assert tiny.same_tensors(first, second)
 
 
-def test_the_same_protection_goes_with_another_network(tmp_path):
-    plain = {"preset": "plain", "model": {"kind": "keep"}, "increment": {"strategy": "none"}}
-    (run,) = tiny.study(methods={"plain-keep": plain}).runs()
+@pytest.mark.parametrize("changes", [{}, {"own": "none"}, {"patches": 0}])
+def test_the_same_protection_goes_with_another_network(changes, tmp_path):
+    plain = {"preset": "plain", "model": {"kind": "keep"} | changes}
+    (run,) = tiny.study(methods={"plain-keep": plain | {"increment": {"strategy": "none"}}}).runs()
     assert run_one(run, tmp_path)["value"].notna().all()
+
+
+# --- feature replay -----------------------------------------------------------------------------
+
+
+def test_what_is_remembered_are_features_of_so_many_images_of_each_category_and_no_image():
+    run = tiny.run("plain+feature-replay", increment={"replay_images": 2})
+    store, detector = tiny.open_store(run), tiny.detector("plain")
+    memory = {}
+    for count, names in ((4, (FIRST, SECOND)), (6, (THIRD,))):
+        ids = tiny.train_ids(store, *names)
+        memory = remember(detector, store, ids, run.increment, memory, seed=0)
+        assert len(memory["replay"]) == len(set(memory["replay"])) == count
+        assert memory.keys() == {"replay", "categories", "features rgb", "features depth"}
+    assert memory["categories"].tolist() == [0, 0, 1, 1, 2, 2]
+    assert memory["features depth"].dtype == torch.float16
+    inputs = Guard(detector, run.increment, memory).inputs(store)
+    new = tiny.train_ids(store, THIRD)
+    inputs.load([*new, *memory["replay"]])
+    batch = inputs.batch([memory["replay"][1], new[0], memory["replay"][4], new[1]])
+    assert batch.category.tolist() == [0, 2, 2, 2]
+    for modality, x in batch.features.items():
+        assert torch.equal(x[[1, 3]], store.batch(new[:2]).features[modality])
+        assert torch.equal(x[[0, 2]], memory[f"features {modality}"][[1, 4]].float())
+
+
+def test_features_do_what_the_images_do_for_a_method_that_reads_only_them(tmp_path):
+    """float16 keeps 11 bits: the two trainings begin alike, and nothing but rounding parts them."""
+    losses = []
+    for name in ("replay", "feature-replay"):
+        run = tiny.run(f"plain+{name}", increment={"replay_images": 3})
+        store = tiny.open_store(run)
+        detector = tiny.trainable(store, run)
+        old, new = tiny.train_ids(store, FIRST), tiny.train_ids(store, SECOND)
+        detector.fit(store, old, torch.Generator())
+        memory = remember(detector, store, old, run.increment, {}, seed=0)
+        log = fit_step(detector, store, new, StepPlan.of(run, 1), memory, tmp_path / f"{name}.pt")
+        losses.append(torch.tensor([row["value"] for row in log]))
+    torch.testing.assert_close(losses[0], losses[1], rtol=2e-2, atol=1e-3)
+
+
+def test_a_method_that_reads_images_cannot_replay_features():
+    for name in ("iuf", "ib-iumad", "unimmad", "cnd"):
+        with pytest.raises(ValueError, match="this method reads images"):
+            tiny.study(methods={f"{name}+feature-replay": {}})

@@ -489,6 +489,7 @@ STRATEGIES = {
     "joint": "trained on all categories at once",
     "finetune": "nothing protects earlier categories",
     "replay": "a few images of earlier categories are trained on again",
+    "feature-replay": "features of a few images of earlier categories are trained on again",
     "projection": "protected by IUF's projection",
     "svd": "protected by CDAD's projection",
     "ewc": "protected by an elastic penalty",

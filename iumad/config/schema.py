@@ -22,6 +22,7 @@ from pydantic import Field, field_validator, model_validator
 from iumad.config.methods import (
     RECONSTRUCTIONS,
     UNTRAINED,
+    KeepConfig,
     MethodConfig,
     ModelConfig,
     ReconstructionConfig,
@@ -132,6 +133,14 @@ class RunConfig(Section):
                 f"method {self.method!r}: increment.strategy projection protects layers of reconstruction "
                 f"methods, a {self.model.kind} has none; use none, svd, ewc or replay"
             )
+        condition = getattr(self.model, "condition", "none")
+        if self.increment.strategy == "feature-replay" and (
+            condition != "none" or self.model.kind in ("unimmad", "cnd")
+        ):
+            raise ConfigError(
+                f"method {self.method!r}: increment.strategy feature-replay keeps features only, but this method "
+                "reads images; plain and uniad do not"
+            )
         return self
 
     @property
@@ -143,6 +152,14 @@ class RunConfig(Section):
     def run_id(self) -> str:
         """Twelve hex digits: the hash of everything but the profile and the method's label."""
         return stable_hash(self._content({"profile", "method"}))
+
+    @property
+    def trunk(self) -> "RunConfig | None":
+        """The run whose base step is this one's trunk, where a method begins with another's trained network."""
+        if not isinstance(self.model, KeepConfig):
+            return None
+        network = self.model.model_dump(exclude={"kind", "own", "patches"})
+        return self.model_copy(update={"model": ReconstructionConfig(**network)})
 
     def idle(self, section: str) -> dict[str, str]:
         """Keys of `model`, `training` or `increment` that change nothing in this run, each with the reason."""
@@ -186,8 +203,6 @@ class RunConfig(Section):
         content = self._content(exclude)
         content.get("perturb", {}).pop("test", None)
         del content["data"]["categories"]
-        if len(trained) == 1:
-            content["model"].pop("own", None)  # of later steps alone
         return stable_hash([content, trained, *([data_digest] if data_digest else [])])
 
     def _content(self, exclude: set[str]) -> dict[str, Any]:

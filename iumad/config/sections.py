@@ -337,10 +337,12 @@ class TrainingConfig(Section):
 class IncrementConfig(Section):
     """How a step after the base is trained, and what protects the earlier categories."""
 
-    strategy: Literal["projection", "none", "ewc", "replay", "joint", "svd"] = Field(
-        "projection",
-        description="projection: IUF's, on FFN outputs; svd: CDAD's, on all layers' inputs; "
-        "ewc, replay: controls; joint: no increments, all at once",
+    strategy: Literal["projection", "none", "ewc", "replay", "feature-replay", "joint", "svd"] = (
+        Field(
+            "projection",
+            description="projection: IUF's, on FFN outputs; svd: CDAD's, on all layers' inputs; ewc, replay: "
+            "controls; feature-replay: features of earlier images, no images; joint: no increments, all at once",
+        )
     )
     epochs: Count = Field(20, description="the paper: 800")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="IUF: sgd")
@@ -352,7 +354,7 @@ class IncrementConfig(Section):
         1.0e3, description="weight of the elastic penalty; for strategy ewc"
     )
     replay_images: Count = Field(
-        4, description="images kept per earlier category; for strategy replay"
+        4, description="images kept per earlier category, or whose features are; for both replays"
     )
     svd_threshold: float = Field(
         0.99,
@@ -363,11 +365,15 @@ class IncrementConfig(Section):
 
     def idle(self) -> dict[str, str]:
         """Keys that change nothing beside the strategy, each with the reason."""
-        one_only = {"ewc_weight": "ewc", "replay_images": "replay", "svd_threshold": "svd"}
+        only = {
+            "ewc_weight": ("ewc",),
+            "replay_images": ("replay", "feature-replay"),
+            "svd_threshold": ("svd",),
+        }
         return {
-            key: f"it acts with increment.strategy {strategy} only"
-            for key, strategy in one_only.items()
-            if strategy != self.strategy
+            key: f"it acts with increment.strategy {' and '.join(strategies)} only"
+            for key, strategies in only.items()
+            if self.strategy not in strategies
         }
 
 

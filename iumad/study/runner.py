@@ -226,8 +226,13 @@ def train_step(work: RunWork, step: Step, earlier: Detector | None) -> None:
             store.fill(ids, counted(advance, effort))
         if earlier is not None:
             load_grown(detector, earlier.state_dict())
+        generator = torch.Generator().manual_seed(run.seed)
         if not detector.trained:
-            detector.fit(store, ids, torch.Generator().manual_seed(run.seed))
+            detector.fit(store, ids, generator)
+        elif earlier is None and run.trunk is not None:
+            log = take_trunk(work, step, run.trunk, detector)
+            detector.fit(store, ids, generator)
+            detector.eval().calibrate(store, ids)
         else:
             remembered = remembered_after(work, step.previous) if step.previous else {}
             total = len(ids) + len(remembered.get("replay", []))
@@ -242,6 +247,17 @@ def train_step(work: RunWork, step: Step, earlier: Detector | None) -> None:
     record = record_provenance(run.run_id, params, device, effort.finish())
     write_provenance(record, step.provenance)
     save_checkpoint(step.checkpoint, {"key": {"step": step.key}, "detector": detector.state_dict()})
+
+
+def take_trunk(
+    work: RunWork, step: Step, trunk: RunConfig, detector: Detector
+) -> list[train.LogRow]:
+    """Give a detector the network that another run's base step has trained; returns the log of its losses."""
+    other = RunWork(trunk, str(work.device), work.label, work.threads, work.show)
+    base = steps_of(trunk, step.folder.parent.parent, work.dataset)[0]
+    trained = trained_detector(other, base).state_dict()
+    detector.load_state_dict(detector.state_dict() | trained)
+    return read_step_table(base.log).to_dict("records")
 
 
 def evaluate_step(work: RunWork, step: Step, detector: Detector) -> None:

@@ -2,7 +2,8 @@
 
 `projection` is IUF's: updates of the second FFN linear of every layer are damped along the directions in which
 earlier categories' features vary most. `svd` is CDAD's, for the inputs of all layers. `ewc` (Kirkpatrick et al.,
-PNAS 2017) and `replay` are controls from below and above; `none` is plain fine-tuning.
+PNAS 2017) and `replay` are controls from below and above; `feature-replay` keeps the backbone's features of a few
+images, and no image; `none` is plain fine-tuning.
 Mixing in the old weights (`increment.pull`) goes with any of them.
 
 A memory is a dictionary of tensors and names, gathered at the end of every step on that step's own training data
@@ -36,7 +37,7 @@ from torch.nn import functional
 
 from iumad.config.sections import IncrementConfig
 from iumad.errors import ConfigError
-from iumad.features.cache import FeatureStore
+from iumad.features.cache import Batch, FeatureStore
 from iumad.models.base import Detector
 from iumad.training.checkpoint import with_rows
 
@@ -165,6 +166,9 @@ def remember(
                     *_choose(store, sample_ids, config.replay_images, seed),
                 ]
             }
+        case "feature-replay":
+            kept = _choose(store, sample_ids, config.replay_images, seed)
+            return with_features(earlier, store.batch(kept))
         case _:
             return {}
     return {
@@ -188,6 +192,47 @@ def projections(memory: Memory) -> dict[str, Float[Tensor, "d d"]]:
         falling = vectors.flip(1)
         matrices[name] = ((falling * weights) @ falling.T).float()
     return matrices
+
+
+def with_features(earlier: Memory, batch: Batch) -> Memory:
+    """A memory with the features (float16) and categories of more images; the images are not kept."""
+    kept = {f"features {m}": x.half() for m, x in batch.features.items()}
+    kept["categories"] = batch.category
+    joined = {key: torch.cat([earlier[key], x]) if earlier else x for key, x in kept.items()}
+    return joined | {"replay": [f"remembered {i}" for i in range(len(joined["categories"]))]}
+
+
+class Rehearsal:
+    """A step's store beside remembered features: a sample whose name a memory has comes from it, without image.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    memory : Memory
+        Of the strategy `feature-replay`.
+    """
+
+    def __init__(self, store: FeatureStore, memory: Memory) -> None:
+        self.store, self.memory = store, memory
+        self.places = {name: i for i, name in enumerate(memory["replay"])}
+
+    def load(self, sample_ids: Sequence[str], device: torch.device | None = None) -> None:
+        """Keep the inputs of the store's samples in memory."""
+        self.store.load([name for name in sample_ids if name not in self.places], device)
+
+    def batch(self, sample_ids: Sequence[str], device: torch.device | None = None) -> Batch:
+        """Features and categories of these samples, in order; no images."""
+        samples = [self._one(sample_id) for sample_id in sample_ids]
+        features = {m: torch.cat([x.features[m] for x in samples]) for m in self.store.modalities}
+        batch = Batch(features, {}, torch.cat([x.category for x in samples]))
+        return batch.to(device or torch.device("cpu"))
+
+    def _one(self, sample_id: str) -> Batch:
+        if sample_id not in self.places:
+            return self.store.batch([sample_id])
+        row = slice(self.places[sample_id], self.places[sample_id] + 1)
+        features = {m: self.memory[f"features {m}"][row].float() for m in self.store.modalities}
+        return Batch(features, {}, self.memory["categories"][row])
 
 
 class Guard:
@@ -218,6 +263,10 @@ class Guard:
         bases = memory if config.strategy == "svd" else {}
         self._bases = {name: basis.to(device, torch.float32) for name, basis in bases.items()}
         self._watched = self._parameters if bases else self._projections
+
+    def inputs(self, store: FeatureStore) -> FeatureStore | Rehearsal:
+        """Where a step's batches come from: the store, beside remembered features where there are some."""
+        return Rehearsal(store, self.memory) if "categories" in self.memory else store
 
     @property
     def replayed(self) -> list[str]:

@@ -122,18 +122,20 @@ def fit_step(
         detector.begin_increment()
     guard = Guard(detector, plan.increment, memory)
     samples = [*sample_ids, *guard.replayed]
-    store.load(samples, detector.device)
+    inputs = guard.inputs(store)
+    inputs.load(samples, detector.device)
     detector.fit(store, sample_ids, torch.Generator().manual_seed(plan.seed))
     updates, log = Updates(detector, plan, len(samples)), LossLog(plan.step)
     saved = Unfinished(unfinished, plan, samples, updates, log)
     first_epoch = saved.resume()
     watch.samples(first_epoch * len(samples))
-    for epoch in range(first_epoch, plan.epochs):
+    learns = any(p.requires_grad for p in detector.parameters())
+    for epoch in range(first_epoch, plan.epochs if learns else 0):
         detector.train().begin_epoch(epoch, plan.epochs)
         order, generator = shuffled(samples, plan, epoch, detector.device)
         for batch_ids in parts(order, plan.training.batch_size):
             guard.pull()
-            batch = store.batch(batch_ids, detector.device)
+            batch = inputs.batch(batch_ids, detector.device)
             with updates.autocast():
                 terms = detector.losses(batch, generator, plan.step == 0) | guard.penalty()
             loss = log.add(terms, epoch, batch_ids, len(samples))
