@@ -21,6 +21,7 @@ from iumad.report.book import (
     extract_figures,
     failures,
     make_book,
+    notebook_parameters,
     republish,
 )
 
@@ -72,13 +73,20 @@ def last_text(path: Path) -> str:
         ("settings", "other/two", "../params/other/settings.yaml"),  # or takes the one beside
     ],
 )
-def test_a_notebook_is_told_what_to_show_and_names_no_machine(small_repository, own, given, shown):
-    root = small_repository("print(params_file, results, run)", own)
-    params = root / "params" / f"{given}.yaml"
-    params.write_text("seeds: [3]\n")
+def test_a_notebook_is_told_what_to_show(small_repository, own, given, shown):
+    root = small_repository("1", own)
+    told = notebook_parameters(
+        root / "notebooks" / "01_one.ipynb", root / "params" / f"{given}.yaml"
+    )
+    assert told.get("params_file", f"../params/{own}.yaml") == shown
+
+
+def test_an_executed_notebook_shows_what_it_was_told_and_names_no_machine(small_repository):
+    root = small_repository("print(params_file, results, run)")
+    params = root / "params" / "two.yaml"
     (path,) = execute_notebooks(params, root / "out", root, root / "runs")
     assert failures(path) == []
-    assert last_text(path) == f"{shown} ../runs False"
+    assert last_text(path) == "../params/two.yaml ../runs False"
     assert str(root) not in path.read_text()
 
 

@@ -37,7 +37,6 @@ from iumad.study.verdicts import (
     evidence_of,
     judge_contrasts,
     measure_gates,
-    second_view,
 )
 
 BOTH = "rgb+depth"
@@ -205,21 +204,6 @@ def test_the_floor_of_another_study_serves_a_share_above_the_floor():
     assert row["estimate"] == pytest.approx(50)  # 20 of 40 points; only floors are taken from there
     (without,) = judged(rows, share)
     assert without["reason"] == "not run: floors (rgb+depth)"
-
-
-def test_second_view_is_the_middle_half_of_all_seeds_and_categories():
-    rows = pd.concat(
-        [run_rows("iuf", [dict.fromkeys("abcd", 0.5)], seed, "4-0") for seed in range(2)]
-        + [
-            run_rows("ib-iumad", [{"a": 0.5, "b": 0.52, "c": 0.54, "d": 0.9}], seed, "4-0")
-            for seed in range(2)
-        ]
-    )
-    (row,) = second_view(difference(setting="4-0"), evidence_of(rows)).to_dict("records")
-    # Sorted: 0 0 2 2 4 4 40 40 points; the middle four are 2 2 4 4.
-    assert row["value"] == pytest.approx(3)
-    assert (row["low"], row["high"], row["n"]) == (pytest.approx(3), pytest.approx(3), 2)
-    assert second_view(difference("fm_i_auroc"), evidence_of(rows)).empty
 
 
 # --- gates --------------------------------------------------------------------------------------

@@ -106,17 +106,11 @@ def test_all_commands_are_there():
     }
 
 
-def test_run_loads_what_is_finished(iumad, finished):
+def test_run_loads_what_is_finished_and_plan_counts_it(iumad, finished):
     code, out, _ = iumad("run", finished.params, "--results", finished.results)
     assert code == 0
     for text in ("ib-iumad", "iuf", "bank", "rgb+depth", "2-1", "i_auroc", "aupro"):
         assert text in out
-
-
-def test_study_run_and_plan(iumad, finished):
-    code, out, _ = iumad("run", finished.params, "--results", finished.results)
-    assert code == 0
-    assert "i_auroc" in out
     code, out, _ = iumad("plan", finished.params, "--results", finished.results)
     assert code == 0
     assert "3 runs, 3 finished; time left: 0.00 h" in out

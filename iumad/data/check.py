@@ -148,27 +148,12 @@ def open_folder(root: Path, problems: list[str] | None = None) -> FileDataset:
         raise
 
 
-def data_problems(
-    dataset: Dataset, categories: Iterable[str] | None = None
-) -> tuple[list[str], list[str]]:
-    """Errors and warnings that show without looking at pictures.
+def data_problems(dataset: Dataset) -> tuple[list[str], list[str]]:
+    """Errors and warnings that show without looking at pictures; a data set that is drawn has none.
 
     A file's content and the range of a sample's depth are worked out once and remembered.
-
-    Parameters
-    ----------
-    dataset
-        Any data set; one that is drawn has no problem.
-    categories
-        Which; default: all.
-
-    Returns
-    -------
-    errors, warnings
     """
     index = dataset.index
-    if categories is not None:
-        index = index[index["category"].isin(list(categories))]
     errors, warnings = _wrong_counts(index)
     warnings += [*dataset.notes, *_odd_sizes(index)]
     if isinstance(dataset, FileDataset):

@@ -50,18 +50,12 @@ def anomaly_maps(
     detector: Detector,
     store: FeatureStore,
     sample_ids: Sequence[str],
-    batch_size: int = 16,
-    advance: Callable[[int], object] | None = None,
 ) -> Float32[np.ndarray, "n size size"]:
     """Anomaly maps of these samples, in order; higher is more anomalous."""
     detector.eval()
-    maps = []
-    for start in range(0, len(sample_ids), batch_size):
-        ids = sample_ids[start : start + batch_size]
-        maps.append(detector.anomaly_maps(store.batch(ids).to(store.device)).cpu().numpy())
-        if advance:
-            advance(len(ids))
-    return np.concatenate(maps)
+    parts = (sample_ids[start : start + 16] for start in range(0, len(sample_ids), 16))
+    batches = (store.batch(ids).to(store.device) for ids in parts)
+    return np.concatenate([detector.anomaly_maps(batch).cpu().numpy() for batch in batches])
 
 
 def evaluate(

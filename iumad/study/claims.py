@@ -236,12 +236,9 @@ def _agree(one: StudyConfig, other: StudyConfig, sections: tuple[str, ...]) -> b
     return all(getattr(one, key) == getattr(other, key) for key in sections)
 
 
-def studies_of(
-    names: Iterable[str], params: Path, given: StudyConfig | None = None
-) -> dict[str, StudyConfig]:
-    """The studies that claims name, each from its params file in a folder, or one given study for all of them."""
-    files = {name: params / f"{name}.yaml" for name in dict.fromkeys(names) if name}
-    return {name: given or load_params(file) for name, file in files.items()}
+def studies_of(names: Iterable[str], params: Path) -> dict[str, StudyConfig]:
+    """The studies that claims name, each from its params file in a folder."""
+    return {name: load_params(params / f"{name}.yaml") for name in dict.fromkeys(names) if name}
 
 
 def claim_evidence(
@@ -311,10 +308,10 @@ def _more_harm(
     return Contrast(terms, "6-1", metric, exempt=(b, d))
 
 
-def _more_relative_harm(modality: str, metric: str = "i_auroc") -> Contrast:
+def _more_relative_harm(modality: str) -> Contrast:
     """The same with both modalities against one, as shares of what lies above the floor."""
     terms = (Harm(1, "iuf", NOISIER, BOTH), Harm(-1, "iuf", NOISIER, modality))
-    return Contrast(terms, "6-1", metric, exempt=(NOISIER,))
+    return Contrast(terms, "6-1", "i_auroc", exempt=(NOISIER,))
 
 
 SPURIOUS = (

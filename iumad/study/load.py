@@ -310,8 +310,8 @@ def step_facts(key: str, record: Provenance) -> dict[str, object]:
     }
 
 
-def remaining_error(log: pd.DataFrame, term: str = "fusion") -> pd.DataFrame:
-    """What is left of one loss term at the end of the base step, beside its first epoch.
+def remaining_error(log: pd.DataFrame) -> pd.DataFrame:
+    """What is left of the reconstruction error (Eq. 9) at the end of the base step, beside its first epoch.
 
     A share has no unit, so terms that are summed and terms that are averaged over channels compare.
 
@@ -319,15 +319,13 @@ def remaining_error(log: pd.DataFrame, term: str = "fusion") -> pd.DataFrame:
     ----------
     log : DataFrame
         `iumad.study.results.LOG_SCHEMA`; may be empty.
-    term : str
-        "fusion" is the reconstruction error of Eq. 9.
 
     Returns
     -------
     DataFrame
         method, seeds, first, last (means over seeds), "remains (%)".
     """
-    base = log[(log["step"] == 0) & (log["term"] == term)].sort_values("epoch")
+    base = log[(log["step"] == 0) & (log["term"] == "fusion")].sort_values("epoch")
     records = []
     for method, part in base.groupby("method", sort=False):
         runs = part.groupby("seed")["value"]

@@ -25,13 +25,11 @@ import numpy as np
 import pandas as pd
 
 from iumad.study.results import (
-    FRACTIONS,
     LABELS,
     MEAN,
     RUN_COLUMNS,
     as_learnt,
     final_table,
-    last_step,
     paper_results,
 )
 from iumad.study.statistics import (
@@ -41,7 +39,6 @@ from iumad.study.statistics import (
     SUPPORTED,
     UNDECIDED,
     UNTRAINED,
-    bootstrap,
     judge,
 )
 
@@ -438,28 +435,6 @@ def turned_row(row: dict) -> dict:
     )
 
 
-def second_view(contrast: Contrast, evidence: Evidence) -> pd.DataFrame:
-    """Interquartile mean of a contrast over seeds and categories, with its stratified bootstrap interval.
-
-    Returns
-    -------
-    pandas.DataFrame
-        n, value, low, high in points; without a row where the contrast is not of a metric after the last step, is
-        relative to a floor, or has no seed with all of its terms.
-    """
-    empty = pd.DataFrame(columns=["n", "value", "low", "high"])
-    if contrast.relative or contrast.metric not in FRACTIONS or evidence.rows.empty:
-        return empty
-    last = last_step(evidence.rows)
-    cell = last[(last["setting"] == contrast.setting) & (last["metric"] == contrast.metric)]
-    total = _sum_of(contrast, cell, ["seed", "category"]).dropna()
-    if total.empty:
-        return empty
-    table = bootstrap(total.rename("value").reset_index().assign(all="all"), ["all"])
-    table[["value", "low", "high"]] *= contrast.scale
-    return table.drop(columns="all")
-
-
 def paper_difference(contrast: Contrast, dataset: str) -> float:
     """The paper's value of a contrast, as a fraction; missing where it does not print one of the terms."""
     printed, total = _printed(dataset), 0.0
@@ -496,29 +471,29 @@ def interval_text(low: float, high: float) -> str:
 def _per_seed(contrast: Contrast, values: pd.DataFrame) -> pd.DataFrame:
     """The contrast of every seed; missing where a term is, and one missing value where nothing was run."""
     cell = values[(values["setting"] == contrast.setting) & (values["metric"] == contrast.metric)]
-    total = _sum_of(contrast, cell, ["seed"])
+    total = _sum_of(contrast, cell)
     if total.empty:
         return pd.DataFrame({"seed": [0], "value": [np.nan]})
     return total.rename("value").rename_axis("seed").reset_index()
 
 
-def _sum_of(contrast: Contrast, cell: pd.DataFrame, index: list[str]) -> pd.Series:
+def _sum_of(contrast: Contrast, cell: pd.DataFrame) -> pd.Series:
     total: pd.Series | float = 0.0
     for term in contrast.terms:
         if isinstance(term, Harm):
             part = cell[cell["modality"] == term.modality]
-            clean, noisy = (_of(part, name, index) for name in (term.clean, term.noisy))
-            floors = part[part["method"].str.startswith(FLOOR)].groupby(index)["value"].max()
+            clean, noisy = (_of(part, name) for name in (term.clean, term.noisy))
+            floors = part[part["method"].str.startswith(FLOOR)].groupby("seed")["value"].max()
             value = (clean - noisy) / (clean - floors)
         else:
-            value = _of(cell[cell["modality"] == term.modality], term.method, index)
+            value = _of(cell[cell["modality"] == term.modality], term.method)
         total = total + contrast.sign * term.sign * value
     assert isinstance(total, pd.Series)
     return total
 
 
-def _of(part: pd.DataFrame, method: str, index: list[str]) -> pd.Series:
-    return part[part["method"] == method].set_index(index)["value"]
+def _of(part: pd.DataFrame, method: str) -> pd.Series:
+    return part[part["method"] == method].set_index("seed")["value"]
 
 
 def _with_gates(

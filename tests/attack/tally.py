@@ -1,11 +1,13 @@
 """The tally of attacks: what was tried in each area, what worked, was refused, or went wrong."""
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from terminal import Outcome, iumad
 
 from iumad.errors import IumadError
@@ -13,6 +15,8 @@ from iumad.errors import IumadError
 TALLY: dict[str, Counter[str]] = {}
 OUTCOMES = ("tried", "worked", "refused", "wrong")
 MAX_MESSAGE = 2000  # letters; more is no help
+few_examples = settings(max_examples=int(os.environ.get("IUMAD_EXAMPLES", "10")))
+"""Decorator of the property tests that are in `make test`, too."""
 
 
 class Area:

@@ -11,7 +11,7 @@ import trees
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attack.tally import Area
+from attack.tally import Area, few_examples
 from iumad.config.files import load_params
 from iumad.config.schema import StudyConfig
 from iumad.config.sections import FolderConfig
@@ -91,6 +91,7 @@ def tree(root: Path, categories: list[str], defect: str, stem: str) -> Path:
     return root
 
 
+@few_examples
 @given(few_names, names.filter(lambda name: name.casefold() != "good"), names)
 def test_names_come_back_from_folders_indexes_and_rows(categories, defect, stem):
     what = (categories, defect, stem)

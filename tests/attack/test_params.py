@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from attack.tally import Area
+from attack.tally import Area, few_examples
 from iumad.config import sections
 from iumad.config.files import base_chain, load_params, read_params
 from iumad.config.methods import PRESETS, MethodConfig, ModelConfig
@@ -119,6 +119,7 @@ WORDS += [*"{}[]:,'\"|>~", "<<", "- ", "\n", "\n  ", "&a ", "*a", "!!", "!!int "
 WORDS += ["\\", "@", "%", "\x00", "\u2028", "ü", "é", "\t"]
 
 
+@few_examples
 @given(
     st.binary(max_size=80)
     | st.text(max_size=80).map(lambda text: text.encode("utf-8", "replace"))
@@ -244,6 +245,7 @@ ONE = st.sampled_from(sorted(PARTS)).flatmap(
 )
 
 
+@few_examples
 @given(ONE | PARAMS)
 def test_values_of_every_kind_at_every_key(folder, content):
     path = folder / "values.yaml"
@@ -266,6 +268,7 @@ OWN = st.fixed_dictionaries(
 )
 
 
+@few_examples
 @given(
     st.lists(OWN, min_size=4, max_size=4),
     st.lists(BASE | st.lists(st.sampled_from(NAMES), max_size=3), min_size=4, max_size=4),
