@@ -330,6 +330,32 @@ def growth_lines(table: pd.DataFrame, factor: str, metrics: Sequence[str]) -> Fi
 
 
 @in_style
+def fronts(table: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> Figure:
+    """Draw methods as points between two quantities, one panel for each pair of columns.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        method and the columns named in `pairs`, as they are to be drawn; one row a method.
+    pairs : sequence of (str, str)
+        Columns of the horizontal and the vertical axis; their names are the labels.
+    """
+    levels = list(table["method"])
+    colours, markers = colours_of(levels), markers_of(levels)
+    figure, axes = panels(len(pairs))
+    for axis, (x, y) in zip(axes, pairs, strict=True):
+        for row in table.to_dict("records"):
+            name = row["method"]
+            look = {"color": colours[name], "marker": markers[name], "linestyle": "none"}
+            axis.plot(row[x], row[y], label=name, **look)
+        axis.set(xlabel=x, ylabel=y)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", fontsize="small")
+    figure.set_figwidth(figure.get_figwidth() + 2.2)
+    return keep_table(figure, table)
+
+
+@in_style
 def claim_forest(answers: pd.DataFrame) -> Figure:
     """Draw the main contrast of every claim, coloured by its verdict, and the paper's value as a cross.
 

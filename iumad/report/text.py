@@ -126,6 +126,27 @@ def against_the_mark(rows: pd.DataFrame, mark: str = MARK) -> list[Markup]:
     return said
 
 
+def against_forgetting(rows: pd.DataFrame, ours: str, bound: str) -> list[Markup]:
+    """What a method that learns in steps keeps, and how far it is from training on all categories at once."""
+    if ours not in set(rows["method"]):
+        return [NOT_ANSWERED]
+    means = summarise(final_table(rows), ["method", "metric"]).set_index(["method", "metric"])
+    value = (100 * means["mean"]).to_dict()
+    said = [
+        fill("On {}: {}.", circumstances(rows[rows["method"] == ours]), standing(rows, [ours])),
+        fill(
+            "It forgets {} points of image AUROC; new categories reach {} % right after their step. "
+            "It recognises the category of {} % of the good images.",
+            *(f"{value[ours, name]:.1f}" for name in ("fm_i_auroc", "new_i_auroc", "accuracy")),
+        ),
+    ]
+    if (bound, "i_auroc") in value:
+        gaps = [f"{value[ours, name] - value[bound, name]:+.1f}" for name in MAIN]
+        sentence = "Against {}, trained on all at once: {} points of image AUROC, {} of AUPRO."
+        said.append(fill(sentence, code(bound), *gaps))
+    return said
+
+
 def how_trained(seen: int | None, rows: pd.DataFrame, log: pd.DataFrame) -> list[Markup]:
     """How far training brought the methods of one setting and modality, beside the best floor and a bank.
 
