@@ -17,6 +17,7 @@ from iumad.report import text
 from iumad.report.figures import (
     anomaly_grid,
     category_heatmap,
+    fronts,
     information_plot,
     metric_per_step,
     profile_plot,
@@ -274,3 +275,10 @@ def test_kept_figures_are_reproducible_and_leave_nothing_open(rows):
     assert ElementTree.fromstring(first["image/svg+xml"]).tag.endswith("svg")
     # two methods, two steps, one metric, and a line of headings
     assert len(first["text/csv"].splitlines()) == 5
+
+
+def test_points_between_two_quantities_have_their_method_s_colour():
+    table = pd.DataFrame({"method": ["iuf", "bank"], "FM": [10.0, 0.0], "new": [80.0, 95.0]})
+    figure = fronts(table, [("new", "FM"), ("FM", "new")])
+    assert [line.get_color() for line in figure.axes[0].lines] == [COLOURS["iuf"], COLOURS["bank"]]
+    assert figure.axes[1].get_xlabel() == "FM"

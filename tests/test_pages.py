@@ -120,6 +120,13 @@ def test_sentences_by_hand(page):
     assert table.loc["image AUROC", "difference"] == pytest.approx(9.5)
 
 
+def test_what_a_method_keeps_by_hand(page):
+    said = [plain(each) for each in text.against_forgetting(page.part(), "ib-iumad", "iuf")]
+    assert said[1] == "It forgets 10.0 points of image AUROC."
+    assert said[-1] == "Against iuf, trained on all at once: +9.5 points of image AUROC."
+    assert text.against_forgetting(no_rows(), "ib-iumad", "iuf") == [text.NOT_ANSWERED]
+
+
 def test_every_line_of_a_comparison_is_of_its_method_and_cell(study, tmp_path):
     parts = [rows_of(TWO_SEEDS, setting=name) for name in ("6-1", "9-1")]
     more = rows_of({("joint", *key[1:]): 0.5 for key in TWO_SEEDS if key[0] == "iuf"})
