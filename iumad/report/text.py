@@ -12,7 +12,7 @@ from markupsafe import Markup
 from iumad.data.sample import Dataset
 from iumad.report.style import code, fill, verdict_word
 from iumad.report.tables import BETTER_OR_WORSE
-from iumad.study.results import LABELS, final_table
+from iumad.study.results import LABELS, final_table, last_step
 from iumad.study.statistics import summarise
 from iumad.study.verdicts import ABOVE_FLOORS, FLOOR, NOT_RUN
 
@@ -146,9 +146,18 @@ def against_forgetting(rows: pd.DataFrame, ours: str, bound: str) -> list[Markup
         ),
     ]
     if (bound, "i_auroc") in value:
-        gap = value[ours, "i_auroc"] - value[bound, "i_auroc"]
-        sentence = "Against {}, trained on all at once: {} points of image AUROC."
-        said.append(fill(sentence, code(bound), f"{gap:+.1f}"))
+        mine = rows[rows["method"] == ours]
+        base = mine.loc[mine["step"] == 0, "category"].unique()
+        theirs = last_step(rows[(rows["method"] == bound) & (rows["metric"] == "i_auroc")])
+        theirs = theirs[~theirs["category"].isin(base)]
+        gaps = (
+            value[ours, "i_auroc"] - value[bound, "i_auroc"],
+            (value[ours, "new_i_auroc"] - 100 * theirs["value"].mean()),
+        )
+        sentence = (
+            "Against {}, trained on all at once: {} points of image AUROC, {} on new categories."
+        )
+        said.append(fill(sentence, code(bound), *(f"{gap:+.1f}" for gap in gaps)))
     return said
 
 
