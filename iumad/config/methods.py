@@ -275,12 +275,12 @@ class _CrossMixture(_AnyModel):
     kernels: tuple[Width, ...] = Field(
         (1, 3, 5), min_length=1, description="odd sizes, of experts and of inner bottlenecks"
     )
-    gamma: float = Field(2.0, ge=0, description="exponent of the focal weight in Eq. 3")
+    gamma: float = Field(2.0, ge=0, description="exponent of the focal weight, its paper's Eq. 3")
     balance: Literal["paper", "code"] = Field(
-        "paper", description="Eq. 1; code: squared variation and a z-loss"
+        "paper", description="its paper's Eq. 1; code: squared variation and a z-loss"
     )
     score: Literal["paper", "code"] = Field(
-        "paper", description="Eq. 4; code: one root over modalities and levels"
+        "paper", description="its paper's Eq. 4; code: one root over modalities and levels"
     )
     sigma: PositiveFloat = Field(4.0, description="of the Gaussian over the maps, pixels")
 

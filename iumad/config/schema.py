@@ -150,7 +150,10 @@ class RunConfig(Section):
 
     @property
     def run_id(self) -> str:
-        """Twelve hex digits: the hash of everything but the profile and the method's label."""
+        """Twelve hex digits: the hash of everything but the profile and the method's label.
+
+        A new key of a section changes it for every run, so that published rows belong to none any more.
+        """
         return stable_hash(self._content({"profile", "method"}))
 
     @property
