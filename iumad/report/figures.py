@@ -39,7 +39,7 @@ from iumad.report.style import (
     panels,
     scale_of,
 )
-from iumad.study.results import final_table, last_step, step_means
+from iumad.study.results import last_step
 from iumad.study.statistics import (
     CONTRADICTED,
     NO_DIFFERENCE,
@@ -51,7 +51,6 @@ from iumad.study.statistics import (
     summarise,
 )
 
-MAIN_METRICS = ("i_auroc", "p_auroc", "aupro")
 VERDICT_COLOURS = {
     SUPPORTED: OKABE_ITO["green"],
     CONTRADICTED: OKABE_ITO["vermilion"],
@@ -100,69 +99,6 @@ def training_curves(log: pd.DataFrame, factor: str = "method") -> Figure:
 
 
 @in_style
-def metric_per_step(
-    rows: pd.DataFrame, metrics: Sequence[str] = MAIN_METRICS, factor: str = "method"
-) -> Figure:
-    """Draw the mean over the categories learnt so far after each step, one panel per metric.
-
-    Parameters
-    ----------
-    rows : pandas.DataFrame
-        Result rows (`iumad.study.results.ROW_SCHEMA`) of one data set and setting.
-    metrics : sequence of str
-        Which metrics, in this order.
-    factor : str
-        Column that tells the lines apart, "method" or "modality"; the other must not vary.
-    """
-    _require_one(rows, {"dataset", "method", "modality", "setting"} - {factor})
-    means = step_means(rows)
-    summary = summarise(means, by=[factor, "step", "metric"])
-    n_learnt = means.groupby("step")["n_categories"].max()
-    figure, axes = panels(len(metrics))
-    for axis, metric in zip(axes, metrics, strict=True):
-        _lines(axis, summary[summary["metric"] == metric], "step", factor, metric)
-        axis.set(ylabel=label_of(metric), xlabel="categories learnt")
-        axis.set_xticks(n_learnt.index, n_learnt.astype(str))
-        if scale_of(metric) == 100:
-            axis.set_ylim(top=min(axis.get_ylim()[1], 100.5))
-    legend(figure, means, factor)
-    return keep_table(figure, summary[summary["metric"].isin(metrics)])
-
-
-@in_style
-def setting_dots(
-    rows: pd.DataFrame, metrics: Sequence[str] = MAIN_METRICS, factor: str = "method"
-) -> Figure:
-    """Draw the mean over categories after the last step in each setting; small dots are seeds.
-
-    Parameters
-    ----------
-    rows : pandas.DataFrame
-        Result rows of one data set.
-    metrics : sequence of str
-        One panel each; "fm_..." is the forgetting, which a setting of one step does not have.
-    factor : str
-        Column that tells the dots apart, "method" or "modality"; the other must not vary.
-    """
-    _require_one(rows, {"dataset", "method", "modality"} - {factor})
-    table = final_table(rows)
-    table = table[table["metric"].isin(metrics)]
-    settings = list(table["setting"].unique())
-    table = table.assign(place=table["setting"].map(settings.index))
-    summary = summarise(table, by=[factor, "setting", "place", "metric"])
-    figure, axes = panels(len(metrics))
-    for axis, metric in zip(axes, metrics, strict=True):
-        part = table[table["metric"] == metric]
-        _lines(axis, summary[summary["metric"] == metric], "place", factor, metric, part)
-        axis.set(ylabel=label_of(metric), xlabel="setting", xlim=(-0.5, len(settings) - 0.5))
-        axis.set_xticks(range(len(settings)), settings)
-        if metric.startswith("fm_"):
-            axis.axhline(0, color="#222222", linewidth=0.8)
-    legend(figure, table, factor)
-    return keep_table(figure, summary.drop(columns="place"))
-
-
-@in_style
 def category_heatmap(rows: pd.DataFrame, metric: str = "i_auroc", factor: str = "method") -> Figure:
     """Draw one metric of every category after every step, mean over seeds; one panel per level.
 
@@ -189,33 +125,6 @@ def category_heatmap(rows: pd.DataFrame, metric: str = "i_auroc", factor: str = 
         axis.set(title=level, xlabel="step", ylabel="")
         axis.tick_params(labelleft=place % MAX_COLUMNS == 0)
     figure.colorbar(axes[0].collections[0], ax=axes, label=label_of(metric), aspect=30, pad=0.01)
-    return keep_table(figure, summary)
-
-
-@in_style
-def method_heatmap(rows: pd.DataFrame, metric: str = "i_auroc") -> Figure:
-    """Draw one metric after the last step, methods by categories, mean over seeds.
-
-    Parameters
-    ----------
-    rows : pandas.DataFrame
-        Result rows of one data set, modality and setting.
-    metric : str
-        Which metric.
-    """
-    _require_one(rows, {"dataset", "modality", "setting"})
-    last = last_step(rows[rows["metric"] == metric])
-    summary = summarise(last, by=["method", "category"])
-    summary["mean"] *= scale_of(metric)
-    categories, methods = list(last["category"].unique()), list(last["method"].unique())
-    grid = summary.pivot_table("mean", "method", "category").reindex(methods)[categories]
-    figure, axis = plt.subplots(figsize=(2.4 + 0.62 * len(categories), 1.3 + 0.28 * len(methods)))
-    _heat(axis, grid, metric)
-    axis.set(xlabel="", ylabel="")
-    axis.tick_params(axis="x", rotation=40)
-    for label in axis.get_xticklabels():
-        label.set(horizontalalignment="right", rotation_mode="anchor")
-    figure.colorbar(axis.collections[0], ax=axis, label=label_of(metric), pad=0.01)
     return keep_table(figure, summary)
 
 
@@ -355,110 +264,58 @@ def fronts(table: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> Figure:
     return keep_table(figure, table)
 
 
-@in_style
-def claim_forest(answers: pd.DataFrame) -> Figure:
-    """Draw the main contrast of every claim, coloured by its verdict, and the paper's value as a cross.
-
-    Parameters
-    ----------
-    answers : pandas.DataFrame
-        claim, verdict, estimate, low, high, paper, unit (`iumad.study.claims.verdicts`). Claims without an
-        estimate and those in another unit than points are left out.
-    """
-    drawn = answers.dropna(subset=["estimate"])
-    drawn = drawn[drawn["unit"] == "points"]
-    if drawn.empty:
-        return nothing_to_draw()
-    figure, axis = plt.subplots(figsize=(8, 1.1 + 0.24 * len(drawn)))
-    axis.axvline(0, color="#222222", linewidth=0.8)
-    axis.axvspan(-1, 1, color="#EEEEEE", zorder=0)
-    places = dict(zip(drawn.index, range(len(drawn)), strict=True))
-    for verdict, part in drawn.groupby("verdict", sort=False):
-        place = [places[index] for index in part.index]
-        half = (part["high"] - part["estimate"]).to_numpy()
-        look = ERRORBAR | {"linestyle": "none", "marker": "o", "color": VERDICT_COLOURS[verdict]}
-        axis.errorbar(part["estimate"], place, xerr=half, label=verdict, **look)
-    axis.plot(drawn["paper"], list(places.values()), "kx", label="the paper")
-    axis.set_yticks(range(len(drawn)), drawn["claim"])
-    axis.set(ylim=(len(drawn) - 0.5, -0.5), xlabel="points in favour of the claim")
-    axis.grid(visible=True, axis="x")
-    figure.legend(loc="outside upper center", ncols=5)
-    return keep_table(figure, drawn)
-
-
-@in_style
-def shift_plot(table: pd.DataFrame) -> Figure:
-    """Draw the shift of each detail of evaluation with its interval, a row per detail and metric.
-
-    Parameters
-    ----------
-    table : DataFrame
-        method, detail, metric, shift, low, high (`iumad.report.tables.shifts`), of one modality.
-    """
-    rows = (table["detail"] + ", " + table["metric"]).drop_duplicates().tolist()
-    levels = table["method"].unique().tolist()
-    colours, markers = colours_of(levels), markers_of(levels)
-    figure, axis = plt.subplots(figsize=(7.2, 0.7 + 0.36 * len(rows)))
-    for place, level in enumerate(levels):
-        part = table[table["method"] == level]
-        names = part["detail"] + ", " + part["metric"]
-        y = [rows.index(name) + 0.2 * (place - (len(levels) - 1) / 2) for name in names]
-        error = [part["shift"] - part["low"], part["high"] - part["shift"]]
-        look = ERRORBAR | {"color": colours[level], "marker": markers[level], "linestyle": "none"}
-        axis.errorbar(part["shift"], y, xerr=error, label=level, **look)
-    axis.axvline(0, color="#222222", linewidth=0.8)
-    axis.set_yticks(range(len(rows)), rows)
-    axis.set(ylim=(len(rows) - 0.5, -0.5), xlabel="shift of the metric (points)")
-    axis.grid(visible=True, axis="x")
-    figure.legend(loc="outside upper center", ncols=min(len(levels), 4))
-    return keep_table(figure, table)
-
-
-@in_style
-def card_bars(card: pd.DataFrame) -> Figure:
-    """Draw parameters and operations of each part of a model.
-
-    Parameters
-    ----------
-    card : pandas.DataFrame
-        part, parameters, gflops; the row "all", the sum, is not drawn.
-    """
-    parts = card[card["part"] != "all"].assign(millions=lambda table: table["parameters"] / 1e6)
-    figure, axes = plt.subplots(1, 2, figsize=(8, 0.3 * len(parts) + 1), sharey=True)
-    columns = {"millions": "parameters, millions", "gflops": "operations, 10⁹ for one image"}
-    for axis, (column, label) in zip(axes, columns.items(), strict=True):
-        sns.barplot(parts, x=column, y="part", color=OKABE_ITO["blue"], ax=axis)
-        axis.bar_label(axis.containers[0], fmt="%.2f", padding=3, fontsize="small")
-        axis.margins(x=0.15)
-        axis.set(xlabel=label, ylabel="")
-    return keep_table(figure, card)
-
-
-def _lines(
-    axis: Axes,
-    summary: pd.DataFrame,
-    x: str,
-    factor: str,
-    metric: str,
-    seeds: pd.DataFrame | None = None,
-) -> None:
-    """Means with their intervals; with `seeds`, unconnected, and each seed as a small dot behind its mean.
+def lines(axis: Axes, summary: pd.DataFrame, x: str, metric: str, factor: str = "method") -> None:
+    """Draw means with their intervals over `x`, a line for each level; a level with one place is a level line.
 
     Levels stand slightly apart so that their intervals do not hide each other.
+
+    Parameters
+    ----------
+    axis : Axes
+    summary : DataFrame
+        `factor`, `x`, mean, high (`iumad.study.statistics.summarise`) of one metric.
+    x, metric : str
+    factor : str
+        Column that tells the lines apart.
     """
     levels = list(summary[factor].unique())
     colours, markers = colours_of(levels), markers_of(levels)
-    apart, scale = (0.08 if seeds is None else 0.8 / max(len(levels), 1)), scale_of(metric)
+    scale, places = scale_of(metric), summary[x].nunique()
     for place, level in enumerate(levels):
-        line, shift = summary[summary[factor] == level], apart * (place - (len(levels) - 1) / 2)
+        line, shift = summary[summary[factor] == level], 0.08 * (place - (len(levels) - 1) / 2)
         mean = scale * line["mean"].to_numpy()
         half = scale * line["high"].to_numpy() - mean
         look = ERRORBAR | {"color": colours[level], "marker": markers[level]}
-        if seeds is not None:
-            look["linestyle"] = "none"
-            dots = seeds[seeds[factor] == level]
-            axis.scatter(dots[x] + shift, scale * dots["value"], 5, colours[level], alpha=0.4)
         axis.errorbar(line[x] + shift, mean, half, **look)
+        if len(line) == 1 < places:
+            axis.axhline(mean[0], color=colours[level], linestyle="--", linewidth=1)
+    axis.set(ylabel=label_of(metric))
+
+
+def dots(
+    axis: Axes, summary: pd.DataFrame, metric: str, levels: Sequence[str], factor: str = "method"
+) -> None:
+    """Draw means with their intervals, a row for each of some levels, which the first panel names.
+
+    Parameters
+    ----------
+    axis : Axes
+    summary : DataFrame
+        `factor`, mean, high of one metric; a level may have none.
+    metric : str
+    levels : sequence of str
+        From top to bottom.
+    factor : str
+        Column that tells the rows apart.
+    """
+    colours, markers, scale = colours_of(levels), markers_of(levels), scale_of(metric)
+    for row in summary[summary[factor].isin(levels)].to_dict("records"):
+        level, mean = row[factor], scale * row["mean"]
+        look = ERRORBAR | {"color": colours[level], "marker": markers[level]}
+        axis.errorbar(mean, levels.index(level), xerr=scale * row["high"] - mean, **look)
+    axis.set_yticks(range(len(levels)), levels)
+    axis.set(ylim=(len(levels) - 0.5, -0.5), xlabel=label_of(metric))
+    axis.grid(visible=True, axis="both")
 
 
 def _heat(axis: Axes, grid: pd.DataFrame, metric: str, **ends: float) -> None:
@@ -525,7 +382,7 @@ def draw_maps(run: RunConfig, samples: pd.DataFrame, sample_ids: Sequence[str]) 
         [None if each.depth is None else each.depth[..., 0] for each in prepared],
         [each.outline for each in prepared],
         {
-            name: [_map_of(row, size) for row in part.itertuples()]
+            name: [map_of(row, size) for row in part.itertuples()]
             for name, part in of_method.items()
         },
         {name: part["score"].tolist() for name, part in of_method.items()},
@@ -533,8 +390,8 @@ def draw_maps(run: RunConfig, samples: pd.DataFrame, sample_ids: Sequence[str]) 
     )
 
 
-def _map_of(row: Any, size: int) -> np.ndarray:
-    """The stored map of a sample at the size of its image."""
+def map_of(row: Any, size: int) -> np.ndarray:
+    """The stored map of a sample (a row of the kind "samples") at the size of its image."""
     grey = PIL.Image.open(io.BytesIO(base64.b64decode(row.map)))
     level = np.asarray(grey.resize((size, size), PIL.Image.Resampling.BILINEAR), dtype=float) / 255
     return row.low + (row.high - row.low) * level

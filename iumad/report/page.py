@@ -1,7 +1,7 @@
 """What a notebook opens: a study with its numbers, where they come from, and what of it is not run."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from iumad.study.load import OWN, PUBLISHED, load_rows, progress
 from iumad.study.measured import load_measured, shown_part
 from iumad.study.verdicts import Evidence
 
+PAPER_NAMES = {"mvtec3d": "MVTec 3D-AD", "eyecandies": "Eyecandies"}
 MAIN = "mini"  # the study whose recipe the others should have
 
 
@@ -81,6 +82,22 @@ class Page:
     def compared(self, reference: str) -> pd.DataFrame:
         """Every method against a reference (`iumad.study.claims.compare`)."""
         return claims.compare(self.study.profile, self.evidence, reference)
+
+    def of(self, settings: Sequence[str], modalities: Sequence[str]) -> "Page":
+        """The page of a part of its study's grid."""
+        rows = self.rows[
+            self.rows["setting"].isin(settings) & self.rows["modality"].isin(modalities)
+        ]
+        chosen = self.study.select(settings=settings, modalities=modalities)
+        return replace(self, study=chosen, rows=rows)
+
+    def table(self, metrics: Sequence[str], csv: str) -> Html:
+        """Methods by settings (`iumad.report.tables.paper_table`), with a line that says how they are read."""
+        frame = tables.paper_table(self.study, self.rows, metrics)
+        note = "Percent, FM in points; mean ± standard deviation over seeds; bold: the best."
+        if 'class="paper"' in "".join(map(str, frame.to_numpy().ravel())):
+            note += f" Grey: the paper on {PAPER_NAMES[tables.paper_name(self.study)]}."
+        return table(frame, csv=csv, note=note)
 
     def measured(self, kind: str) -> pd.DataFrame:
         """What was measured on the runs that the page looks at closely (`iumad.study.measured`)."""

@@ -88,7 +88,9 @@ def fold(title: str, *parts: Html | Markup | str) -> Html:
     return Html(fill('<details class="fold"><summary>{}</summary>{}</details>', title, inner))
 
 
-def table(frame: pd.DataFrame, precision: int = 1, csv: str | None = None) -> Html:
+def table(
+    frame: pd.DataFrame, precision: int = 1, csv: str | None = None, note: Markup | str = ""
+) -> Html:
     """A table without its index; text is escaped, `Markup` in a cell is not.
 
     Parameters
@@ -99,6 +101,8 @@ def table(frame: pd.DataFrame, precision: int = 1, csv: str | None = None) -> Ht
         Decimals of floating point numbers; a missing one becomes "–".
     csv : str, optional
         Name of a file, without its end, under which the reader may save the numbers.
+    note : str
+        How the table is read; stands beside the link to the file.
     """
     rows = [
         Markup("").join(
@@ -108,7 +112,9 @@ def table(frame: pd.DataFrame, precision: int = 1, csv: str | None = None) -> Ht
     ]
     body = Markup("").join(fill("<tr>{}</tr>", row) for row in rows)
     source = fill("<table><thead>{}</thead><tbody>{}</tbody></table>", _head(frame), body)
-    return Html(source + csv_link(frame, csv) if csv else source)
+    links = [*([note] if note else []), *([csv_link(frame, csv)] if csv else [])]
+    below = fill('<p class="save">{}</p>', Markup(" ").join(links)) if links else Markup("")
+    return Html(source + below)
 
 
 def page_links(frame: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -128,11 +134,7 @@ def csv_link(frame: pd.DataFrame, name: str) -> Markup:
     ]
     text = plain.to_csv(index=False, lineterminator="\n")
     data = base64.b64encode(text.encode()).decode()
-    return fill(
-        '<p class="save"><a download="{}.csv" href="data:text/csv;base64,{}">CSV</a></p>',
-        name,
-        data,
-    )
+    return fill('<a download="{}.csv" href="data:text/csv;base64,{}">CSV</a>', name, data)
 
 
 def _head(frame: pd.DataFrame) -> Markup:

@@ -64,21 +64,24 @@ def paper_table(study: StudyConfig, rows: pd.DataFrame, metrics: Sequence[str]) 
     -------
     DataFrame
         Columns of two levels, cells as html: the best of a modality and column is bold, the paper's value
-        (`paper_name`) stands beside in grey, "not run" where a run of the grid is missing. Seeds are a column
-        where their number differs.
+        (`paper_name`) stands beside in grey, "not run" where a run of the grid is missing. Methods and settings of
+        which nothing is run are left out, unless nothing is. Seeds are a column where their number differs.
     """
     summary = _summary(rows)
     asked = dict.fromkeys((str(run.modality), run.method) for run in study.runs())
     grid = {(str(run.modality), run.setting, run.method) for run in study.runs()}
     order = {str(name): place for place, name in enumerate(study.modalities)}
+    run = set(zip(summary["modality"], summary["method"], strict=True))
     lines = sorted(asked, key=lambda key: order[key[0]])
+    lines = [line for line in lines if line in run] or lines
+    settings = [name for name in study.settings if name in set(summary["setting"])]
     columns: dict[tuple[str, str], list[Any]] = {("", "modality"): [m for m, _ in lines]}
     columns["", "method"] = [fill("<code>{}</code>", method) for _, method in lines]
     seeds = [_seeds_text(summary, key) for key in lines]
     if len(set(seeds)) > 1:
         columns["", "seeds"] = seeds
     for metric in metrics:
-        for setting in study.settings:
+        for setting in settings or study.settings:
             if metric.startswith(CONTINUAL) and setting.endswith("-0"):
                 continue  # one step: nothing can be forgotten
             cells = _column(summary, metric, setting, lines, grid, paper_name(study))
@@ -209,13 +212,15 @@ def environment_table(study: StudyConfig, results: str | Path) -> pd.DataFrame:
     facts = {
         "time": f"{steps['seconds'].sum() / 3600:.1f} h for {len(steps)} steps",
         "machine": _distinct(
-            f"{cpu}, {cores} cores" for cpu, cores in zip(steps["cpu"], steps["cores"], strict=True)
+            ", ".join([cpu] * bool(cpu) + [f"{cores:.0f} cores"] * (cores > 0))
+            for cpu, cores in zip(steps["cpu"], steps["cores"], strict=True)
         ),
         "threads": _distinct(steps["threads"]),
     }
     for name in ("device", "system", "python", "torch", "timm", "numpy"):
         facts[name] = _distinct(steps[name])
-    return pd.DataFrame(facts.items(), columns=["what", "value"])
+    known = [(what, value) for what, value in facts.items() if value]  # old steps know less
+    return pd.DataFrame(known, columns=["what", "value"])
 
 
 def defect_table(samples: pd.DataFrame) -> pd.DataFrame:
@@ -271,16 +276,6 @@ def missed_defects(samples: pd.DataFrame) -> pd.DataFrame:
     ]
     table = defects[["sample_id", "category", "defect", "score"]].assign(beaten_by=beaten)
     return table.sort_values(["beaten_by", "score"], ascending=[False, True], ignore_index=True)
-
-
-def one_defect_each(samples: pd.DataFrame) -> list[str]:
-    """One defective test sample of each category that has a map, with kinds of defects taking turns."""
-    drawn = samples[(samples["map"] != "") & (samples["defect"] != "good")]
-    picked = []
-    for place, (_, part) in enumerate(drawn.groupby("category", sort=False)):
-        kinds = part.drop_duplicates("defect")["sample_id"].tolist()
-        picked.append(kinds[place % len(kinds)])
-    return picked
 
 
 def defect_strength(dataset: MiniCandies, n: int = 12) -> pd.DataFrame:

@@ -7,18 +7,19 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from iumad.data.sample import Dataset
 from iumad.report.style import code, fill, verdict_word
 from iumad.report.tables import BETTER_OR_WORSE
 from iumad.study.results import LABELS, final_table, last_step
-from iumad.study.statistics import summarise
+from iumad.study.statistics import CONTRADICTED, NO_DIFFERENCE, SUPPORTED, summarise
 from iumad.study.verdicts import ABOVE_FLOORS, FLOOR, NOT_RUN
 
 OURS, BASELINE, MARK = "ib-iumad", "iuf", "bank"
 MAIN = ("i_auroc", "aupro")
-FEW = 6  # claims that are said one by one
+WORDS = {"rgb": "colour alone", "depth": "depth alone", "rgb+depth": "colour and depth"}
+DECIDED = (SUPPORTED, CONTRADICTED, NO_DIFFERENCE)
 UNMEASURED = (
     Markup("Not measured on these runs; <code>iumad measure</code> does it where they were made."),
 )
@@ -31,28 +32,45 @@ NOT_ANSWERED = Markup("Not answered yet: no run is finished.")
 
 
 def standing(rows: pd.DataFrame, methods: Sequence[str], metrics: Sequence[str] = MAIN) -> Markup:
-    """Means after the last step of some methods: "`ib-iumad` reaches 67.5 % image AUROC and 41.0 % AUPRO, ..."."""
-    summary = summarise(final_table(rows), ["method", "metric"]).set_index(["method", "metric"])
+    """Means after the last step: "image AUROC is 67.5 % for `ib-iumad` and 56.2 % for `iuf`; AUPRO is ..."."""
+    means = _means(rows)
     said = []
-    for method in methods:
+    for metric in metrics:
         values = [
-            fill("{} % {}", f"{100 * summary.loc[(method, m), 'mean']:.1f}", LABELS[m])
-            for m in metrics
-            if (method, m) in summary.index
+            fill("{} % for {}", f"{100 * means[method, metric]:.1f}", code(method))
+            for method in methods
+            if (method, metric) in means.index
         ]
         if values:
-            said.append(fill("{} {}", code(method), Markup(" and ").join(values)))
-    return Markup(", ").join(said)
+            said.append(fill("{} is {}", LABELS[metric], _and(values)))
+    return Markup("; ").join(said)
+
+
+def _means(rows: pd.DataFrame) -> pd.Series:
+    """Mean over seeds after the last step of the rows of one setting and modality, by method and metric."""
+    return final_table(rows).groupby(["method", "metric"], sort=False)["value"].mean()
+
+
+def _and(parts: Sequence[Markup]) -> Markup:
+    if len(parts) < 2:
+        return Markup("").join(parts)
+    return fill("{} and {}", Markup(", ").join(parts[:-1]), parts[-1])
 
 
 def circumstances(rows: pd.DataFrame) -> Markup:
     """What the rows of one setting and modality were measured on."""
-    first, seeds = rows.iloc[0], rows["seed"].nunique()
+    first = rows.iloc[0]
+    seeds = rows.groupby("method")["seed"].nunique()
+    few, many = seeds.min(), seeds.max()
     steps, categories = int(rows["step"].max()) + 1, rows["category"].nunique()
     return fill(
-        "{}, {}, setting {} ({} categories in {} step{}), {} seed{}",
-        *(first["dataset"], first["modality"], first["setting"], categories, steps),
-        *("s" if steps > 1 else "", seeds, "s" if seeds > 1 else ""),
+        "{}, {}, {} categories {}, {} seed{}",
+        first["dataset"],
+        WORDS.get(first["modality"], first["modality"]),
+        categories,
+        f"in {steps} steps ({first['setting']})" if steps > 1 else "at once",
+        many if few == many else f"{few} to {many}",
+        "s" * int(many > 1),
     )
 
 
@@ -70,20 +88,25 @@ def verdict(compared: pd.DataFrame, ours: str = OURS) -> list[Markup]:
     for row in compared[compared["method"] == ours].itertuples():
         if row.verdict == NOT_RUN:
             continue
-        interval = "one seed" if np.isnan(row.low) else f"{row.low:+.1f} to {row.high:+.1f}"
-        paper = "" if np.isnan(row.paper) else f"; the paper: {row.paper:+.1f}"
-        words = {True: ("forgets", "less", "more"), False: ("has", "more", "less")}
-        verb, better, worse = words[row.metric.startswith("fm_")]
+        forgets = row.metric.startswith("fm_")
+        verb, *direction = ("forgets", "less", "more") if forgets else ("has", "more", "less")
+        better, worse = direction
+        seen = [row.low, row.high] if row.estimate >= 0 else [-row.high, -row.low]
+        beside = (
+            "one seed" if np.isnan(row.low) else f"95 % interval {seen[0]:.1f} to {seen[1]:.1f}"
+        )
+        if not np.isnan(row.paper):
+            beside += f"; the paper: {abs(row.paper):.1f} {better if row.paper >= 0 else worse}"
         said.append(
             fill(
-                "{} {} {} points {} {} than {} ({}{}): {}.",
-                *(
-                    code(ours),
-                    verb,
-                    f"{abs(row.estimate):.1f}",
-                    better if row.estimate >= 0 else worse,
-                ),
-                *(LABELS[row.metric].removeprefix("FM "), code(row.reference), interval, paper),
+                "{} {} {} points {} {} than {} ({}): {}.",
+                code(ours),
+                verb,
+                f"{abs(row.estimate):.1f}",
+                better if row.estimate >= 0 else worse,
+                LABELS[row.metric].removeprefix("FM "),
+                code(row.reference),
+                beside,
                 verdict_word(BETTER_OR_WORSE.get(row.verdict, row.verdict)),
             )
         )
@@ -102,30 +125,62 @@ def learning_in_steps(rows: pd.DataFrame, compared: pd.DataFrame) -> list[Markup
     if rows.empty:
         return [NOT_ANSWERED]
     have = set(rows["method"])
-    others = [name for name in (BASELINE, MARK) if name in have]
-    shown = rows[rows["method"].isin([OURS, *others])]
-    asked = compared[compared["metric"].isin(["i_auroc", "fm_i_auroc"])]
-    return [
-        fill("On {}: {}.", circumstances(shown), standing(shown, [OURS, *others])),
-        *verdict(asked),
+    trained = [name for name in (OURS, BASELINE) if name in have]
+    shown = [*trained, *(name for name in (MARK, "bank-unified") if name in have)]
+    rows = rows[rows["method"].isin(shown)]
+    if not shown:
+        return [NOT_ANSWERED]
+    said = [fill("At the end {} ({}).", standing(rows, shown, ["i_auroc"]), circumstances(rows))]
+    means = _means(rows)
+    forgotten = [
+        fill("{} {}", code(name), f"{100 * means[name, 'fm_i_auroc']:.1f}")
+        for name in shown
+        if (name, "fm_i_auroc") in means.index
     ]
+    if forgotten:
+        said.append(
+            fill("Points forgotten of categories learnt earlier: {}.", Markup(", ").join(forgotten))
+        )
+    if len(trained) < 2:
+        said.append(
+            fill("Not run yet: {}.", _names([n for n in (OURS, BASELINE) if n not in have]))
+        )
+    return [*said, *verdict(compared[compared["metric"].isin(["i_auroc", "fm_i_auroc"])])]
 
 
 def against_the_mark(rows: pd.DataFrame, mark: str = MARK) -> list[Markup]:
     """How near the methods of one setting and modality come to the one that is told the category."""
     if rows.empty:
         return [NOT_ANSWERED]
-    table = final_table(rows)
-    means = table[table["metric"] == "i_auroc"].groupby("method")["value"].mean()
-    trained = means.drop(mark, errors="ignore").sort_values(ascending=False)
-    said = [fill("On {}: {}.", circumstances(rows), standing(rows, [OURS, mark]))]
-    if mark in means and len(trained):
-        gap = 100 * (trained - means[mark])
+    means = _means(rows).xs("i_auroc", level="metric")
+    mark = mark if mark in means else ""
+    shown = [name for name in (OURS, BASELINE, mark) if name in means]
+    said = [fill("{} ({}).", _start(standing(rows, shown)), circumstances(rows))]
+    trained = means[[n != mark and not n.startswith((FLOOR, MARK)) for n in means.index]]
+    floors = means[[name.startswith(FLOOR) for name in means.index]]
+    if mark and len(trained):
+        gap = 100 * (trained - means[mark]).sort_values(ascending=False)
         said.append(
             fill(
-                "Nearest to the bank comes {} ({} points of image AUROC from it), furthest away is {} ({}).",
-                *(code(trained.index[0]), f"{gap.iloc[0]:+.1f}", code(trained.index[-1])),
-                f"{gap.iloc[-1]:+.1f}",
+                "Of the single models that are trained, {} is nearest to one bank for each category ({} points "
+                "of image AUROC from it) and {} furthest from it ({}).",
+                *(
+                    code(gap.index[0]),
+                    f"{gap.iloc[0]:+.1f}",
+                    code(gap.index[-1]),
+                    f"{gap.iloc[-1]:+.1f}",
+                ),
+            )
+        )
+    if "bank-unified" in means:
+        one = f"{100 * means['bank-unified']:.1f} %"
+        said.append(fill("One bank of fixed size for all categories, not told which, has {}.", one))
+    if len(floors):
+        said.append(
+            fill(
+                "Without any training, {} has {} %.",
+                code(floors.idxmax()),
+                f"{100 * floors.max():.1f}",
             )
         )
     return said
@@ -159,6 +214,10 @@ def against_forgetting(rows: pd.DataFrame, ours: str, bound: str) -> list[Markup
         )
         said.append(fill(sentence, code(bound), *(f"{gap:+.1f}" for gap in gaps)))
     return said
+
+
+def _start(sentence: Markup) -> Markup:
+    return Markup(sentence[:1].upper() + sentence[1:])
 
 
 def how_trained(seen: int | None, rows: pd.DataFrame, log: pd.DataFrame) -> list[Markup]:
@@ -207,15 +266,18 @@ def _names(methods: Sequence[str]) -> Markup:
 
 def place_among(rows: pd.DataFrame, ours: str = OURS) -> list[Markup]:
     """Where one method stands among the others of one setting and modality, by mean image AUROC over seeds."""
-    table = final_table(rows) if len(rows) else rows
-    means = table[table["metric"] == "i_auroc"].groupby("method")["value"].mean()
-    if ours not in means:
-        return [Markup("Not answered yet: runs are missing.")]
+    if rows.empty or ours not in set(rows["method"]):
+        return [fill("Not answered yet: {} is not run.", code(ours))]
+    means = _means(rows).xs("i_auroc", level="metric")
     order = means[[not name.startswith(FLOOR) for name in means.index]].sort_values(ascending=False)
     place, best = order.index.get_loc(ours) + 1, order.index[0]
     return [
-        fill("On {}: {}.", circumstances(rows), standing(rows, list(dict.fromkeys([ours, best])))),
-        fill("{} is number {} of {} by mean image AUROC.", code(ours), place, len(order)),
+        fill(
+            "{} is number {} of {} by image AUROC: {} ({}).",
+            *(code(ours), place, len(order)),
+            standing(rows, list(dict.fromkeys([ours, best])), ["i_auroc"]),
+            circumstances(rows),
+        )
     ]
 
 
@@ -246,20 +308,50 @@ def kept_by_the_bottleneck(table: pd.DataFrame) -> list[Markup]:
 
 
 def verdict_counts(answers: pd.DataFrame) -> list[Markup]:
-    """How many claims got which verdict, and each claim behind its verdict if there are few.
+    """The claims that have a verdict, each verdict in a sentence, and why the others have none.
 
     Parameters
     ----------
     answers : DataFrame
         statement, verdict (`iumad.study.claims.verdicts`).
     """
-    if len(answers) <= FEW:
-        return [
-            fill("{} {}", verdict_word(row.verdict), row.statement) for row in answers.itertuples()
-        ]
-    counts = answers["verdict"].value_counts()
-    said = [fill("{} {}", number, verdict_word(str(word))) for word, number in counts.items()]
-    return [fill("Of {} claims: {}.", len(answers), Markup(", ").join(said))]
+    said = [
+        fill("{}: {}", verdict_word(word), Markup(" ").join(map(escape, part["statement"])))
+        for word in DECIDED
+        if len(part := answers[answers["verdict"] == word])
+    ]
+    left = answers[~answers["verdict"].isin(DECIDED)]["verdict"].value_counts()
+    counts = [fill("{} {}", number, verdict_word(str(word))) for word, number in left.items()]
+    if counts:
+        what = fill("{} of {} claims have no verdict", left.sum(), len(answers))
+        said.append(fill("{}: {}.", what, Markup(", ").join(counts)))
+    return said
+
+
+def changed_by(rows: pd.DataFrame, pairs: Sequence[tuple[str, str]], what: str) -> list[Markup]:
+    """Image AUROC after the last step from one method to another, each pair in each modality.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Rows of one setting.
+    pairs : sequence of (method, method)
+        Before and after; those that are not run are left out.
+    what : str
+        What makes the difference, as the sentence begins.
+    """
+    said = []
+    for before, after in pairs:
+        parts = []
+        for modality, part in rows.groupby("modality", sort=False):
+            means = _means(part)
+            if {(before, "i_auroc"), (after, "i_auroc")} <= set(means.index):
+                ends = (f"{100 * means[name, 'i_auroc']:.1f}" for name in (before, after))
+                words = WORDS.get(str(modality), modality)
+                parts.append(fill("from {} to {} % ({})", *ends, words))
+        if parts:
+            said.append(fill("{} takes {} {} image AUROC.", what, code(before), _and(parts)))
+    return said or [NOT_ANSWERED]
 
 
 def what_is_missed(missed: pd.DataFrame, method: str) -> list[Markup]:
@@ -365,32 +457,30 @@ def inside(table: pd.DataFrame) -> list[Markup]:
 
 
 def over_settings(rows: pd.DataFrame, compared: pd.DataFrame) -> list[Markup]:
-    """How often a method is told apart from the reference over a grid, and values of one cell of it.
+    """Values of two methods in each setting, and how often they are told apart over a grid.
 
     Parameters
     ----------
     rows : DataFrame
-        Rows of one setting and modality, for the values.
+        Rows of one modality.
     compared : DataFrame
         The whole grid (`iumad.report.page.Page.compared`).
     """
-    if compared.empty or rows.empty:
-        return [NOT_ANSWERED]
     said = []
-    for metric in ("i_auroc", "fm_i_auroc"):
-        part = compared[(compared["method"] == OURS) & (compared["metric"] == metric)]
-        words = part["verdict"].map(lambda word: BETTER_OR_WORSE.get(word, word)).value_counts()
-        found = [fill("{} {}", number, verdict_word(str(word))) for word, number in words.items()]
-        if found:
-            said.append(
-                fill(
-                    "{} against {} in {}, over {} combinations of modality and setting: {}.",
-                    *(code(OURS), code(part["reference"].iloc[0]), LABELS[metric], len(part)),
-                    Markup(", ").join(found),
-                )
-            )
-    values = standing(rows, list(dict.fromkeys(rows["method"])), ["i_auroc"])
-    return [*said, fill("On {}: {}.", circumstances(rows), values)]
+    for setting, part in rows.groupby("setting", sort=False):
+        if {OURS, BASELINE} <= set(part["method"]):
+            part = part[part["method"].isin([OURS, BASELINE])]
+            values = standing(part, [OURS, BASELINE], ["i_auroc", "fm_i_auroc"])
+            said.append(fill("{}: {} ({}).", setting, values, circumstances(part)))
+    found = compared[(compared["method"] == OURS) & (compared["metric"] == "i_auroc")]
+    words = found["verdict"].map(lambda word: BETTER_OR_WORSE.get(word, word)).value_counts()
+    counts = [fill("{} {}", number, verdict_word(str(word))) for word, number in words.items()]
+    if said and counts:
+        which = fill(
+            "combinations of modality and setting, {} against {}", code(OURS), code(BASELINE)
+        )
+        said.append(fill("Of {} {}: {}.", len(found), which, Markup(", ").join(counts)))
+    return said or [NOT_ANSWERED]
 
 
 def data_answer(dataset: Dataset, strength: pd.DataFrame) -> list[Markup]:
