@@ -74,26 +74,48 @@ def test_pages_work_alone(browser, built_book, screenshots, width):
 
 
 HIGHEST = 6000  # pixels at the width of a laptop
+MARGIN = 48  # pixels right of what a page shows, at most
+SMALLEST = 10  # pixels of a letter on a telephone
 MEASURE = """() => {
-    const seen = [...document.querySelectorAll("article table")].filter((t) => !t.closest("details:not([open])"));
+    const shown = (node) => node.offsetParent && !node.closest("details:not([open])");
+    const tables = [...document.querySelectorAll("article table")].filter(shown);
+    const texts = [...document.querySelectorAll("article :is(p, td, th, li, figcaption, summary)")].filter(shown);
     return {
         height: document.documentElement.scrollHeight,
-        cut: seen.filter((t) => t.scrollWidth > t.clientWidth + 1).map((t) => t.innerText.slice(0, 60)),
+        cut: tables.filter((t) => t.scrollWidth > t.clientWidth + 1).map((t) => t.innerText.slice(0, 60)),
+        margin: innerWidth - document.querySelector("article").getBoundingClientRect().right,
+        letters: Math.min(...texts.map((t) => parseFloat(getComputedStyle(t).fontSize))),
     };
 }"""
 
 
-def test_results_fit_a_laptop(browser, built_book):
-    """No page of a notebook is endless, and no table that is not folded away is cut."""
-    page, trouble = browser.new_page(viewport={"width": WIDTHS[0], "height": 900}), {}
-    for path in sorted((built_book / "executed").glob("*.html")):
-        page.goto(path.as_uri(), wait_until="load")
-        page.wait_for_timeout(300)
-        found = page.evaluate(MEASURE)
-        if found["cut"] or found["height"] > HIGHEST:
-            trouble[path.stem] = found
+def measured(browser, built_book: Path, width: int) -> dict[str, dict]:
+    """What `MEASURE` finds on each page in a window of some width."""
+    page, found = browser.new_page(viewport={"width": width, "height": 900}), {}
+    for path in pages(built_book):
+        if "<article" in path.read_text(encoding="utf-8") and "index" not in path.stem:
+            page.goto(path.as_uri(), wait_until="load")
+            page.wait_for_timeout(300)
+            found[path.stem] = page.evaluate(MEASURE)
     page.close()
+    assert len(found) > 20
+    return found
+
+
+def test_pages_fit_a_laptop(browser, built_book):
+    """No page is endless, no table that is not folded away is cut, and the right margin is used."""
+    found = measured(browser, built_book, WIDTHS[0])
+    trouble = {
+        name: page
+        for name, page in found.items()
+        if page["cut"] or page["height"] > HIGHEST or page["margin"] > MARGIN
+    }
     assert trouble == {}
+
+
+def test_letters_are_readable_on_a_telephone(browser, built_book):
+    letters = {name: p["letters"] for name, p in measured(browser, built_book, WIDTHS[1]).items()}
+    assert {name: size for name, size in letters.items() if size < SMALLEST} == {}
 
 
 def test_long_tables_are_sorted_and_searched(browser, repository):
@@ -216,8 +238,7 @@ SHOWN = [
     "style.fold(names[0], *names, style.box(text.place_among(rows), names[2]))",
     "style.table(pd.DataFrame({name: names for name in names}))",
     "explorers.explorer('forgetting', explorers.forgetting_data(rows))",
-    "figures.metric_per_step(rows.query('method == \"iuf\"').assign(method=names[0], dataset='d'))",
-    "figures.method_heatmap(rows)",
+    "figures.category_heatmap(rows.query('method == \"iuf\"').assign(method=names[0], dataset='d'))",
 ]
 
 

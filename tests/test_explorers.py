@@ -48,6 +48,7 @@ def test_curves_are_means_over_seeds_in_percent():
     (group,) = data["groups"]
     (method,) = group["methods"]
     assert group["learnt"] == [1, 2]
+    assert group["start"] == [0, 0]
     assert method["values"]["i_auroc"] == [[85.0, 70.0], [None, 80.0]]
     assert method["forgetting"]["i_auroc"] == pytest.approx(15)  # mean of 20 and 10
     assert explorers.forgetting_data(rows.head(0)) is None
@@ -190,10 +191,13 @@ def test_forgetting_shows_values(page, data):
     assert before[1] != now[1]
     page.locator("#iumad-forgetting summary").click()
     cells = page.locator("#iumad-forgetting tbody tr").first.locator("td").all_inner_texts()
-    values = data["forgetting"]["groups"][0]["methods"][0]["values"]["aupro"][0]
+    group = data["forgetting"]["groups"][0]
+    ours, beside = (group["methods"][place] for place in group["start"])
+    assert ours["name"] == "ib-iumad"
+    values = ours["values"]["aupro"][0]
     assert cells == [f"{value:.1f}" for value in values]
     page.locator("#iumad-forgetting circle").last.hover()  # it covers all others of its place
-    last = data["forgetting"]["groups"][0]["methods"][0]["values"]["aupro"][-1][-1]
+    last = beside["values"]["aupro"][-1][-1]
     assert f": {last:.1f}" in page.locator("#iumad-forgetting .values").inner_text()
 
 

@@ -17,15 +17,16 @@ from iumad.report import text
 from iumad.report.figures import (
     anomaly_grid,
     category_heatmap,
+    dots,
     fronts,
     information_plot,
-    metric_per_step,
+    lines,
     profile_plot,
-    setting_dots,
     training_curves,
 )
-from iumad.report.style import COLOURS, PALETTE, colours_of
-from iumad.study.results import LOG_SCHEMA, ROW_SCHEMA, validate
+from iumad.report.style import COLOURS, PALETTE, colours_of, in_style, keep_table, legend
+from iumad.study.results import LOG_SCHEMA, ROW_SCHEMA, final_table, step_means, validate
+from iumad.study.statistics import summarise
 
 PARAMS = Path(__file__).resolve().parents[1] / "params"
 PROFILE, INPUT = ("smoke", "minicandies"), ("rgb", "2-1")
@@ -75,6 +76,16 @@ def legend_texts(figure):
     return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
+@in_style
+def steps_figure(rows):
+    """One panel of the figure that the page on learning in steps draws."""
+    figure, axis = plt.subplots()
+    means = step_means(rows)
+    lines(axis, summarise(means, ["method", "step"]), "step", "i_auroc")
+    legend(figure, means, "method")
+    return keep_table(figure, summarise(means, ["method", "step"]))
+
+
 def bundle(figure) -> dict[str, str]:
     """What a notebook keeps of a figure besides the picture."""
     return figure._repr_mimebundle_()
@@ -93,8 +104,8 @@ def test_training_curves_count_epochs_over_all_steps(log):
     assert (total.get_yscale(), kl.get_yscale()) == ("log", "linear")
 
 
-def test_metric_per_step_shows_means_in_percent(rows):
-    figure = metric_per_step(rows, ["i_auroc"])
+def test_lines_show_means_in_percent(rows):
+    figure = steps_figure(rows)
     (axis,) = figure.axes
     iuf, ib_iumad = axis.containers
     # Seeds 0 and 1 of iuf have means 0.8, 0.8 in step 0 and 0.7, 2 / 3 in step 1.
@@ -105,13 +116,19 @@ def test_metric_per_step_shows_means_in_percent(rows):
         COLOURS["ib-iumad"],
     ]
     assert axis.get_ylabel() == "Image AUROC (%)"
-    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["2", "3"]
     assert legend_texts(figure) == ["iuf", "ib-iumad"]
     assert figure.legends[0].get_title().get_text() == "mean of 2 seeds"
 
 
+def test_what_learns_all_at_once_is_a_level_line(rows):
+    once = rows[(rows["method"] == "iuf") & (rows["step"] == 0)].assign(method="joint")
+    level = [line for line in steps_figure(pd.concat([rows, once])).axes[0].lines
+             if line.get_linestyle() == "--"]  # fmt: skip
+    assert [line.get_ydata()[0] for line in level] == [pytest.approx(80)]
+
+
 def test_one_seed_is_drawn_without_interval(rows):
-    figure = metric_per_step(rows[rows["seed"] == 0], ["i_auroc"])
+    figure = steps_figure(rows[rows["seed"] == 0])
     segments = figure.axes[0].containers[0][2][0].get_segments()
     assert not np.isfinite([segment[:, 1] for segment in segments if len(segment)]).any()
     assert figure.legends[0].get_title().get_text() == "mean of 1 seed"
@@ -119,21 +136,19 @@ def test_one_seed_is_drawn_without_interval(rows):
 
 def test_legend_says_when_cells_have_different_numbers_of_seeds(rows):
     late = (rows["method"] == "iuf") & (rows["seed"] == 1) & (rows["step"] == 1)
-    figure = metric_per_step(rows[~late], ["i_auroc"])
-    assert legend_texts(figure) == ["iuf (1 to 2 seeds)", "ib-iumad (2 seeds)"]
+    assert legend_texts(steps_figure(rows[~late])) == ["iuf (1 to 2 seeds)", "ib-iumad (2 seeds)"]
 
 
-def test_dots_of_a_setting_are_means_and_seeds(rows):
-    figure = setting_dots(rows, ["fm_i_auroc"])
-    (axis,) = figure.axes
-    # iuf: ((0.9 - 0.8) + (0.7 - 0.6)) / 2 = 0.1 in both seeds; ib-iumad: 0.05 in both.
-    means = [container[0].get_ydata()[0] for container in axis.containers]
-    np.testing.assert_allclose(means, [10, 5], rtol=1e-9)
-    assert axis.get_ylabel() == "FM of image AUROC (points)"
-    seeds = [c for c in axis.collections if hasattr(c, "get_offsets") and len(c.get_offsets()) == 2]
-    assert len(seeds) == 2
-    kept = pd.read_csv(io.StringIO(bundle(figure)["text/csv"]))
-    np.testing.assert_allclose(kept["mean"], [0.1, 0.05], rtol=1e-9)
+def test_dots_have_a_row_for_each_method(rows):
+    _, axis = plt.subplots()
+    table = final_table(rows).query("metric == 'fm_i_auroc'")
+    dots(axis, summarise(table, ["method"]), "fm_i_auroc", ["ib-iumad", "plain", "iuf"])
+    plt.close()
+    # iuf: ((0.9 - 0.8) + (0.7 - 0.6)) / 2 = 0.1 in both seeds; ib-iumad: 0.05 in both; plain is not run.
+    places = sorted((c[0].get_ydata()[0], c[0].get_xdata()[0]) for c in axis.containers)
+    np.testing.assert_allclose(places, [(0, 5), (2, 10)], rtol=1e-9)
+    assert [tick.get_text() for tick in axis.get_yticklabels()] == ["ib-iumad", "plain", "iuf"]
+    assert axis.get_xlabel() == "FM of image AUROC (points)"
 
 
 def test_category_heatmap_leaves_unseen_categories_empty(rows):
@@ -186,20 +201,12 @@ def test_profile_plot_shows_the_second_view(rows):
     assert not profile_plot(rows[:0]).axes[0].lines
 
 
-@pytest.mark.parametrize("draw", [metric_per_step, setting_dots, category_heatmap])
-def test_figures_refuse_to_mix_what_they_do_not_show(rows, draw):
+def test_figures_refuse_to_mix_what_they_do_not_show(rows):
     mixed = pd.concat([rows, rows.assign(modality="depth")])
     with pytest.raises(DataError, match="needs one modality, got rgb, depth"):
-        draw(mixed)
-    (axis,) = draw(rows.head(0)).axes
+        category_heatmap(mixed)
+    (axis,) = category_heatmap(rows.head(0)).axes
     assert axis.texts[0].get_text() == "no finished run to draw"
-
-
-def test_factor_may_be_the_modality(rows):
-    iuf = rows[rows["method"] == "iuf"]
-    both = pd.concat([iuf, iuf.assign(modality="depth", run_id=iuf["run_id"] + "d")])
-    figure = metric_per_step(both, ["i_auroc"], factor="modality")
-    assert legend_texts(figure) == ["rgb", "depth"]
 
 
 @pytest.mark.parametrize("path", sorted(PARAMS.glob("*.yaml")), ids=lambda path: path.stem)
@@ -212,10 +219,10 @@ def test_methods_keep_their_colour_and_each_has_one(path):
 
 def test_names_are_no_formulas(rows):
     hostile = rows.assign(method=rows["method"].map({"iuf": "$\\frac", "ib-iumad": "_a<b>&"}))
-    for draw in (metric_per_step, category_heatmap):
+    for draw in (steps_figure, category_heatmap):
         figure = draw(hostile)
         assert "<svg" in bundle(figure)["image/svg+xml"]
-    assert legend_texts(metric_per_step(hostile)) == ["$\\frac", "_a<b>&"]
+    assert legend_texts(steps_figure(hostile)) == ["$\\frac", "_a<b>&"]
 
 
 def make_samples(sizes=((12, 16), (10, 10))):
@@ -269,7 +276,7 @@ def test_anomaly_grid_names_what_does_not_fit(change, text):
 
 
 def test_kept_figures_are_reproducible_and_leave_nothing_open(rows):
-    first, second = (bundle(metric_per_step(rows, ["i_auroc"])) for _ in range(2))
+    first, second = (bundle(steps_figure(rows)) for _ in range(2))
     assert first == second
     assert not plt.get_fignums()
     assert ElementTree.fromstring(first["image/svg+xml"]).tag.endswith("svg")

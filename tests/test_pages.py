@@ -52,27 +52,23 @@ def plain(cell: object) -> str:
 
 
 def test_a_table_in_the_paper_s_shape_by_hand(study):
-    table = tables.paper_table(study, rows_of(TWO_SEEDS), ["i_auroc", "fm_i_auroc"])
-    assert list(table.columns)[3:] == [
+    at_once = rows_of({("ib-iumad", 0, 0, "a"): 0.9, ("ib-iumad", 0, 0, "b"): 0.8}, setting="10-0")
+    rows = pd.concat([rows_of(TWO_SEEDS), at_once])
+    table = tables.paper_table(study, rows, ["i_auroc", "fm_i_auroc"])
+    assert list(table.columns) == [
+        ("", "method"),  # nothing is run with colour alone, so there is no modality to tell
+        ("", "seeds"),
         ("image AUROC", "10-0"),
         ("image AUROC", "6-1"),
         ("FM image AUROC", "6-1"),  # nothing is forgotten in one step, and nobody asks
     ]
-    cells = table.set_index([("", "modality")]).loc["rgb+depth"].to_numpy().tolist()
+    cells = table.to_numpy().tolist()
     # iuf: 75 and 76, sd 0.71, and the paper's 75.1; forgets 30 in both seeds, the paper's 15.1
-    assert [plain(c) for c in cells[0]] == [
-        "iuf",
-        "2",
-        "not run 88.7",
-        "75.5 ± 0.7 75.1",
-        "30.0 ± 0.0 15.1",
+    assert [[plain(c) for c in row] for row in cells] == [
+        ["iuf", "2", "not run 88.7", "75.5 ± 0.7 75.1", "30.0 ± 0.0 15.1"],
+        ["ib-iumad", "1 to 2", "85.0 91.0", "85.0 ± 0.0 78.6", "10.0 ± 0.0 9.3"],
     ]
-    assert [plain(c) for c in cells[1]][3:] == ["85.0 ± 0.0 78.6", "10.0 ± 0.0 9.3"]
     assert [("<b>" in row[3], "<b>" in row[4]) for row in cells] == [(False, False), (True, True)]
-    missing = table.set_index([("", "modality")]).loc["rgb"]
-    assert {plain(c).split(" 8")[0].split(" 7")[0] for c in missing["image AUROC", "6-1"]} == {
-        "not run"
-    }
 
 
 def test_a_study_without_rows_still_has_its_tables(study):
@@ -106,15 +102,17 @@ def _evidence_of_the_page(monkeypatch):
 
 def test_sentences_by_hand(page):
     compared = page.compared("iuf")
-    asked, accuracy, forgetting = text.learning_in_steps(page.part(), compared)
-    assert "setting 6-1 (2 categories in 2 steps), 2 seeds" in asked
-    assert "<code>ib-iumad</code> 85.0 % image AUROC" in asked
+    end, forgotten, accuracy, forgetting = text.learning_in_steps(page.part(), compared)
+    said = "image AUROC is 85.0 % for ib-iumad and 75.5 % for iuf (minicandies, colour and depth, 2 categories"
+    assert said in plain(end)
+    assert "in 2 steps (6-1), 2 seeds)" in end
+    assert plain(forgotten).endswith("learnt earlier: ib-iumad 10.0, iuf 30.0.")
     # differences 10 and 9: mean 9.5, half width t(1) * sd / sqrt(2) = 12.706 * 0.5 = 6.35
     # and no floor was run
-    said = "has 9.5 points more image AUROC than iuf (+3.1 to +15.9; the paper: +3.5): not trained enough."
+    said = "has 9.5 points more image AUROC than iuf (95 % interval 3.1 to 15.9; the paper: 3.5 more): not"
     assert said in plain(accuracy)
     # forgets 10 instead of 30 in both seeds; the paper 9.3 instead of 15.1 (Table 1)
-    said = "forgets 20.0 points less image AUROC than iuf (+20.0 to +20.0; the paper: +5.8): not trained"
+    said = "forgets 20.0 points less image AUROC than iuf (95 % interval 20.0 to 20.0; the paper: 5.8 less): not"
     assert said in plain(forgetting)
     table = tables.comparison(compared).set_index("metric")
     assert table.loc["image AUROC", "difference"] == pytest.approx(9.5)
@@ -141,7 +139,7 @@ def test_every_line_of_a_comparison_is_of_its_method_and_cell(study, tmp_path):
 def test_one_seed_claims_nothing_and_what_is_missing_is_said(study, tmp_path):
     one = {key: value for key, value in TWO_SEEDS.items() if key[1] == 0}
     page = Page(study, tmp_path, tmp_path, rows_of(one))
-    said = plain(text.learning_in_steps(page.part(), page.compared("iuf"))[1])
+    said = plain(text.learning_in_steps(page.part(), page.compared("iuf"))[2])
     assert "one seed" in said and "better" not in said
     empty = Page(study, tmp_path, tmp_path, no_rows())
     compared = empty.compared("iuf")
@@ -182,6 +180,29 @@ def test_names_from_data_are_escaped_wherever_they_go(tmp_path):
         assert not parsed.find("img"), source
         assert "alert" in source
         assert "mathjax_ignore" in parsed.div["class"]
+
+
+def test_a_claim_is_said_with_its_verdict_and_the_rest_is_counted():
+    verdicts = ["supported", "not run", "not run", "undecided"]
+    answers = pd.DataFrame({"statement": ["A < B.", "C.", "D.", "E."], "verdict": verdicts})
+    decided, rest = text.verdict_counts(answers)
+    assert plain(decided) == "supported: A < B."
+    assert plain(rest) == "3 of 4 claims have no verdict: 2 not run, 1 undecided."
+
+
+def test_what_changes_is_said_where_both_are_run():
+    said = text.changed_by(rows_of(TWO_SEEDS), [("iuf", "ib-iumad"), ("iuf", "plain")], "It")
+    assert [plain(s) for s in said] == [
+        "It takes the image AUROC of iuf from 75.5 to 85.0 % (colour and depth, 6-1)."
+    ]
+
+
+def test_old_steps_know_less_of_their_machine(study, tmp_path, monkeypatch):
+    steps = pd.DataFrame([{"step_key": "a", "seconds": 60.0, "cpu": "", "cores": np.nan}])
+    others = ["threads", "device", "system", "python", "torch", "timm", "numpy"]
+    steps = steps.assign(**dict.fromkeys(others, ""))
+    monkeypatch.setattr(tables, "load_provenance", lambda *_: steps)
+    assert tables.environment_table(study, tmp_path)["what"].tolist() == ["time"]
 
 
 def test_numbers_of_a_table_can_be_saved_as_they_are():

@@ -319,20 +319,27 @@ def _published_alone(root: Path) -> Iterator[Path]:
 
 
 def _execute_all(jobs: Mapping[Path, tuple[Any, ...]], execute: Any) -> list[Path]:
-    """Execute notebooks in processes of their own and print what each took."""
+    """Execute notebooks in processes of their own, and say how long all and the slowest took."""
     count = max(1, min(usable_cores(), len(jobs)))
     spawn, threads = multiprocessing.get_context("spawn"), usable_cores() // count
     with ProcessPoolExecutor(count, spawn, _share_cores, (threads,)) as pool:
         tasks = {pool.submit(_timed, execute, job): path.stem for path, job in jobs.items()}
+        quiet, begun = not sys.stderr.isatty(), time.monotonic()
         try:
-            with tqdm(total=len(tasks), desc="notebooks", unit="page") as bar:
+            with tqdm(total=len(tasks), desc="notebooks", unit="page", disable=quiet) as bar:
                 for task in as_completed(tasks):
-                    bar.write(f"{tasks[task]}: {task.result()[1]:.1f} s")
+                    task.result()
+                    bar.set_postfix_str(tasks[task])
                     bar.update()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-        return [task.result()[0] for task in tasks]
+    if tasks:
+        slowest = max(tasks, key=lambda task: task.result()[1])
+        took, name = slowest.result()[1], tasks[slowest]
+        all_took = time.monotonic() - begun
+        print(f"{len(tasks)} pages executed in {all_took:.0f} s, {name} in {took:.0f} s")
+    return [task.result()[0] for task in tasks]
 
 
 def _share_cores(threads: int) -> None:

@@ -27,8 +27,8 @@ window.iumadExplorers = window.iumadExplorers || (function () {
   function choice(parent, label, options, changed, start = 0) {
     const id = "iumad-control-" + ++serial;
     const select = el("select", { id });
-    const fill = (list) => {
-      const kept = select.value;
+    const fill = (list, wanted) => {
+      const kept = wanted === undefined ? select.value : String(wanted);
       select.replaceChildren(...list.map((text, i) => el("option", { value: String(i) }, text)));
       if (Number(kept) < list.length && kept !== "") select.value = kept;
     };
@@ -205,7 +205,7 @@ window.iumadExplorers = window.iumadExplorers || (function () {
       }
       const share = percent(above / SIZE / SIZE), cut = of.low + threshold.value * (of.high - of.low);
       paint(view.map, mixed, `Anomaly map of ${name} for ${what}; ${share} of the pixels are above the threshold.`);
-      view.map.parentNode.querySelector("figcaption").textContent = `Map of ${name}`;
+      view.map.parentNode.querySelector("figcaption").textContent = `Map of ${name}, colours from ${say(of.low)} to ${say(of.high)}`;
       histogram(view.chart, of.good, of.defect, score);
       return `${name}: image score ${say(score)}. Threshold ${say(cut)}: ${share} of the pixels are above it (white line)` +
         (one.label ? `, overlap with the true defect (IoU) ${either ? (both / either).toFixed(2) : "-"}. ` : "; a good object, so nothing should be. ");
@@ -213,10 +213,10 @@ window.iumadExplorers = window.iumadExplorers || (function () {
     threshold.tell(); opacity.tell(); draw();
   }
 
-  function curves(parent, lines, x, y, point) {
-    // lines: [{name, values: [number or null]}]; y: label and whether lines start at the first value that is there
+  function curves(parent, lines, x, y, point, span) {
+    // lines: [{name, values: [number or null]}]; span: values that the axis has to hold, so that two charts have one
     const width = 400, height = 280, left = 36, right = 116, top = 30, base = 236;
-    const all = lines.flatMap((line) => line.values).filter((value) => value !== null);
+    const all = span || lines.flatMap((line) => line.values).filter((value) => value !== null);
     if (!all.length) { parent.replaceChildren(el("p", {}, "No values.")); return; }
     const [least, most] = [Math.min(...all), Math.max(...all)];
     const rough = Math.max(most - least, 2) / 4, power = 10 ** Math.floor(Math.log10(rough));
@@ -269,25 +269,35 @@ window.iumadExplorers = window.iumadExplorers || (function () {
   }
 
   function forgetting(root, data) {
-    const controls = el("div", { class: "controls" }), chart = el("div", { class: "chart" });
+    const controls = el("div", { class: "controls" }), shown = el("div", { class: "pictures" });
     const values = el("p", { class: "values", "aria-live": "polite" }), table = el("table");
-    root.append(controls, chart, values, el("details", {}, el("summary", {}, "The same as a table"), table));
+    root.append(controls, shown, values, el("details", {}, el("summary", {}, "The same as a table"), table));
+    const of = () => data.groups[group.value], methods = () => of().methods.map((one) => one.name);
     const metric = choice(controls, "Metric", data.metrics.map((one) => one.label), () => draw());
-    const group = choice(controls, "Setting, modality", data.groups.map((one) => one.name), () => { method.fill(methods()); draw(); });
-    const methods = () => data.groups[group.value].methods.map((one) => one.name);
-    const method = choice(controls, "Method", data.groups[0].methods.map((one) => one.name), () => draw());
+    const group = choice(controls, "Setting, modality", data.groups.map((one) => one.name), () => { pair.forEach((one, k) => one.fill(methods(), of().start[k])); draw(); });
+    const pair = ["Method", "Beside it"].map((label, k) => choice(controls, label, methods(), () => draw(), of().start[k]));
     const one = choice(controls, "Category", ["all", ...data.categories], () => draw());
+    const charts = pair.map(() => {
+      const chart = el("div", { class: "chart" }), caption = el("figcaption", {});
+      shown.append(el("figure", { class: "wide" }, chart, caption));
+      return { chart, caption };
+    });
 
     function draw() {
-      const of = data.groups[group.value], found = of.methods[method.value], key = data.metrics[metric.value].key;
-      const lines = data.categories.map((name, i) => ({ name, values: found.values[key][i], faint: one.value > 0 && one.value !== i + 1 }));
-      const ticks = of.learnt.map(String);
-      curves(chart, lines, { label: "categories learnt", ticks }, data.metrics[metric.value].label, (told) => { values.textContent = told; });
-      const fm = found.forgetting[key], learnt = found.new[key];
-      values.textContent = `${found.name}, ${of.name}: ` + (fm === null ? "one step, so nothing can be forgotten." :
-        `forgetting ${fm.toFixed(1)} points after the last step; new categories reached ${learnt.toFixed(1)} % when they were learnt.`);
-      tabulate(table, ["category", ...ticks], lines.map((line) => [line.name, ...line.values.map((v) => (v === null ? "–" : v.toFixed(1)))]));
-      root.dataset.ready = [metric.value, group.value, method.value, one.value].join("-");
+      const key = data.metrics[metric.value].key, found = pair.map((each) => of().methods[each.value]), ticks = of().learnt.map(String);
+      const lines = found.map((method) => data.categories.map((name, i) => ({ name, values: method.values[key][i], faint: one.value > 0 && one.value !== i + 1 })));
+      const all = lines.flat().flatMap((line) => line.values).filter((value) => value !== null);
+      charts.forEach(({ chart, caption }, k) => {
+        curves(chart, lines[k], { label: "categories learnt", ticks }, data.metrics[metric.value].label, (told) => { values.textContent = told; }, all);
+        caption.textContent = found[k].name;
+      });
+      values.replaceChildren(...found.map((method) => {
+        const fm = method.forgetting[key], learnt = method.new[key];
+        return el("span", {}, `${method.name}, ${of().name}: ` + (fm === null ? "one step, so nothing can be forgotten." :
+          `forgot ${fm.toFixed(1)} points by the last step (falling lines); new categories reached ${learnt.toFixed(1)} % when they were learnt (where lines begin).`));
+      }));
+      tabulate(table, ["category", ...ticks], lines[0].map((line) => [line.name, ...line.values.map((v) => (v === null ? "–" : v.toFixed(1)))]));
+      root.dataset.ready = [metric.value, group.value, ...pair.map((each) => each.value), one.value].join("-");
     }
     draw();
   }

@@ -136,17 +136,22 @@ def forgetting_data(rows: pd.DataFrame) -> dict[str, Any] | None:
     Parameters
     ----------
     rows : pandas.DataFrame
-        Result rows of one data set (`iumad.study.results.ROW_SCHEMA`); values are means over seeds, in percent.
+        Result rows of one data set (`iumad.study.results.ROW_SCHEMA`), of one profile or more; values are means
+        over seeds, in percent.
     """
     if rows.empty:
         return None
+    several = len(set(rows["profile"])) > 1
     categories = list(rows["category"].unique())
     metrics = [metric for metric in SHOWN_METRICS if metric in set(rows["metric"])]
-    continual = continual_table(rows)
     groups = []
-    for (setting, modality), group in rows.groupby(["setting", "modality"], sort=False):
+    for (profile, setting, modality), group in rows.groupby(
+        ["profile", "setting", "modality"], sort=False
+    ):
+        steps = group.groupby("method")["step"].transform("max")
+        group = group[steps == steps.max()]  # not those that learn all at once
         learnt = group.groupby("step")["category"].nunique()
-        here = continual[(continual["setting"] == setting) & (continual["modality"] == modality)]
+        here = continual_table(group)
         methods = []
         for method, part in group.groupby("method", sort=False):
             values = {
@@ -160,8 +165,11 @@ def forgetting_data(rows: pd.DataFrame) -> dict[str, Any] | None:
             methods.append(
                 {"name": method, "values": values, "forgetting": told["fm"], "new": told["new"]}
             )
-        name = f"{setting}, {modality}"
-        groups.append({"name": name, "learnt": learnt.tolist(), "methods": methods})
+        name = f"{profile}: {setting}, {modality}" if several else f"{setting}, {modality}"
+        names = [method["name"] for method in methods]
+        start = [names.index(each) if each in names else 0 for each in (OURS, BESIDE)]
+        learnt_now = {"name": name, "learnt": learnt.tolist(), "methods": methods}
+        groups.append(learnt_now | {"start": start})
     return {
         "categories": categories,
         "metrics": [{"key": metric, "label": METRICS[metric]} for metric in metrics],
@@ -263,7 +271,9 @@ def _start(categories: list[dict[str, Any]], runs: list[dict[str, Any]]) -> dict
                 spread = np.std(of["good"]) or 1.0
                 found[place, number] = (scored["score"] - max(of["good"])) / spread
     place, number = max(found, key=found.__getitem__)
-    second = next((i for i, one in enumerate(runs) if one["method"] == BESIDE and i != run), -1)
+    others = [i for i in range(len(runs)) if i != run]
+    beside = [i for i in others if runs[i]["method"] == BESIDE]
+    second = (beside or others or [-1])[0]
     return {"run": run, "second": second + 1, "category": place, "sample": number}
 
 

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from iumad.config.files import load_params
 from iumad.config.schema import StudyConfig
 from iumad.data import data_of
-from iumad.report import tables
+from iumad.report import tables, text
 from iumad.report.style import Html, box, code, fill, fold, table
 from iumad.study import claims
 from iumad.study.load import OWN, PUBLISHED, load_rows, progress
@@ -94,7 +94,11 @@ class Page:
     def table(self, metrics: Sequence[str], csv: str) -> Html:
         """Methods by settings (`iumad.report.tables.paper_table`), with a line that says how they are read."""
         frame = tables.paper_table(self.study, self.rows, metrics)
-        note = "Percent, FM in points; mean ± standard deviation over seeds; bold: the best."
+        shown = set(self.rows["modality"])
+        where = f"{text.in_words(shown.pop()).capitalize()}. " if len(shown) == 1 else ""
+        note = (
+            f"{where}Percent, FM in points; mean ± standard deviation over seeds; bold: the best."
+        )
         if 'class="paper"' in "".join(map(str, frame.to_numpy().ravel())):
             note += f" Grey: the paper on {PAPER_NAMES[tables.paper_name(self.study)]}."
         return table(frame, csv=csv, note=note)

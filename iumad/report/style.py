@@ -224,6 +224,8 @@ TOL = {
     "magenta": "#AA4499",
     "teal": "#44AA99",
     "sand": "#B09A4E",
+    "forest": "#117733",
+    "rose": "#CC6677",
 }
 PALETTE = (*OKABE_ITO.values(), *TOL.values())
 COLOURS = {
@@ -240,6 +242,14 @@ COLOURS = {
     "unimmad-lite": TOL["brown"],
     "unimmad-lite+replay": TOL["magenta"],
     "plain": TOL["teal"],
+    "bank-unified": TOL["sand"],
+    "plain-all": TOL["forest"],
+    "iuf-all": TOL["rose"],
+    "ib-iumad+replay": "#6699CC",
+    "ib-iumad-keep": "#000000",
+    "floor-laplacian": "#888888",
+    "floor-depth-histogram": "#AAAAAA",
+    "floor-rgb-histogram": "#C4C4C4",
     "ib-iumad[mamba+ibfm]": OKABE_ITO["blue"],
     "ib-iumad[cross_attention]": OKABE_ITO["blue"],
     "rgb": OKABE_ITO["vermilion"],

@@ -88,7 +88,8 @@ def paper_table(study: StudyConfig, rows: pd.DataFrame, metrics: Sequence[str]) 
             if any(cells):
                 columns[LABELS[metric], setting] = [cell or Markup(ABSENT) for cell in cells]
     table = pd.DataFrame(columns)
-    return table.drop(columns=[("", "modality")]) if len(study.modalities) == 1 else table
+    one = len({modality for modality, _ in lines}) == 1
+    return table.drop(columns=[("", "modality")]) if one else table
 
 
 def category_table(study: StudyConfig, rows: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -426,7 +427,7 @@ def _best(found: pd.DataFrame, metric: str) -> set[tuple[str, str]]:
 def _mean_and_sd(mean: float, sd: float, best: bool) -> Markup:
     if np.isnan(mean):
         return Markup("undefined")
-    text = f"{mean:.1f}" if np.isnan(sd) else f"{mean:.1f} ± {sd:.1f}"
+    text = f"{round(mean, 1) + 0.0:.1f}" + ("" if np.isnan(sd) else f" ± {sd:.1f}")  # no -0.0
     return fill("<b>{}</b>" if best else "{}", text)
 
 

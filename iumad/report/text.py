@@ -31,6 +31,11 @@ KEEPING = {
 NOT_ANSWERED = Markup("Not answered yet: no run is finished.")
 
 
+def in_words(modality: str) -> str:
+    """A modality as a sentence has it: "colour and depth"."""
+    return WORDS.get(modality, modality)
+
+
 def standing(rows: pd.DataFrame, methods: Sequence[str], metrics: Sequence[str] = MAIN) -> Markup:
     """Means after the last step: "image AUROC is 67.5 % for `ib-iumad` and 56.2 % for `iuf`; AUPRO is ..."."""
     means = _means(rows)
@@ -66,7 +71,7 @@ def circumstances(rows: pd.DataFrame) -> Markup:
     return fill(
         "{}, {}, {} categories {}, {} seed{}",
         first["dataset"],
-        WORDS.get(first["modality"], first["modality"]),
+        in_words(first["modality"]),
         categories,
         f"in {steps} steps ({first['setting']})" if steps > 1 else "at once",
         many if few == many else f"{few} to {many}",
@@ -133,7 +138,7 @@ def learning_in_steps(rows: pd.DataFrame, compared: pd.DataFrame) -> list[Markup
     said = [fill("At the end {} ({}).", standing(rows, shown, ["i_auroc"]), circumstances(rows))]
     means = _means(rows)
     forgotten = [
-        fill("{} {}", code(name), f"{100 * means[name, 'fm_i_auroc']:.1f}")
+        fill("{} {}", code(name), f"{round(100 * means[name, 'fm_i_auroc'], 1) + 0.0:.1f}")
         for name in shown
         if (name, "fm_i_auroc") in means.index
     ]
@@ -267,13 +272,14 @@ def _names(methods: Sequence[str]) -> Markup:
 def place_among(rows: pd.DataFrame, ours: str = OURS) -> list[Markup]:
     """Where one method stands among the others of one setting and modality, by mean image AUROC over seeds."""
     if rows.empty or ours not in set(rows["method"]):
-        return [fill("Not answered yet: {} is not run.", code(ours))]
+        where = f" in {rows['setting'].iloc[0]}" if len(rows) else ""
+        return [fill("{} is not run{} yet.", code(ours), where)]
     means = _means(rows).xs("i_auroc", level="metric")
     order = means[[not name.startswith(FLOOR) for name in means.index]].sort_values(ascending=False)
     place, best = order.index.get_loc(ours) + 1, order.index[0]
     return [
         fill(
-            "{} is number {} of {} by image AUROC: {} ({}).",
+            "{} is number {} of {}: {} ({}).",
             *(code(ours), place, len(order)),
             standing(rows, list(dict.fromkeys([ours, best])), ["i_auroc"]),
             circumstances(rows),
@@ -329,12 +335,12 @@ def verdict_counts(answers: pd.DataFrame) -> list[Markup]:
 
 
 def changed_by(rows: pd.DataFrame, pairs: Sequence[tuple[str, str]], what: str) -> list[Markup]:
-    """Image AUROC after the last step from one method to another, each pair in each modality.
+    """Image AUROC after the last step from one method to another, in each modality and setting.
 
     Parameters
     ----------
     rows : DataFrame
-        Rows of one setting.
+        Result rows of one data set.
     pairs : sequence of (method, method)
         Before and after; those that are not run are left out.
     what : str
@@ -343,14 +349,15 @@ def changed_by(rows: pd.DataFrame, pairs: Sequence[tuple[str, str]], what: str) 
     said = []
     for before, after in pairs:
         parts = []
-        for modality, part in rows.groupby("modality", sort=False):
+        for (modality, setting), part in rows.groupby(["modality", "setting"], sort=False):
             means = _means(part)
             if {(before, "i_auroc"), (after, "i_auroc")} <= set(means.index):
                 ends = (f"{100 * means[name, 'i_auroc']:.1f}" for name in (before, after))
-                words = WORDS.get(str(modality), modality)
-                parts.append(fill("from {} to {} % ({})", *ends, words))
+                words = in_words(str(modality))
+                parts.append(fill("from {} to {} % ({}, {})", *ends, words, setting))
         if parts:
-            said.append(fill("{} takes {} {} image AUROC.", what, code(before), _and(parts)))
+            sentence = "{} takes the image AUROC of {} {}."
+            said.append(fill(sentence, what, code(before), _and(parts)))
     return said or [NOT_ANSWERED]
 
 
@@ -360,12 +367,18 @@ def what_is_missed(missed: pd.DataFrame, method: str) -> list[Markup]:
         return list(UNMEASURED)
     share = 100 * missed.groupby("defect")["beaten_by"].mean().sort_values()
     least, most = share.index[0], share.index[-1]
+    found, beaten = (missed["beaten_by"] == 0).mean(), (missed["beaten_by"] >= 0.5).mean()
     return [
         fill(
-            "With {}, a good object scores higher than one with a <b>{}</b> in {} % of the pairs, and higher than "
-            "one with a <b>{}</b> in {} %; 50 % would be chance.",
-            *(code(method), least, f"{share.iloc[0]:.0f}", most, f"{share.iloc[-1]:.0f}"),
-        )
+            "Of {} defects, {} scores {} % higher than every good object of their category, and {} % no "
+            "higher than half of them.",
+            *(len(missed), code(method), f"{100 * found:.0f}", f"{100 * beaten:.0f}"),
+        ),
+        fill(
+            "Easiest is a <b>{}</b>, which a good object beats in {} % of the pairs, hardest a <b>{}</b> "
+            "({} %; 50 % would be chance).",
+            *(least, f"{share.iloc[0]:.0f}", most, f"{share.iloc[-1]:.0f}"),
+        ),
     ]
 
 

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -75,9 +76,10 @@ def run_parallel(
     how = (str(results), device, threads, jobs)
     working: list[_Worker] = []
     held_up: list[RunConfig] = []  # by another worker or another process
-    interval = 0.5 if sys.stderr.isatty() else 30.0  # seconds; a log file needs no more
+    begun, quiet = time.monotonic(), not sys.stderr.isatty()  # a log file gets a line for each run
     try:
-        with tqdm(total=len(waiting), desc="runs", unit="run", mininterval=interval) as finished:
+        count, made = len(waiting), 0
+        with tqdm(total=count, desc="runs", unit="run", disable=quiet) as finished:
             while waiting or working or held_up:
                 if held_up and not waiting and not working:
                     waiting, held_up = held_up, []
@@ -88,7 +90,7 @@ def run_parallel(
                     line = min(set(range(1, jobs + 1)) - {worker.line for worker in working})
                     working.append(_start(context, waiting.pop(0), how, patient, line))
                 for worker in _ready(working):
-                    ended = _listen(worker, interval)
+                    ended = _listen(worker, quiet)
                     if ended is None:
                         continue
                     working.remove(worker)
@@ -96,6 +98,11 @@ def run_parallel(
                         held_up.append(worker.run)
                         continue
                     finished.update()
+                    made += 1
+                    if quiet:
+                        left = (time.monotonic() - begun) / made * (count - made) / 60
+                        text = f"{made} of {count} runs: {run_name(worker.run)}"
+                        print(f"{text}; {left:.0f} min left", file=sys.stderr, flush=True)
                     waiting, held_up = waiting + held_up, []
     except (KeyboardInterrupt, Interrupted) as stop:
         number = getattr(stop, "signal", int(signal.SIGINT))
@@ -137,7 +144,7 @@ def _ready(working: list[_Worker]) -> list[_Worker]:
     return [worker for worker in working if worker.messages in ready]
 
 
-def _listen(worker: _Worker, interval: float) -> str | None:
+def _listen(worker: _Worker, quiet: bool) -> str | None:
     """Take one message of a worker; returns "done" or "in use" once it has ended, raises its error."""
     try:
         what, value = worker.messages.recv()
@@ -153,7 +160,7 @@ def _listen(worker: _Worker, interval: float) -> str | None:
             unit="img",
             position=worker.line,
             leave=False,
-            mininterval=interval,
+            disable=quiet,
         )
         return None
     if what == "advance" and worker.bar:

@@ -7,6 +7,7 @@ folder keeps two processes from doing the same work twice.
 """
 
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -60,8 +61,10 @@ class InUseError(Exception):
 
 @contextmanager
 def terminal_bar(title: str, total: int) -> Iterator[Callable[[int], object]]:
-    """A progress bar on the terminal."""
-    with tqdm(total=total, desc=title, unit="img") as bar:
+    """A progress bar on the terminal; in a log file it is redrawn rarely and leaves no line."""
+    live = sys.stderr.isatty()
+    look = {"leave": live, "mininterval": 0.5 if live else 30.0}
+    with tqdm(total=total, desc=title, unit="img", **look) as bar:
         yield bar.update
 
 
