@@ -225,7 +225,8 @@ def test_entropy_of_attention_by_hand():
     )
 
 
-@pytest.mark.parametrize("condition", ["vit", pytest.param("mamba", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("condition", ["vit", "mamba"])
 def test_attention_stays_open_while_the_condition_is_trained(condition):
     """Three hundred updates of a task that the condition network learns at once; raw, its features grow."""
     figures = {}
