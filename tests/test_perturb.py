@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from iumad.config.sections import MiniCandiesConfig
 from iumad.data.minicandies import CATEGORIES, MiniCandies
-from iumad.data.minicandies.shapes import PERIOD, perlin_noise
+from iumad.data.noise import PERIOD, perlin_noise
 from iumad.data.perturb import redundant, spurious, with_foreground
 from iumad.data.sample import Sample
 from iumad.errors import ConfigError, DataError

@@ -20,7 +20,7 @@ from scipy import ndimage
 
 from iumad.config.sections import PerturbConfig
 from iumad.data.depth import remove_plane, valid_mask
-from iumad.data.minicandies.shapes import PERIOD, perlin_noise
+from iumad.data.noise import PERIOD, perlin_noise
 from iumad.data.sample import Dataset, Sample
 from iumad.errors import ConfigError, DataError
 
