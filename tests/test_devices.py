@@ -40,7 +40,7 @@ def test_absent_cuda_is_named(monkeypatch):
 
 
 def test_a_machine_that_cannot_compile(monkeypatch):
-    def compiled(_function):
+    def compiled(_function, mode):  # noqa: ARG001
         def call(_x):
             raise RuntimeError("No working C++ compiler found\nin many lines")
 
@@ -50,4 +50,4 @@ def test_a_machine_that_cannot_compile(monkeypatch):
     with pytest.raises(
         ConfigError, match=r"training.compile: .*\(No working C\+\+ compiler found\)"
     ):
-        devices.require_compiler(torch.device("cpu"))
+        devices.require_compiler(torch.device("cpu"), "default")

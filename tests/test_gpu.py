@@ -5,10 +5,11 @@ import tiny
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from iumad.features import cache
 from iumad.features.cache import Batch
 from iumad.study.parallel import share_card
 from iumad.study.runner import run_one
-from iumad.training.loop import LossLog, autocast, compile_networks
+from iumad.training.loop import CompiledNetworks, LossLog, autocast
 
 DEVICE = torch.device("cuda")
 
@@ -66,17 +67,30 @@ def test_a_run_and_its_steps(tmp_path, monkeypatch):
 
 @on_a_card
 @pytest.mark.slow
-def test_compiled_networks_compute_the_same():
+def test_compiled_networks_train_the_same():
     plain, compiled = (tiny.detector("plain").to(DEVICE).train() for _ in range(2))
-    compile_networks(compiled)
-    batch = tiny.batch().to(DEVICE)
-    first, second = (
-        each.losses(batch, torch.Generator(DEVICE).manual_seed(0)) for each in (plain, compiled)
-    )
-    torch.testing.assert_close(second["fusion"], first["fusion"], rtol=1e-4, atol=1e-5)
+    networks, batch = CompiledNetworks(compiled), tiny.batch().to(DEVICE)
+    for repeat in range(4):  # warm-up, recording, replays
+        first = plain.losses(batch, torch.Generator(DEVICE).manual_seed(repeat))
+        with networks:
+            second = compiled.losses(batch, torch.Generator(DEVICE).manual_seed(repeat))
+        torch.testing.assert_close(second["fusion"], first["fusion"], rtol=1e-4, atol=1e-5)
+        for each, detector in ((first, plain), (second, compiled)):
+            torch.stack(list(each.values())).sum().backward()
+            with torch.no_grad():
+                for p in detector.parameters():
+                    p -= 1e-3 * p.grad
+                    p.grad = None
 
 
-@pytest.mark.parametrize(("card", "shares"), [("cpu", []), ("cuda:1", [(0.25, "cuda:1")])])
+@pytest.mark.parametrize(("free", "room"), [(80e9, 10e9), (6e9, 3e9)])
+def test_inputs_take_half_of_a_process_s_share(monkeypatch, free, room):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 80e9))
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 0.25)
+    assert cache._room_on(DEVICE) == room
+
+
+@pytest.mark.parametrize(("card", "shares"), [("cpu", []), ("cuda:1", [(0.225, "cuda:1")])])
 def test_processes_share_the_memory_of_a_card(monkeypatch, card, shares):
     given = []
     monkeypatch.setattr("iumad.study.parallel.pick_device", lambda _: torch.device(card))

@@ -53,25 +53,40 @@ def test_bfloat16_trains_like_float32(method):
 
 COMPILED = """
 import functools, tiny, torch
-from torch import nn
-from iumad.training import loop as optimisation
+from torch._dynamo.utils import counters
+from iumad.training import loop
+from iumad.training.increments import second_moments
 
-optimisation.require_compiler = lambda device: None
-nn.Module.compile = functools.partialmethod(nn.Module.compile, backend="eager")
+loop.require_compiler = lambda device, mode: None
+torch.compile = functools.partial(torch.compile, backend="eager")
+torch.compiler.cudagraph_mark_step_begin = lambda: marked.append(True)
+marked = []
 
 
-def losses(detector):
+class Store:
+    def batch(self, ids):
+        return tiny.batch(size=len(ids))
+
+
+def losses(detector, size):
     torch.manual_seed(0)
-    return detector.losses(tiny.batch(), torch.Generator().manual_seed(0), True)
+    return detector.losses(tiny.batch(size=size), torch.Generator().manual_seed(0), True)
 
 
 for method in ("ib-iumad", "iuf"):
     plain, compiled = tiny.detector(method).train(), tiny.detector(method).train()
-    optimisation.compile_networks(compiled)
-    first, second = (losses(each) for each in (plain, compiled))
-    for name, term in first.items():
-        torch.testing.assert_close(second[name], term, rtol=1e-5, atol=1e-6)
+    networks = loop.CompiledNetworks(compiled)
+    for size in (6, 6, 4):  # the last batch of an epoch is smaller
+        with networks:
+            second = losses(compiled, size)
+        for name, term in losses(plain, size).items():
+            torch.testing.assert_close(second[name], term, rtol=1e-5, atol=1e-6)
     assert plain.state_dict().keys() == compiled.state_dict().keys()
+    first, second = (second_moments(each, Store(), "abcd", 0) for each in (plain, compiled))
+    torch.testing.assert_close(second, first)
+assert counters["stats"]["unique_graphs"] >= 6
+assert not counters["graph_break"], "more than one graph a network"
+assert not marked, "no graphs of CUDA on a CPU"
 """
 
 

@@ -195,7 +195,7 @@ class FeatureStore:
         """Keep the inputs of these samples on a device, instead of those kept before, if they fit.
 
         Nothing but the speed of `batch` changes. They may take `LOADED_BYTES` of the machine's memory, or half of
-        what is free of a card's.
+        what is free of a card's, or of this process's share of it.
 
         Parameters
         ----------
@@ -205,7 +205,7 @@ class FeatureStore:
         """
         self._loaded = None
         device = device or torch.device("cpu")
-        room = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else LOADED_BYTES
+        room = _room_on(device) if device.type == "cuda" else LOADED_BYTES
         rows = {sample_id: row for row, sample_id in enumerate(dict.fromkeys(sample_ids))}
         kept: list[tuple[Tensor, Tensor]] = []  # images and features of each modality
         for sample_id, row in rows.items():
@@ -342,6 +342,12 @@ def in_threads(
                     advance(1)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _room_on(card: torch.device) -> float:
+    """Bytes that inputs may take there: processes that share a card (`iumad run -j`) have a part of it each."""
+    free, total = torch.cuda.mem_get_info(card)
+    return min(free, torch.cuda.get_per_process_memory_fraction(card) * total) / 2
 
 
 def cache_size(cache: Path) -> dict[str, tuple[int, int]]:

@@ -47,10 +47,10 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def require_compiler(device: torch.device) -> None:
+def require_compiler(device: torch.device, mode: str) -> None:
     """Compile a small function as `torch.compile` would; ConfigError with the reason where that fails."""
     try:
-        torch.compile(torch.square)(torch.ones(2, device=device))
+        torch.compile(torch.square, mode=mode)(torch.ones(2, device=device))
     except Exception as error:  # torch raises many kinds: no C++ compiler, no Triton, no headers
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(

@@ -214,11 +214,12 @@ def _work(
 def share_card(device: str, jobs: int) -> None:
     """Leave other processes their part of a card's memory: who needs more fails alone, and does not take theirs.
 
-    Kernels that Triton and torch.compile have made are shared through their folders on disk.
+    A tenth is left for what CUDA itself keeps for each process. Kernels that Triton and torch.compile have made
+    are shared through their folders on disk.
     """
     card = pick_device(device)
     if card.type == "cuda":
-        torch.cuda.set_per_process_memory_fraction(1 / jobs, card)
+        torch.cuda.set_per_process_memory_fraction(0.9 / jobs, card)
 
 
 def _end_with_parent() -> None:

@@ -7,8 +7,8 @@ unfinished step is saved without any generator's state: training resumed from it
 import hashlib
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -136,7 +136,7 @@ def fit_step(
         for batch_ids in parts(order, plan.training.batch_size):
             guard.pull()
             batch = inputs.batch(batch_ids, detector.device)
-            with updates.autocast():
+            with updates.forward_pass():
                 terms = detector.losses(batch, generator, plan.step == 0) | guard.penalty()
             loss = log.add(terms, epoch, batch_ids, len(samples))
             with guard.projected():
@@ -171,12 +171,15 @@ class Updates:
         self.optimizer = make_optimizer(detector, plan)
         per_epoch = -(-samples // plan.training.batch_size)
         self.scheduler = make_scheduler(self.optimizer, plan, per_epoch)
+        self._networks: CompiledNetworks | nullcontext[None] = nullcontext()
         if plan.training.compile:
-            compile_networks(detector)
+            self._networks = CompiledNetworks(detector)
 
-    def autocast(self) -> AbstractContextManager:
-        """Around the losses: matrix products in the plan's precision, weights and losses in float32."""
-        return autocast(self.detector.device, self.training.precision)
+    @contextmanager
+    def forward_pass(self) -> Iterator[None]:
+        """Around the losses: networks compiled, and matrix products in the precision that the plan says."""
+        with self._networks, autocast(self.detector.device, self.training.precision):
+            yield
 
     def descend(self, loss: Float[Tensor, ""]) -> None:
         """One update from one loss."""
@@ -331,17 +334,40 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     return nullcontext()
 
 
-def compile_networks(detector: Detector) -> None:
-    """Let torch compile the parts that take the time, in place; weights and their names stay.
+class CompiledNetworks:
+    """A context in which the parts of a detector that take the time are compiled by torch.
+
+    On a card each part is also recorded as two CUDA graphs, forward and backward, so that hundreds of kernels are
+    launched as one. Outside of the context the parts are as before, because compiled code does not call the hooks
+    by which layers are looked at between two steps. Weights and their names stay.
+
+    Parameters
+    ----------
+    detector : Detector
+        On its device.
 
     Raises
     ------
     ConfigError
         torch cannot compile on this machine.
     """
-    require_compiler(detector.device)
-    for part in detector.compiled_parts():
-        part.compile()
+
+    def __init__(self, detector: Detector) -> None:
+        self._on_card = detector.device.type == "cuda"
+        mode = "reduce-overhead" if self._on_card else "default"
+        require_compiler(detector.device, mode)
+        parts = detector.compiled_parts()
+        self._forwards = [(part, torch.compile(part.forward, mode=mode)) for part in parts]
+
+    def __enter__(self) -> None:
+        if self._on_card:
+            torch.compiler.cudagraph_mark_step_begin()  # memory of the last batch's graphs is free
+        for part, forward in self._forwards:
+            part.forward = forward
+
+    def __exit__(self, *_: object) -> None:
+        for part, _forward in self._forwards:
+            del part.forward
 
 
 def shuffled(
