@@ -4,7 +4,8 @@ The step runs on tensors that have sizes and no numbers. Every operation that is
 with the bytes that it reads and writes and its floating operations. Its least time is the larger of bytes by
 bandwidth and operations by peak (3 TB/s, 60 TFLOP/s in float32, 800 in bfloat16). "eager" takes every operation as
 a kernel of its own. "fused" takes every unbroken run of elementwise operations and reductions as one kernel, which
-reads and writes only what goes in and out: about what torch.compile makes of it.
+reads and writes only what goes in and out: about what torch.compile makes of it. "graphs" has the same kernels, of
+which those of a compiled network are launched together, once forward and once back (`training.compile`).
 
 A card is imitated as far as it matters: attention and dropout are fused, and the scan is Triton's. What autocast
 does is that of the CPU, which keeps fewer operations in float32 than CUDA does.
@@ -14,7 +15,7 @@ import argparse
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,7 @@ class Kernel:
     operations: float
     dtype: torch.dtype
     launches: int = 1
+    part: int | None = None  # which compiled network it belongs to
 
     @property
     def heavy(self) -> bool:
@@ -87,6 +89,34 @@ class Recorder(TorchDispatchMode):
         self.kernels: list[Kernel] = []
         self.numbers = WeakIdKeyDictionary()  # of the memory of every tensor that is alive
         self.count = 0
+        self.parts: list[tuple[int, int]] = []  # nodes of autograd that each compiled network made
+        self.inside = False
+        self.kept: dict[int, int] = {}
+
+    def enter(self, *_: Any) -> None:
+        """Before the forward pass of a compiled network."""
+        self.inside = True
+        self.parts.append((torch._C._autograd._get_sequence_nr(), 2**62))
+
+    def leave(self, *_: Any) -> None:
+        """After it."""
+        self.inside = False
+        self.parts[-1] = (self.parts[-1][0], torch._C._autograd._get_sequence_nr())
+
+    def keep(self, *tensors: Tensor) -> Tensor:
+        """Note the memory of tensors that a step keeps, views of the same memory once; returns the first."""
+        for x in tensors:
+            storage = x.untyped_storage()
+            self.kept[storage._cdata] = storage.nbytes()
+        return tensors[0]
+
+    def _part(self) -> int | None:
+        """The network that computes now, forward or backward."""
+        if self.inside:
+            return len(self.parts)
+        node = torch._C._current_autograd_node()
+        number = 2**63 if node is None else node._sequence_nr()
+        return next((-i for i, (a, b) in enumerate(self.parts, 1) if a <= number < b), None)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -100,7 +130,8 @@ class Recorder(TorchDispatchMode):
         reads, writes = self._sizes(inputs), self._sizes(written)
         lists = [len(x) for x in args if isinstance(x, list)]
         launches = -(-max(lists, default=1) // TENSORS)
-        self.kernels.append(Kernel(str(func), reads, writes, operations, dtype, launches))
+        kernel = Kernel(str(func), reads, writes, operations, dtype, launches, self._part())
+        self.kernels.append(kernel)
         return out
 
     def _number(self, x: Tensor) -> int:
@@ -146,7 +177,8 @@ def fuse(kernels: list[Kernel]) -> list[Kernel]:
     """Join unbroken runs of light kernels; what is made and used up inside a run moves no bytes."""
     groups: list[list[Kernel]] = []
     for kernel in kernels:
-        if groups and not kernel.heavy and not groups[-1][-1].heavy:
+        last = groups[-1][-1] if groups else kernel
+        if groups and not kernel.heavy and not last.heavy and kernel.part == last.part:
             groups[-1].append(kernel)
         else:
             groups.append([kernel])
@@ -161,8 +193,17 @@ def fuse(kernels: list[Kernel]) -> list[Kernel]:
         writes = {key: size for key, size in made.items() if last_read.get(key, -1) > i}
         name = group[0].name if len(group) == 1 else f"run of {len(group)}"
         operations = sum(kernel.operations for kernel in group)
-        joined.append(Kernel(name, reads, writes, operations, group[0].dtype))
+        joined.append(Kernel(name, reads, writes, operations, group[0].dtype, part=group[0].part))
     return joined
+
+
+def as_graphs(kernels: list[Kernel]) -> list[Kernel]:
+    """The kernels with one launch for an unbroken run of the same network."""
+    before = [None, *(kernel.part for kernel in kernels)]
+    return [
+        replace(kernel, launches=0) if kernel.part and kernel.part == last else kernel
+        for kernel, last in zip(kernels, before, strict=False)
+    ]
 
 
 def on_a_card() -> list[mock._patch]:
@@ -189,7 +230,8 @@ def on_a_card() -> list[mock._patch]:
     ]
 
 
-def record(method: str, precision: str, batch: int, training: bool) -> list[Kernel]:
+def record(method: str, precision: str, batch: int, training: bool) -> tuple[list[Kernel], int]:
+    """Kernels of a step; bytes of what its backward pass needs, of weights, gradients and AdamW's two moments."""
     run = full_size(method, [f"training.precision={precision}", "model.jitter_probability=1"])
     with FakeTensorMode(), ExitStack() as stack:
         for patch in on_a_card():
@@ -199,11 +241,18 @@ def record(method: str, precision: str, batch: int, training: bool) -> list[Kern
             case.train()  # the first time makes the optimizer's state
         with Recorder() as recorder:
             if training:
-                case.train()
+                for part in case.detector.compiled_parts():
+                    part.register_forward_pre_hook(recorder.enter)
+                    part.register_forward_hook(recorder.leave)
+                with torch.autograd.graph.saved_tensors_hooks(recorder.keep, lambda x: x):
+                    case.train()
             else:
                 with autocast(torch.device("cpu"), precision):
                     case.infer()
-    return recorder.kernels
+    parameters = list(case.detector.parameters())
+    recorder.keep(*parameters)
+    weights = sum(p.nbytes for p in parameters)
+    return recorder.kernels, sum(recorder.kept.values()) + 3 * weights
 
 
 def main() -> None:
@@ -216,10 +265,15 @@ def main() -> None:
     rows = []
     for training in (True, False):
         for precision in ("float32", "bfloat16"):
-            kernels = record(arguments.method, precision, arguments.batch, training)
+            kernels, kept = record(arguments.method, precision, arguments.batch, training)
             what = {"pass": "training" if training else "inference", "precision": precision}
-            for name, counted in (("eager", kernels), ("fused", fuse(kernels))):
-                rows.append(what | {"kernels_as": name} | totals(counted, arguments.batch))
+            fused = fuse(kernels)
+            ways = {"eager": kernels, "fused": fused}
+            if training:  # tests are not compiled
+                ways["graphs"] = as_graphs(fused)
+            for name, counted in ways.items():
+                row = what | {"kernels_as": name} | totals(counted, arguments.batch)
+                rows.append(row | {"memory_gb": round(kept / 1e9, 1)} if name == "eager" else row)
             if arguments.kernels:
                 show(kernels, arguments.kernels)
     table = pd.DataFrame(rows)
@@ -234,7 +288,7 @@ def totals(kernels: list[Kernel], batch: int) -> dict[str, float]:
     least = sum(k.seconds for k in kernels)
     launched = sum(max(k.seconds, LAUNCH * k.launches) for k in kernels)
     return {
-        "kernels": sum(k.launches for k in kernels),
+        "launches": sum(k.launches for k in kernels),
         "gigabytes": round(sum(k.moved for k in kernels) / 1e9, 2),
         "gflop_per_image": round(sum(k.operations for k in kernels) / 1e9 / batch, 1),
         "least_ms": round(1e3 * least, 2),
