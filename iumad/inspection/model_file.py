@@ -26,7 +26,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as tensors_of
 from safetensors.torch import save as bytes_of
-from scipy import stats
 from torch import Tensor
 
 from iumad.config.schema import RunConfig
@@ -65,6 +64,8 @@ class Threshold(BaseModel):
     @property
     def interval(self) -> tuple[float, float]:
         """Clopper-Pearson interval (90 %) of the false alarm rate, from the held-out good images alone."""
+        from scipy import stats  # here and below: slow to import, and predicting needs none
+
         n = len(self.good_scores)
         above = sum(score > self.value for score in self.good_scores)
         tail = (1 - CONFIDENCE) / 2
@@ -109,6 +110,8 @@ def threshold_from_good(scores: Sequence[float], false_alarm_rate: float) -> Thr
         raise ConfigError(
             f"a threshold needs at least 2 held-out good images of a category, got {len(scores)}"
         )
+    from scipy import stats
+
     logs, n = np.sort(_logs(scores)), len(scores)
     spread = max(float(logs.std(ddof=1)), 1e-6)
     limit = stats.t.ppf(1 - false_alarm_rate, n - 1) * spread * math.sqrt(1 + 1 / n)

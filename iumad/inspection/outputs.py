@@ -13,7 +13,6 @@ from string import Template
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, UInt8
-from matplotlib import colormaps
 from PIL import Image
 from scipy import ndimage
 
@@ -97,6 +96,8 @@ def overlay(prediction: Prediction) -> UInt8[np.ndarray, "size size 3"]:
 
     Nothing is coloured below half the threshold; the colours end at twice the threshold.
     """
+    from matplotlib import colormaps  # slow to import, and tables need none
+
     level = prediction.anomaly_map / max(prediction.threshold, 1e-12)
     heat = colormaps["inferno"](np.clip((level - 0.5) / 1.5, 0, 1))[..., :3] * 255
     weight = np.clip(level - 0.5, 0, 0.5)[..., None] * 1.2
