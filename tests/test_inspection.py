@@ -14,8 +14,10 @@ import torch
 import trees
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from iumad import Predictor
+from iumad.cli import app
 from iumad.config.files import build_study
 from iumad.data import open_dataset
 from iumad.data.images import read_header, read_rgb, read_xyz
@@ -371,6 +373,25 @@ def test_a_threshold_can_be_changed_at_prediction(folder, file):
     assert not high.is_anomalous and high.region is None
     left, top, right, bottom = low.region.box
     assert 0 <= left < right <= 32 and 0 <= top < bottom <= 32
+
+
+def test_a_threshold_from_defects_is_stored_and_used(folder, file, tmp_path):
+    defects = sorted(p for p in (folder / "pretzel/test").iterdir() if p.name != "good")
+    new, table = tmp_path / "new.iumad", tmp_path / "scores.csv"
+    done = CliRunner().invoke(app, ["threshold", str(file), *map(str, defects), "-o", str(new)])
+    assert done.exit_code == 0 and "of 2 defects lie below it" in done.output
+    before, after = read_card(file).thresholds, read_card(new).thresholds
+    assert after["pretzel"].source == "defects"
+    assert before | {"pretzel": after["pretzel"]} == after
+    judge = ["predict", str(new), str(folder / "pretzel/test"), "--category", "folder"]
+    done = CliRunner().invoke(app, [*judge, "--out", str(table)])
+    rows = pd.read_csv(table)
+    assert done.exit_code == (3 if rows["anomalous"].any() else 0)
+    assert (rows["anomalous"] == (rows["score"] > after["pretzel"].value)).all()
+    caught = rows["anomalous"] & ~rows["file"].str.contains("good")
+    good = np.array(after["pretzel"].good_scores)
+    cost = 2 - caught.sum() + (good > after["pretzel"].value).sum()
+    assert cost <= min(2, len(good))  # no worse than calling all of them good, or all anomalous
 
 
 # --- export -------------------------------------------------------------------------------------
