@@ -167,7 +167,7 @@ def promise(threshold: Threshold) -> str:
     n, (low, high) = len(threshold.good_scores), threshold.interval
     above = sum(score > threshold.value for score in threshold.good_scores)
     said = f"{above} of {n} held-out good images lie above it: {100 * low:.0f} to {100 * high:.0f} % false alarms"
-    if n + 1 < 1 / threshold.false_alarm_rate and threshold.source == "good":
+    if threshold.source == "good" and n + 1 < 1 / threshold.false_alarm_rate:
         said += f"; {100 * threshold.false_alarm_rate:g} % rests on the shape of their distribution"
     return said
 
