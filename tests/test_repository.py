@@ -143,7 +143,9 @@ def test_vendored_scripts_are_unchanged():
 
 def test_toc_names_pages_that_exist():
     toc = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
-    names = [toc["root"], *(c["file"] for part in toc["parts"] for c in part["chapters"])]
+    chapters = [chapter for part in toc["parts"] for chapter in part["chapters"]]
+    chapters += [section for chapter in chapters for section in chapter.get("sections", [])]
+    names = [toc["root"], *(chapter["file"] for chapter in chapters)]
     executed = {f"executed/{path.stem}" for path in NOTEBOOKS}
     prose = {path.stem for path in (ROOT / "book").glob("*.md")}
     assert set(names) == executed | prose

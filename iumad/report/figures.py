@@ -255,8 +255,9 @@ def fronts(table: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> Figure:
     for axis, (x, y) in zip(axes, pairs, strict=True):
         for row in table.to_dict("records"):
             name = row["method"]
-            look = {"color": colours[name], "marker": markers[name], "linestyle": "none"}
-            axis.plot(row[x], row[y], label=name, **look)
+            axis.plot(
+                *(row[x], row[y], markers[name]), color=colours[name], linestyle="none", label=name
+            )
         axis.set(xlabel=x, ylabel=y)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", fontsize="small")

@@ -353,10 +353,12 @@ def publish(studies: Sequence[StudyConfig], results: Path, profile: str) -> dict
     _require_committed(steps)
     log = pd.concat([training_log(study, results) for study in studies], ignore_index=True)
     costs = [(costs_id(study), read_costs(study, results)) for study in studies]
-    runs = {}
-    for study in studies:
-        data = data_of(study.data)
-        runs |= {run.run_id: (run, data) for run in study.runs()}
+    runs = {
+        run.run_id: (run, data)
+        for study in studies
+        for data in [data_of(study.data)]
+        for run in study.runs()
+    }
     finished = list(dict.fromkeys(rows["run_id"]))
     table = pd.DataFrame([_run(*runs[run_id]) for run_id in finished])
     keys = steps.drop_duplicates(["run_id", "step"]).set_index(["run_id", "step"])["step_key"]
