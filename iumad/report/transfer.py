@@ -1,0 +1,309 @@
+"""The same questions on several data sets; what images without any detail give away; where defects are found."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+
+from iumad.report.style import ABSENT, code, fill, label_of, verdict_word
+from iumad.report.tables import interval_text
+from iumad.study.results import continual_table, final_table, last_step
+from iumad.study.statistics import MARGIN, judge
+from iumad.study.verdicts import FLOOR
+
+GIVEN_AWAY = 0.8  # image AUROC of a floor above which image scores say nothing of a method
+GIVEN = "given away"  # a column
+_KEYS = ["metric", "method", "modality", "seed"]
+ALL = "all"  # the modality of a run that sees all images of a data set
+SIZES = (0.0, 0.25, 1.0, 4.0, np.inf)  # of defects, in cells of the grid
+DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class Question:
+    """A difference of two methods that can be asked of any data set; positive speaks for the statement.
+
+    Attributes
+    ----------
+    statement : str
+    metric : str
+        Mean over categories after the last step (`iumad.study.results.final_table`); of ``fm_`` less is better.
+    first, second : (method, modality)
+        ``all`` is the modality with all images of the data set.
+    """
+
+    statement: str
+    metric: str
+    first: tuple[str, str]
+    second: tuple[str, str]
+
+
+QUESTIONS = (
+    Question("IB-IUMAD localises better than IUF", "aupro", ("ib-iumad", ALL), ("iuf", ALL)),
+    Question("IB-IUMAD forgets less than IUF", "fm_aupro", ("ib-iumad", ALL), ("iuf", ALL)),
+    Question(
+        "IB-IUMAD localises better than the bare network",
+        "aupro",
+        ("ib-iumad", ALL),
+        ("plain", ALL),
+    ),
+    Question(
+        "reconstructing all images past a bottleneck with a way around it helps",
+        "aupro",
+        ("ib-iumad-plus", ALL),
+        ("ib-iumad", ALL),
+    ),
+    Question("a second image helps IB-IUMAD", "aupro", ("ib-iumad", ALL), ("ib-iumad", "rgb")),
+    Question(
+        "a second image helps one bank for all",
+        "aupro",
+        ("bank-unified", ALL),
+        ("bank-unified", "rgb"),
+    ),
+    Question(
+        "IB-IUMAD localises better than one bank for all",
+        "aupro",
+        ("ib-iumad", ALL),
+        ("bank-unified", ALL),
+    ),
+)
+
+
+def answers(rows_of: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Every question on every data set.
+
+    Parameters
+    ----------
+    rows_of : name of a data set -> rows of its runs in one setting
+
+    Returns
+    -------
+    DataFrame
+        data, statement and the columns of `iumad.study.statistics.judge`, values in points; the questions of a
+        data set are one family. A question is missing where a data set has no second image, or no such runs.
+    """
+    found = []
+    for name, rows in rows_of.items():
+        whole = max(rows["modality"].unique(), key=lambda each: (each.count("+"), each), default="")
+        table = final_table(rows) if len(rows) else pd.DataFrame(columns=[*_KEYS, "value"])
+        values = table.set_index(_KEYS)["value"].sort_index()
+        for question in QUESTIONS:
+            keys = [
+                (question.metric, method, whole if modality == ALL else modality)
+                for method, modality in (question.first, question.second)
+            ]
+            if keys[0] == keys[1] or not all(key in values.index for key in keys):
+                continue
+            difference = (values.loc[keys[0]] - values.loc[keys[1]]).dropna()
+            sign = -1 if question.metric.startswith("fm_") else 1
+            table = pd.DataFrame({"value": 100 * sign * difference}).reset_index()
+            labels = {"data": name, "statement": question.statement, "margin": 100 * MARGIN}
+            found.append(table.assign(**labels))
+    if not found:
+        return pd.DataFrame(columns=["data", "statement", "n", "mean", "low", "high", "verdict"])
+    return judge(pd.concat(found, ignore_index=True), ["data", "statement"], ["data"])
+
+
+def answer_table(judged: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """`answers` with a line for each question and a column for each data set."""
+    cells = {
+        (row.statement, row.data): fill(
+            "{} {}",
+            verdict_word(row.verdict) if row.n > 1 else "one seed:",
+            interval_text(row.mean, row.low, row.high),
+        )
+        for row in judged.itertuples()
+    }
+    lines = [question.statement for question in QUESTIONS]
+    columns = {name: [cells.get((line, name), Markup(ABSENT)) for line in lines] for name in names}
+    return pd.DataFrame({"statement": lines} | columns)
+
+
+def floors(rows_of: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Image AUROC, in percent, of methods that see no detail, for each category and modality.
+
+    Returns
+    -------
+    DataFrame
+        data, category, modality, a column for each floor, and given away ("yes" where one is above
+        `GIVEN_AWAY`: no claim about image scores uses that category).
+    """
+    tables = []
+    for name, rows in rows_of.items():
+        chosen = rows["method"].str.startswith(FLOOR) & (rows["metric"] == "i_auroc")
+        part = last_step(rows[chosen]).assign(data=name)
+        tables.append(part.assign(method=part["method"].str.removeprefix(FLOOR)))
+    whole = pd.concat(tables, ignore_index=True)
+    keys = ["data", "category", "modality"]
+    if whole.empty:
+        return pd.DataFrame(columns=[*keys, GIVEN])
+    wide = whole.pivot_table("value", keys, "method", sort=False)
+    given = (wide > GIVEN_AWAY).any(axis=1).map({True: "yes", False: ""})
+    return (100 * wide).assign(**{GIVEN: given}).reset_index()
+
+
+def summary(judged: pd.DataFrame, table: pd.DataFrame, known: str) -> list[Markup]:
+    """Sentences: how many differences point where they do on the data set `known`, and what is given away."""
+    means = judged.pivot_table("mean", "statement", "data", sort=False)
+    sentences = []
+    for name in means.columns.drop(known, errors="ignore") if known in means else []:
+        both = means[[known, name]].dropna()
+        seeds = judged.loc[judged["data"] == name, "n"].max()
+        sentences.append(
+            fill(
+                "{}: {} of {} differences point where they do on {} ({} seed{}).",
+                name,
+                int((both[known] * both[name] > 0).sum()),
+                len(both),
+                known,
+                seeds,
+                "s" * (seeds > 1),
+            )
+        )
+    bank = judged[judged["statement"] == QUESTIONS[-1].statement]
+    for row in bank[bank["data"] != known].itertuples():
+        side = "below" if row.mean < 0 else "above"
+        template = "{}: IB-IUMAD ends {:.1f} points of AUPRO {} one bank for all categories."
+        sentences.append(fill(template, row.data, abs(row.mean), side))
+    given = table[table[GIVEN] == "yes"]
+    if len(table):
+        cells = table[["data", "category"]].drop_duplicates()
+        lost = given[["data", "category"]].drop_duplicates()
+        sentences.append(
+            fill(
+                "In {} of {} categories a floor, which sees no detail, has an image AUROC above {:.0f}: "
+                "image scores prove nothing there, so the statements are about where defects lie.",
+                len(lost),
+                len(cells),
+                100 * GIVEN_AWAY,
+            )
+        )
+    return sentences
+
+
+def over_images(values: pd.Series) -> tuple[float, float, float]:
+    """Mean over categories of means over test images, with a 95 % bootstrap interval over the images.
+
+    Parameters
+    ----------
+    values : Series
+        One a test image, indexed by category and sample_id.
+    """
+    rng, drawn = np.random.default_rng(0), []
+    groups = values.groupby("category")
+    for _, part in groups:
+        places = rng.integers(len(part), size=(DRAWS, len(part)))
+        drawn.append(part.to_numpy()[places].mean(axis=1))
+    low, high = np.quantile(np.mean(drawn, axis=0), [0.025, 0.975])
+    return float(groups.mean().mean()), float(low), float(high)
+
+
+def inside_table(defects: pd.DataFrame) -> pd.DataFrame:
+    """Pixel AUROC inside anomalous images: a line a method, a column a modality, and what the second image adds.
+
+    Parameters
+    ----------
+    defects : DataFrame
+        Measurements of the kind "defects" of one seed (`iumad.study.measured`).
+
+    Returns
+    -------
+    DataFrame
+        method, a column for each modality, "difference" (paired by image) where there are two; percent.
+    """
+    index = ["category", "sample_id"]
+    wide = 100 * defects.pivot_table("inside", index, ["method", "modality"], sort=False)
+    modalities = sorted(defects["modality"].unique(), key=lambda name: (name.count("+"), name))
+    lines = []
+    for method in dict.fromkeys(defects["method"]):
+        known = [name for name in modalities if (method, name) in wide]
+        line = {name: interval_text(*over_images(wide[method, name].dropna())) for name in known}
+        if len(modalities) == 2 == len(known):
+            gain = wide[method, known[1]] - wide[method, known[0]]
+            line["difference"] = interval_text(*over_images(gain.dropna()))
+        lines.append({"method": code(method)} | line)
+    columns = ["method", *modalities, *(["difference"] if len(modalities) == 2 else [])]
+    return pd.DataFrame(lines, columns=columns).fillna(Markup(ABSENT))
+
+
+def size_table(defects: pd.DataFrame, grid: int) -> pd.DataFrame:
+    """How often defects of some size are found and how well localised, of each method.
+
+    Parameters
+    ----------
+    defects : DataFrame
+        Measurements of the kind "defects" of one modality.
+    grid : int
+        Cells along a side of the image.
+
+    Returns
+    -------
+    DataFrame
+        Columns of two levels: method; of all size classes the share of good images with a lower score, and the
+        pixel AUROC inside the image, both in percent. A class has its number of images in its name.
+    """
+    names = [f"{low:g} to {high:g}" for low, high in pairwise(SIZES[:-1])]
+    names.append(f"over {SIZES[-2]:g}")
+    size = pd.cut(defects["share"] * grid**2, SIZES, labels=names)
+    counts = size.groupby(size, observed=True).size() // max(1, defects["method"].nunique())
+    table = defects.assign(size=[f"{each} ({counts[each]})" for each in size])
+    order = [f"{each} ({counts[each]})" for each in names if each in counts.index]
+    means = 100 * table.pivot_table(["found", "inside"], "method", "size", sort=False)
+    columns = {("", "method"): [code(name) for name in means.index]}
+    for metric, title in (("found", "good images with a lower score"), ("inside", "inside")):
+        for each in order:
+            columns[title, each] = means[metric, each].to_list()
+    return pd.DataFrame(columns)
+
+
+def forgetting_by_step(rows: pd.DataFrame, metric: str = "aupro") -> pd.DataFrame:
+    """Forgetting after each step, in points: `iumad.study.results.continual_table` of the steps up to there.
+
+    Returns
+    -------
+    DataFrame
+        method, categories (learnt so far), metric, value, averaged over seeds.
+    """
+    part, tables = rows[rows["metric"] == metric], []
+    for step in sorted(part["step"].unique())[1:]:
+        so_far = part[part["step"] <= step]
+        table = continual_table(so_far)
+        table = table[table["metric"] == f"fm_{metric}"]
+        tables.append(table.assign(categories=so_far["category"].nunique()))
+    if not tables:
+        return pd.DataFrame(columns=["method", "categories", "metric", "value"])
+    whole = pd.concat(tables).groupby(["method", "categories"], sort=False)["value"].mean()
+    return whole.mul(100).reset_index().assign(metric="forgetting (AUPRO, points)")
+
+
+def result_table(rows: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
+    """Means over categories after the last step, in percent: a line a method and modality, without floors."""
+    table = final_table(rows[~rows["method"].str.startswith(FLOOR)])
+    keys = ["modality", "method", "setting"]
+    wide = 100 * table.pivot_table("value", keys, "metric", sort=False)
+    known = [metric for metric in metrics if metric in wide]
+    wide = wide[known].rename(columns=label_of).reset_index()
+    wide = wide.rename(columns={"accuracy": "Category told (%)"})
+    return wide.assign(method=wide["method"].map(code))
+
+
+def convergence(logs: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Reconstruction error of the base step on training images, in percent of its first epoch's.
+
+    Parameters
+    ----------
+    logs : name of a data set -> `iumad.study.load.training_log` of runs with all its images
+    """
+    lines = []
+    for name, log in logs.items():
+        base = log[(log["step"] == 0) & (log["term"] == "fusion")]
+        for method, part in base.groupby("method", sort=False):
+            values = part.groupby("epoch")["value"].mean().to_numpy()
+            share = 100 * values / values[0]
+            half, fifths = share[len(share) // 2 - 1], share[len(share) * 4 // 5 - 1]
+            lines.append((name, code(method), len(share), half, fifths, share[-1]))
+    columns = ["data", "method", "epochs", "after half", "after four fifths", "at the end"]
+    return pd.DataFrame(lines, columns=columns)

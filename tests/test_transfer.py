@@ -1,0 +1,114 @@
+"""The same questions on several data sets: differences by hand, and what has no answer."""
+
+import pandas as pd
+import pytest
+
+from iumad.report import transfer
+
+
+def rows(values: dict[tuple[str, str], list[float]], setting: str = "1-1") -> pd.DataFrame:
+    """AUPRO of two categories learnt one after the other: (method, modality) -> a value for each seed.
+
+    The first category had ten points more before the second was learnt.
+    """
+    records = []
+    for (method, modality), seeds in values.items():
+        for seed, value in enumerate(seeds):
+            run = {"method": method, "modality": modality, "setting": setting, "seed": seed}
+            run |= {"run_id": f"{method}{modality}{seed}", "profile": "p", "dataset": "d"}
+            steps = [(0, "a", value + 0.1), (1, "a", value), (1, "b", value)]
+            records += [
+                run | {"step": step, "category": name, "metric": "aupro", "value": each}
+                for step, name, each in steps
+            ]
+    return pd.DataFrame(records)
+
+
+def test_differences_by_hand():
+    table = rows(
+        {
+            ("ib-iumad", "rgb"): [0.5, 0.6, 0.7],
+            ("ib-iumad", "rgb+depth"): [0.7, 0.8, 0.9],
+            ("iuf", "rgb+depth"): [0.6, 0.8, 0.7],
+        }
+    )
+    judged = transfer.answers({"tiles": table}).set_index("statement")
+    # (10 + 0 + 20) / 3 against IUF; 20 for every seed over colour alone; all forgot ten points
+    assert judged["mean"].to_dict() == pytest.approx(
+        {
+            "IB-IUMAD localises better than IUF": 10,
+            "IB-IUMAD forgets less than IUF": 0,
+            "a second image helps IB-IUMAD": 20,
+        }
+    )
+    assert set(judged["n"]) == {3}
+
+
+def test_one_image_has_no_second_one():
+    table = rows({("ib-iumad", "rgb"): [0.5, 0.6], ("bank-unified", "rgb"): [0.5, 0.5]})
+    judged = transfer.answers({"colour": table, "none": table.iloc[:0]})
+    assert list(judged["statement"]) == ["IB-IUMAD localises better than one bank for all"]
+    shown = transfer.answer_table(judged, ["colour", "none"])
+    assert list(shown["statement"]) == [question.statement for question in transfer.QUESTIONS]
+
+
+def test_a_category_is_given_away_by_any_floor():
+    table = rows({("floor-mean", "rgb"): [0.55], ("floor-nearest", "rgb"): [0.75]})
+    table = table.assign(metric="i_auroc")
+    table.loc[(table["method"] == "floor-nearest") & (table["category"] == "b"), "value"] = 0.81
+    floors = transfer.floors({"d": table}).set_index("category")
+    assert floors[transfer.GIVEN].to_dict() == {"a": "", "b": "yes"}
+    assert floors.loc["b", "nearest"] == pytest.approx(81)
+    (text,) = transfer.summary(transfer.answers({}), floors.reset_index(), "d")
+    assert "In 1 of 2 categories" in text
+
+
+def defects(inside: dict[tuple[str, str], list[float]]) -> pd.DataFrame:
+    """Four marked defects in two categories, of an eighth of a cell to eight cells of a grid of 4."""
+    tables = [
+        pd.DataFrame(
+            {
+                "category": list("aabb"),
+                "sample_id": list("1234"),
+                "share": [1 / 128, 1 / 32, 1 / 8, 1 / 2],
+                "found": [0.5, 0.5, 1.0, 1.0],
+                "inside": values,
+            }
+        ).assign(method=method, modality=modality)
+        for (method, modality), values in inside.items()
+    ]
+    return pd.concat(tables, ignore_index=True)
+
+
+def test_the_second_image_is_compared_image_by_image():
+    both = {("plain", "rgb"): [0.5, 0.7, 0.9, 0.9], ("plain", "rgb+infrared"): [0.6, 0.8, 1.0, 1.0]}
+    table = transfer.inside_table(defects(both | {("iuf", "rgb"): [0.5] * 4}))
+    assert list(table["method"]) == ["<code>plain</code>", "<code>iuf</code>"]
+    assert table["difference"].to_list() == [
+        "10.0 (every seed)",
+        "-",
+    ]  # each image gains ten points
+    assert table["rgb"][0].startswith("75.0 [")  # ((50 + 70) / 2 + 90) / 2
+
+
+def test_size_classes_in_cells():
+    table = transfer.size_table(defects({("plain", "rgb"): [0.5, 0.6, 0.7, 0.8]}), grid=4)
+    inside = table["inside"].iloc[0]
+    assert inside.to_dict() == pytest.approx(
+        {"0 to 0.25 (1)": 50, "0.25 to 1 (1)": 60, "1 to 4 (1)": 70, "over 4 (1)": 80}
+    )
+
+
+def test_forgetting_after_each_step():
+    table = rows({("plain", "rgb"): [0.5, 0.6]})
+    found = transfer.forgetting_by_step(table)
+    assert found["value"].to_list() == pytest.approx(
+        [10]
+    )  # category a lost ten points in the one increment
+    assert found["categories"].to_list() == [2]
+
+
+def test_error_left_in_percent_of_the_first_epoch():
+    log = pd.DataFrame({"step": 0, "term": "fusion", "method": "plain", "epoch": range(5)})
+    table = transfer.convergence({"tiles": log.assign(value=[4.0, 3.0, 2.0, 1.5, 1.0])})
+    assert list(table.iloc[0])[2:] == [5, 75, 37.5, 25]
