@@ -39,7 +39,8 @@ PICTURE = 128  # pixels, largest side of an embedded picture
 QUALITY = 82  # of JPEG
 SHOWN_METRICS = ("i_auroc", "p_auroc", "aupro")
 KINDS_SHOWN = 3  # samples of a category in the explorer of maps, one of them good
-OURS, BESIDE = "ib-iumad", "iuf"  # whose maps are seen first
+OURS = ("ib-iumad", "joint")  # seen first; the second where the first is not run
+BESIDE = ("iuf", "bank-unified")
 
 
 def explorer(kind: Kind, data: dict[str, Any] | None) -> Html:
@@ -167,7 +168,7 @@ def forgetting_data(rows: pd.DataFrame) -> dict[str, Any] | None:
             )
         name = f"{profile}: {setting}, {modality}" if several else f"{setting}, {modality}"
         names = [method["name"] for method in methods]
-        start = [names.index(each) if each in names else 0 for each in (OURS, BESIDE)]
+        start = [_first(names, OURS, 0), _first(names, BESIDE, len(names) - 1)]
         learnt_now = {"name": name, "learnt": learnt.tolist(), "methods": methods}
         groups.append(learnt_now | {"start": start})
     return {
@@ -261,7 +262,8 @@ def _scored(part: pd.DataFrame, picked: Sequence[str]) -> dict[str, Any]:
 
 def _start(categories: list[dict[str, Any]], runs: list[dict[str, Any]]) -> dict[str, int]:
     """What is seen first: the defect that stands out most from its category's good images by `OURS`."""
-    run = next((place for place, one in enumerate(runs) if one["method"] == OURS), len(runs) - 1)
+    names = [one["method"] for one in runs]
+    run = _first(names, OURS, len(runs) - 1)
     found = {}
     for place, (category, of) in enumerate(zip(categories, runs[run]["categories"], strict=True)):
         for number, (sample, scored) in enumerate(
@@ -271,10 +273,14 @@ def _start(categories: list[dict[str, Any]], runs: list[dict[str, Any]]) -> dict
                 spread = np.std(of["good"]) or 1.0
                 found[place, number] = (scored["score"] - max(of["good"])) / spread
     place, number = max(found, key=found.__getitem__)
-    others = [i for i in range(len(runs)) if i != run]
-    beside = [i for i in others if runs[i]["method"] == BESIDE]
-    second = (beside or others or [-1])[0]
+    second = _first(names, BESIDE, 0 if run else len(runs) - 1)
+    second = -1 if second == run else second
     return {"run": run, "second": second + 1, "category": place, "sample": number}
+
+
+def _first(names: Sequence[str], wanted: Sequence[str], otherwise: int) -> int:
+    """The place of the first of the wanted names that is there."""
+    return next((names.index(name) for name in wanted if name in names), otherwise)
 
 
 def _stronger(run: RunConfig, datasets: Sequence[Dataset], category: str) -> dict[str, Any]:

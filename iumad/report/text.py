@@ -160,7 +160,8 @@ def against_the_mark(rows: pd.DataFrame, mark: str = MARK) -> list[Markup]:
     means = _means(rows).xs("i_auroc", level="metric")
     mark = mark if mark in means else ""
     shown = [name for name in (OURS, BASELINE, mark) if name in means]
-    said = [fill("{} ({}).", _start(standing(rows, shown)), circumstances(rows))]
+    where = circumstances(rows[rows["method"].isin(shown)]) if shown else ""
+    said = [fill("{} ({}).", _start(standing(rows, shown)), where)] if shown else []
     trained = means[[n != mark and not n.startswith((FLOOR, MARK)) for n in means.index]]
     floors = means[[name.startswith(FLOOR) for name in means.index]]
     if mark and len(trained):
