@@ -294,7 +294,7 @@ window.iumadExplorers = window.iumadExplorers || (function () {
       values.replaceChildren(...found.map((method) => {
         const fm = method.forgetting[key], learnt = method.new[key];
         return el("span", {}, `${method.name}, ${of().name}: ` + (fm === null ? "one step, so nothing can be forgotten." :
-          `forgot ${fm.toFixed(1)} points by the last step (falling lines); new categories reached ${learnt.toFixed(1)} % when they were learnt (where lines begin).`));
+          `forgot ${(Math.round(10 * fm) / 10 + 0).toFixed(1)} points by the last step (falling lines); new categories reached ${learnt.toFixed(1)} % when they were learnt (where lines begin).`));
       }));
       tabulate(table, ["category", ...ticks], lines[0].map((line) => [line.name, ...line.values.map((v) => (v === null ? "–" : v.toFixed(1)))]));
       root.dataset.ready = [metric.value, group.value, ...pair.map((each) => each.value), one.value].join("-");
