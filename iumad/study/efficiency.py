@@ -429,7 +429,7 @@ def _random_batch(run: RunConfig, channels: int, count: int, categories: int) ->
 
 
 def _update(updates: Updates, batch: Batch) -> Tensor:
-    with updates.autocast():
+    with updates.forward_pass():
         terms = updates.detector.losses(batch, None, True)
     loss = torch.stack(list(terms.values())).sum()
     updates.descend(loss)
