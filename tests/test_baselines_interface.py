@@ -219,16 +219,20 @@ def test_parts_are_counted(method):
 
 
 def test_a_size_that_a_method_refuses_has_no_costs(monkeypatch):
-    def build_only(config, categories, size, batch, _where):
-        grid = config.features.grid * size // config.data.image_size
-        make_detector(
-            config.model, tiny.spec(config.modality, grid=grid, image_size=size), categories
-        )
-        return [1.0 * batch], 1.0
+    def build_only(config, point, _where):
+        grid = config.features.grid * point.image_size // config.data.image_size
+        spec = tiny.spec(config.modality, grid=grid, image_size=point.image_size)
+        make_detector(config.model, spec, point.categories)
+        return [1.0], 1, None
 
     monkeypatch.setattr(efficiency, "_time", build_only)
-    monkeypatch.setattr(efficiency, "_counted", lambda _run, _categories: [])
-    rows = efficiency.measure(run("mambaad-lite", "rgb", settings=["3-0"]), 0, "cpu")
+    monkeypatch.setattr(efficiency, "_counted", lambda _run, _categories: {})
+    config = run("mambaad-lite", "rgb", settings=["3-0"])
+    rows = [
+        row
+        for point in efficiency.points_of(config)
+        for row in efficiency.measure(config, point, "cpu")
+    ]
     assert {row["image_size"] for row in rows} == {tiny.SIZE, 2 * tiny.SIZE}  # half the grid is 2
 
 

@@ -24,7 +24,7 @@ TEXT = {".cff", ".css", ".csv", ".ipynb", ".md", ".py", ".svg", ".toml", ".yaml"
 SCRIPTS = {"Makefile", "run"}
 WRITTEN = ("iumad", "tests", "notebooks", "params", "book", "benchmarks", ".ci")
 
-MAX_CELL_LINES = 15
+MAX_CELL_LINES = 30  # the main figure of a page, with its imports
 # in two parts, or this file would be found
 MACHINE_PATHS = [f"/{name}/" for name in ("home", "root", "work", "Users", "tmp")]
 
