@@ -160,7 +160,7 @@ def summary(judged: pd.DataFrame, table: pd.DataFrame, known: str) -> list[Marku
                 len(both),
                 known,
                 seeds,
-                "s" * (seeds > 1),
+                "s" if seeds > 1 else "",
             )
         )
     bank = judged[judged["statement"] == QUESTIONS[-1].statement]
