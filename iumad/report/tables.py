@@ -34,8 +34,8 @@ LESS_IS_BETTER = "fm_"
 COST_NAMES = {
     "latency p50 (ms)": "ms, median",
     "latency p95 (ms)": "ms, 95 %",
-    "model (MB)": "model, MB",
-    "added memory (MB)": "added to the process, MB",
+    "model (MB)": "file, MB",
+    "added memory (MB)": "memory, MB",
     "parameters (M)": "parameters, 10⁶",
     "operations (10^9)": "GFLOP",
 }
