@@ -353,7 +353,7 @@ def extraction(check: Check) -> dict[str, Any]:
 def _mini(check: Check) -> Any:
     from iumad.config.files import load_params
 
-    changes = ["training.epochs=2", "increment.epochs=1", "data.n_train=4"] if check.quick else []
+    changes = ["training.epochs=2", "data.n_train=4"] if check.quick else []
     return load_params(ROOT / "params/mini.yaml", assignments=changes)
 
 
