@@ -179,7 +179,9 @@ def pages(built_book: Path) -> list[Path]:
 @pytest.mark.slow
 def test_every_entry_of_the_toc_is_a_page(built_book, repository):
     toc = yaml.safe_load((repository / "book" / "_toc.yml").read_text())
-    names = [toc["root"], *(c["file"] for part in toc["parts"] for c in part["chapters"])]
+    chapters = [chapter for part in toc["parts"] for chapter in part["chapters"]]
+    inner = [section for chapter in chapters for section in chapter.get("sections", [])]
+    names = [toc["root"], *(entry["file"] for entry in (*chapters, *inner))]
     found = {str(page.relative_to(built_book).with_suffix("")) for page in pages(built_book)}
     assert found == set(names)
 
