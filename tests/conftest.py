@@ -85,9 +85,11 @@ def measured(finished: tiny.Finished, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="session")
-def built_book(tmp_path_factory: pytest.TempPathFactory, finished: tiny.Finished) -> Path:
-    """Folder of the book's pages, from notebooks that show the study of `finished`."""
+def built_book(
+    tmp_path_factory: pytest.TempPathFactory, finished: tiny.Finished, measured: tuple
+) -> Path:
+    """Folder of the book's pages, from notebooks that show the study of `finished` and its measurements."""
     from iumad.report.book import make_book
 
-    folder = tmp_path_factory.mktemp("book")
-    return make_book(finished.params, folder, REPOSITORY, finished.results).parent
+    _, results = measured
+    return make_book(finished.params, tmp_path_factory.mktemp("book"), REPOSITORY, results).parent
