@@ -136,3 +136,12 @@ def test_costs_are_found_again_whatever_the_seed(table, tmp_path):
 def test_fpfh_is_not_measured_rather_than_measured_wrongly():
     with pytest.raises(ConfigError, match="FPFH"):
         measure(tiny.run("btf"), Point(3, tiny.SIZE, 1, 0), "cpu")
+
+
+def test_a_model_without_times_has_its_size_in_the_summary():
+    row = ("bank", "rgb", 3, 32, 1, "here", 0, "model (MB)", 5000.0)
+    (found,) = measured.cost_summary(
+        pd.DataFrame([row], columns=measured.COST_COLUMNS), 3, 32
+    ).to_dict("records")
+    assert found["model (MB)"] == 5000.0
+    assert np.isnan(found["latency p50 (ms)"])
