@@ -545,12 +545,14 @@ class MethodConfig(Section):
     settings: tuple[str, ...] | None = Field(
         None, description="of the study's, those with this method; default: all"
     )
+    seeds: tuple[int, ...] | None = Field(
+        None, description="of the study's, those with this method; default: all"
+    )
 
-    def is_in(self, modality: str, setting: str) -> bool:
+    def is_in(self, modality: str, setting: str, seed: int) -> bool:
         """Whether the method is run there."""
-        return (self.modalities is None or modality in self.modalities) and (
-            self.settings is None or setting in self.settings
-        )
+        wanted = ((self.modalities, modality), (self.settings, setting), (self.seeds, seed))
+        return all(limit is None or value in limit for limit, value in wanted)
 
 
 def model_section(model: Mapping[str, Any]) -> type[Section]:

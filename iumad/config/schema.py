@@ -279,7 +279,7 @@ class StudyConfig(Section):
                 find_preset(preset)
             except ConfigError as error:
                 raise ValueError(f"methods.{name}: {error}") from error
-            for key in ("modalities", "settings"):
+            for key in ("modalities", "settings", "seeds"):
                 limit = getattr(method, key)
                 if limit is not None and not set(limit) & set(getattr(self, key)):
                     raise ValueError(f"methods.{name}.{key}: none of {list(limit)} is in the grid")
@@ -328,8 +328,8 @@ class StudyConfig(Section):
             for setting in self.settings
             for modality in self.modalities
             for name, method in self.methods.items()
-            if method.is_in(modality, setting)
             for seed in self.seeds
+            if method.is_in(modality, setting, seed)
         ]
 
     def _run(self, name: str, modality: Modality, setting: str, seed: int) -> RunConfig:
