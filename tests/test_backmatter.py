@@ -6,7 +6,7 @@ import nbformat
 import yaml
 from nbformat.v4 import new_notebook
 
-from iumad.report.backmatter import bibtex, executions, write_pages
+from iumad.report.book import bibtex, executions, write_pages
 
 ROOT = Path(__file__).resolve().parents[1]
 

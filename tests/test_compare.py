@@ -4,8 +4,8 @@ import pandas as pd
 import pytest
 
 from iumad.config.schema import StudyConfig
-from iumad.report.backmatter import comparison_page
-from iumad.study import compare as compared
+from iumad.report import compare as compared
+from iumad.report.compare import comparison_page
 from iumad.study.results import ROW_SCHEMA
 
 

@@ -240,8 +240,8 @@ def compare(
     ] = None,
 ) -> None:
     """Show what differs between two studies: keys, numbers with their intervals, and the steps that they share."""
-    from iumad.report.backmatter import comparison_page, comparison_text
-    from iumad.study.compare import compare as compared
+    from iumad.report.compare import compare as compared
+    from iumad.report.compare import comparison_page, comparison_text
 
     folders = first.is_dir() and second.is_dir()
     if folders and params is None:

@@ -24,19 +24,20 @@ from typing import Any
 
 import nbformat
 import papermill
+import yaml
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
 from iumad.config.files import load_params, refuse_unknown
 from iumad.errors import IumadError
 from iumad.machine import usable_cores
-from iumad.report.backmatter import write_pages
 from iumad.study.steps import code_and_machine
 
 COMMON = "mini.yaml"  # what notebooks name that show the main job of any params file
 OWN = ("steps", "efficiency")  # folders of a results folder that are not published
 CELL_SECONDS = 600  # after which a cell is given up: no page trains, and the slowest takes seconds
 LOG_LINES = 25  # of the builder's log shown when it fails
+UNKNOWN = "-"  # when a notebook was executed
 KINDS = {"image/png": "png", "image/svg+xml": "svg", "text/csv": "csv"}
 
 
@@ -228,6 +229,84 @@ def build_book(executed: list[Path], out: Path, root: Path = Path()) -> Path:
     shutil.rmtree(html, ignore_errors=True)
     shutil.move(out / "_build" / "html", html)
     return html / "index.html"
+
+
+def write_pages(root: Path, executed: Sequence[Path], folder: Path) -> None:
+    """Write the parts that the pages `cite`, `executions` and `changes` include.
+
+    Parameters
+    ----------
+    root : Path
+        The repository: CITATION.cff and CHANGELOG.md.
+    executed : sequence of Path
+        Executed notebooks.
+    folder : Path
+        Is made; `citation.bib`, `executions.txt` and `changes.txt` go there.
+    """
+    folder.mkdir()
+    (folder / "executions.txt").write_text(executions(executed), encoding="utf-8")
+    if (root / "CITATION.cff").exists():
+        content = yaml.safe_load((root / "CITATION.cff").read_text(encoding="utf-8"))
+        (folder / "citation.bib").write_text(bibtex(content), encoding="utf-8")
+    if (root / "CHANGELOG.md").exists():
+        _, _, changes = (root / "CHANGELOG.md").read_text(encoding="utf-8").partition("\n")
+        (folder / "changes.txt").write_text(changes, encoding="utf-8")
+
+
+def bibtex(citation: dict[str, Any]) -> str:
+    """A CITATION.cff as BibTeX: the software, then what it refers to."""
+    year = str(citation.get("date-released", citation["references"][0]["year"]))[:4]
+    software = {
+        "author": _authors(citation["authors"]),
+        "title": citation["title"],
+        "version": citation["version"],
+        "year": year,
+        "license": citation["license"],
+    }
+    entries = [_entry("software", "iumad", software)]
+    for reference in citation["references"]:
+        fields = {
+            "author": _authors(reference["authors"]),
+            "title": " ".join(reference["title"].split()),
+            "booktitle": reference["collection-title"],
+            "year": reference["year"],
+        }
+        key = f"{reference['authors'][0]['family-names'].lower()}{reference['year']}"
+        entries.append(_entry("inproceedings", key, fields))
+    return "\n".join(entries)
+
+
+def _authors(people: Sequence[dict[str, str]]) -> str:
+    names = [
+        f"{person['family-names']}, {person['given-names']}"
+        if "family-names" in person
+        else f"{{{person['name']}}}"
+        for person in people
+    ]
+    return " and ".join(names)
+
+
+def _entry(kind: str, key: str, fields: dict[str, Any]) -> str:
+    lines = "".join(f"  {name} = {{{value}}},\n" for name, value in fields.items())
+    return f"@{kind}{{{key},\n{lines}}}\n"
+
+
+def executions(notebooks: Sequence[Path]) -> str:
+    """A table in MyST: every notebook, when it was executed, how long that took, from which commit, where."""
+    lines = [
+        "| notebook | executed (UTC) | seconds | commit | machine |",
+        "|---|---|--:|---|---|",
+    ]
+    for path in sorted(notebooks):
+        metadata = nbformat.read(path, as_version=4).metadata
+        run, where = metadata.get("papermill", {}), metadata.get("iumad", {})
+        when = str(run.get("start_time", UNKNOWN))[:16].replace("T", " ")
+        took = f"{run['duration']:.0f}" if "duration" in run else UNKNOWN
+        commit = where.get("commit") or UNKNOWN
+        machine = str(where.get("machine", UNKNOWN)).replace("|", "/")
+        name = f"[](executed/{path.name})"
+        lines.append(f"| {name} | {when} | {took} | {commit} | {machine} |")
+    return "\n".join(lines) + "\n"
 
 
 def extract_figures(notebook: Path, folder: Path) -> dict[str, list[str]]:

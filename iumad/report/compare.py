@@ -1,4 +1,4 @@
-"""Two studies side by side: which keys differ, which numbers, and which trained steps they share."""
+"""Two studies side by side: which keys differ, which numbers, which trained steps they share; also as a page."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from iumad.config.schema import RunConfig, StudyConfig
+from iumad.report.style import Html, box, fill, fold, table
 from iumad.study.load import load_rows
 from iumad.study.results import final_table
 from iumad.study.statistics import judge
@@ -18,6 +19,16 @@ METRICS = ("i_auroc", "p_auroc", "aupro", "fm_i_auroc", "new_i_auroc")
 ALL, ABSENT = "all", "-"  # methods; in the place of a key that a run does not have
 MARGIN = 0.01  # one point: a difference inside is none, as everywhere in the study
 LABELS = {"profile", "method", "modality", "setting", "seed"}
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title><style>
+body {{ font: 15px/1.4 system-ui, sans-serif; margin: 1.5rem auto; max-width: 66rem; color: #222; }}
+.box {{ border-left: 4px solid #0072b2; background: #f4f4f4; padding: .5em 1em; }}
+table {{ display: block; overflow-x: auto; border-collapse: collapse; font-variant-numeric: tabular-nums; }}
+td, th {{ padding: .2rem .6rem; border-bottom: 1px solid #ddd; text-align: left; }}
+.number {{ text-align: right; }}
+</style></head><body><h1>{title}</h1>{body}</body></html>
+"""
 
 
 @dataclass(frozen=True)
@@ -118,3 +129,33 @@ def _changed_numbers(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     table = means.merge(judged[[*cell, "n", "difference", "low", "high"]], on=cell)
     percent = ["first", "second", "difference", "low", "high"]
     return table.assign(**{name: 100 * table[name] for name in percent})[columns]
+
+
+def comparison_page(found: Comparison, first: str, second: str) -> str:
+    """Two studies side by side as one html file, named as the reader named them."""
+    title = fill("{} and {}", first, second)
+    parts: list[Html] = [
+        box(comparison_text(found, first, second)),
+        _part("Keys that differ", found.keys, "keys"),
+        _part("Numbers, in percent and points (second minus first)", found.numbers, "numbers"),
+        fold("Trained steps that both share", table(found.shared, csv="shared-steps")),
+    ]
+    body = fill("{}" * len(parts), *[part.source for part in parts])
+    return str(fill(PAGE, title=title, body=body))
+
+
+def comparison_text(found: Comparison, first: str, second: str) -> list[str]:
+    """What a comparison found, in two sentences."""
+    steps, same = found.shared["steps second"].sum(), found.shared["shared"].sum()
+    told = found.numbers.query("low > 0 or high < 0")
+    return [
+        f"{len(found.keys)} keys differ between {first} and {second}; they share {same} of {steps} trained steps.",
+        f"{len(told)} of {len(found.numbers)} numbers differ by more than their 95 % interval over seeds."
+        if len(found.numbers)
+        else "There are no numbers of both: run them first.",
+    ]
+
+
+def _part(title: str, frame: pd.DataFrame, name: str) -> Html:
+    shown = table(frame, csv=name).source if len(frame) else fill("<p>none</p>")
+    return Html(fill("<h2>{}</h2>{}", title, shown))
