@@ -32,7 +32,7 @@ from iumad.data.prepare import prepare
 from iumad.data.public import export_mvtec3d
 from iumad.data.sample import build_index
 from iumad.features.backbone import one_thread
-from iumad.features.cache import FeatureStore, clear_cache
+from iumad.features.cache import FeatureStore, prune_cache
 
 REFERENCE = "plain loop, 1 thread (reference)"
 STREAM_SIZE = 64
@@ -131,12 +131,12 @@ def compare(dataset: Dataset, run: RunConfig, ids: list[str], cache: Path) -> No
     print(f"   {'way':34}{'images/s':>10}{'CPU ms/image':>14}{'ratio':>8}{'(CPU)':>8}")
     for name, job in jobs.items():
         if name.startswith("cold"):
-            clear_cache(cache)
+            prune_cache(cache, 0)
         rate, cpu = timed(job, len(ids))
         reference = reference or (rate, cpu)
         ratios = f"{rate / reference[0]:8.2f}{reference[1] / cpu:8.2f}"
         print(f"   {name:34}{rate:10.1f}{cpu:14.1f}{ratios}", flush=True)
-    clear_cache(cache)
+    prune_cache(cache, 0)
 
 
 def stream(number: int, cache: Path) -> None:

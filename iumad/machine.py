@@ -5,12 +5,13 @@ with a checksum of its content and its place (folder and name), so that a damage
 is read.
 """
 
+import gzip
 import hashlib
 import io
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -39,7 +40,11 @@ def cache_folder() -> Path:
 
 
 def read_table(
-    source: Path | bytes, numbers: Mapping[str, type] | None = None, name: str = ""
+    source: Path | bytes,
+    numbers: Mapping[str, type] | None = None,
+    name: str = "",
+    needed: Iterable[str] = (),
+    remedy: str = "",
 ) -> pd.DataFrame:
     """Read a CSV table in which everything is text, but for the columns of numbers.
 
@@ -48,29 +53,37 @@ def read_table(
     Parameters
     ----------
     source : Path or bytes
-        The file, or its content.
+        The file, unpacked if its name ends with .gz; or its content.
     numbers : column -> int or float, optional
         Columns that it has or may lack. An empty cell of a float is missing; all digits are read as written.
     name : str
         What errors call the table, by default the path.
+    needed : iterable of str
+        Columns that it has to have.
+    remedy : str
+        What errors end with.
 
     Raises
     ------
     DataError
-        The table cannot be read, or a number is none.
+        The table cannot be read, lacks a column, or a number is none.
     """
     name = name or (str(source) if isinstance(source, Path) else "the table")
     try:
         content = source.read_bytes() if isinstance(source, Path) else source
+        if isinstance(source, Path) and source.suffix == ".gz":
+            content = gzip.decompress(content)
         table = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False, encoding="utf-8")
         for column, kind in (numbers or {}).items():
             if column in table:
                 values = [kind(text or "nan") for text in table[column]]
                 table[column] = pd.Series(values, table.index, dtype=kind)
-    except (OSError, ValueError) as error:  # the parser's errors are ValueErrors
-        raise DataError(
-            f"{name}: cannot be read as a table ({' '.join(str(error).split())})"
-        ) from error
+        lacks = [column for column in needed if column not in table]
+        if lacks:
+            raise ValueError(f"it lacks the column {lacks[0]}")
+    except (OSError, EOFError, ValueError) as error:  # the parser's errors are ValueErrors
+        reason = " ".join(str(error).split())
+        raise DataError(f"{name}: cannot be read as a table ({reason}){remedy}") from error
     return table
 
 

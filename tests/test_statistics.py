@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
-from sklearn.metrics import roc_auc_score
 
 from iumad.errors import DataError
 from iumad.study.statistics import (
@@ -17,7 +16,6 @@ from iumad.study.statistics import (
     UNDECIDED,
     bootstrap,
     holm,
-    image_bootstrap,
     judge,
     performance_profile,
     smallest_detectable,
@@ -193,47 +191,6 @@ def test_bootstrap_covers_the_mean_about_as_often_as_it_says():
         (row,) = bootstrap(table, ["method"], lambda x: x.mean(axis=-1), 300).to_dict("records")
         covered += row["low"] <= 0.5 <= row["high"]
     assert 0.85 <= covered / 200 <= 0.97  # somewhat narrow, as bootstrap intervals of few seeds are
-
-
-def image_scores(n_good, n_bad, gap, rng, method, seeds=2):
-    """Scores of one category: defective images lie `gap` higher."""
-    level = rng.standard_normal(n_good + n_bad)
-    defective = np.arange(n_good + n_bad) >= n_good
-    return pd.DataFrame(
-        {
-            "method": method,
-            "seed": np.repeat(np.arange(seeds), len(level)),
-            "category": "a",
-            "sample_id": np.tile([f"{i:03d}" for i in range(len(level))], seeds),
-            "defective": np.tile(defective, seeds),
-            "score": np.tile(level + gap * defective, seeds),
-        }
-    )
-
-
-def test_image_bootstrap_by_hand():
-    rng = np.random.default_rng(7)
-    table = pd.concat([image_scores(20, 30, gap, rng, name) for name, gap in (("x", 3), ("y", 1))])
-    found = image_bootstrap(table, "x", "y")
-    aurocs = {
-        name: roc_auc_score(part["defective"], part["score"])
-        for name, part in table[table["seed"] == 0].groupby("method")
-    }
-    assert found["difference"] == pytest.approx(aurocs["x"] - aurocs["y"])
-    assert 0 < found["low"] < found["difference"] < found["high"]
-    with pytest.raises(DataError, match="a: x and y have scored other images"):
-        image_bootstrap(table.iloc[1:], "x", "y")
-    with pytest.raises(DataError, match="good and defective test images are needed"):
-        image_bootstrap(table[table["defective"]], "x", "y")
-
-
-def test_image_bootstrap_errs_in_one_of_twenty_data_sets():
-    rng, wrong = np.random.default_rng(8), 0
-    for _ in range(200):
-        pair = [image_scores(30, 40, 1.0, rng, name, seeds=1) for name in ("x", "y")]
-        found = image_bootstrap(pd.concat(pair), "x", "y", draws=300)
-        wrong += not found["low"] <= 0 <= found["high"]
-    assert wrong / 200 <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 200)
 
 
 def test_performance_profile_by_hand():

@@ -20,7 +20,6 @@ from iumad.features.cache import (
     Batch,
     FeatureStore,
     cache_size,
-    clear_cache,
     prune_cache,
 )
 from iumad.machine import cache_folder
@@ -381,11 +380,3 @@ def test_pruning_keeps_what_was_read_last(tmp_path):
     assert prune_cache(tmp_path, 0) == 200
     assert entries(tmp_path) == []
     assert prune_cache(tmp_path / "nowhere", 0) == 0
-
-
-def test_clearing_removes_entries_only(tmp_path, filled):
-    cache = Path(shutil.copytree(filled[0].cache, tmp_path / "cache"))
-    (cache / "mine.txt").write_text("stays")
-    clear_cache(cache)
-    assert [p.name for p in cache.iterdir()] == ["mine.txt"]
-    clear_cache(cache)

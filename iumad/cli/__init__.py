@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from iumad.cli.common import console, escaped
+from iumad.cli.common import escaped, say
 from iumad.cli.data import cache_app, data_app
 from iumad.cli.study import (
     book,
@@ -81,7 +81,7 @@ def _refuse(message: str) -> None:
 
 def _show_version(wanted: bool | None) -> None:
     if wanted:
-        console.print(f"iumad {version('iumad')}", highlight=False)
+        say(f"iumad {version('iumad')}")
         raise typer.Exit
 
 

@@ -59,6 +59,11 @@ SUMMARY = ("i_auroc", "p_auroc", "aupro", "accuracy", "fm_i_auroc", "fm_aupro")
 console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 200)
 
 
+def say(text: str) -> None:
+    """Print a line as it is: nothing in it is markup, and nothing is coloured."""
+    console.print(text, markup=False, highlight=False)
+
+
 def print_summary(rows: pd.DataFrame) -> None:
     """Means over categories after the last step, and forgetting, of every run."""
     from iumad.study.results import final_table

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
-from iumad.cli.common import console, print_table
+from iumad.cli.common import print_table, say
 from iumad.config.sections import MiniCandiesConfig, build
 from iumad.errors import DataError
 
@@ -49,7 +49,7 @@ def export(
     dataset = MiniCandies(config)
     with tqdm(total=len(dataset.index), desc="export", unit="img") as bar:
         export_mvtec3d(dataset, root, bar.update)
-    console.print(f"{len(dataset.index)} samples written to {root}", highlight=False)
+    say(f"{len(dataset.index)} samples written to {root}")
 
 
 @data_app.command()
@@ -58,29 +58,28 @@ def check(root: Root) -> None:
     from iumad.data.check import LAYOUTS, check_dataset
 
     report = check_dataset(root, lambda ids: tqdm(ids, desc="check", unit="img"))
-    console.print(f"layout: {LAYOUTS.get(report.layout, report.layout)}", highlight=False)
-    console.print(f"images: {' + '.join(report.modalities)}", highlight=False)
+    say(f"layout: {LAYOUTS.get(report.layout, report.layout)}")
+    say(f"images: {' + '.join(report.modalities)}")
     print_table(report.table)
     if report.depth_range is not None:
         low, high = report.depth_range
-        console.print(
+        say(
             f"depth of all training images: {low:.4f} to {high:.4f} m; data.depth_scaling: measured takes that "
-            "of the base step",
-            highlight=False,
+            "of the base step"
         )
     if report.differences is not None:
         if report.differences.empty:
-            console.print("counts are those of the published data set")
+            say("counts are those of the published data set")
         else:
-            console.print("differences from the published counts:")
+            say("differences from the published counts:")
             print_table(report.differences)
     for text in report.warnings:
-        console.print(f"warning: {text}", markup=False, highlight=False)
+        say(f"warning: {text}")
     if not report.ok:
         for text in report.errors:
-            console.print(f"error: {text}", markup=False, highlight=False)
+            say(f"error: {text}")
         raise DataError(f"{root}: {len(report.errors)} errors, listed above")
-    console.print("no errors")
+    say("no errors")
 
 
 @data_app.command()
@@ -96,7 +95,7 @@ def show(
 
     dataset = MiniCandies(MiniCandiesConfig()) if root is None else open_folder(root)
     contact_sheet(dataset).save(out)
-    console.print(f"contact sheet written to {out}", highlight=False)
+    say(f"contact sheet written to {out}")
 
 
 @data_app.command()
@@ -132,19 +131,17 @@ def new(
         raise DataError(f"{source}: is neither VisA nor MulSen-AD as distributed")
     if layout is not None:
         path = new_from_foreign(layout, source or root, root)
-        console.print(f"{layout.name}: {layout.note}", highlight=False)
+        say(f"{layout.name}: {layout.note}")
     elif described is not None:
         path = new_dataset(described, root)
     else:
         path = new_dataset(build(Mapping, _ask(), "answers"), root)
-    console.print(
-        f"index written to {path}; look at it with `iumad data check {root}`", highlight=False
-    )
+    say(f"index written to {path}; look at it with `iumad data check {root}`")
 
 
 def _ask() -> dict:
     """A mapping from questions on the terminal."""
-    console.print("Folders may be absolute or relative to the data set's folder.")
+    say("Folders may be absolute or relative to the data set's folder.")
     depth_scale = typer.prompt("metres per unit of the depth files", default=0.001, type=float)
     categories: dict[str, dict] = {}
     while name := typer.prompt("category (empty: done)", default="", show_default=False):
@@ -173,9 +170,9 @@ def cache_info() -> None:
     from iumad.features.cache import cache_size
     from iumad.machine import cache_folder
 
-    console.print(str(cache_folder()), highlight=False)
+    say(str(cache_folder()))
     for kind, (count, size) in cache_size(cache_folder()).items():
-        console.print(f"{kind:10} {count:8} entries {size / 1e6:10.1f} MB")
+        say(f"{kind:10} {count:8} entries {size / 1e6:10.1f} MB")
 
 
 @cache_app.command("prune")
@@ -191,4 +188,4 @@ def cache_prune(
     freed = prune_cache(
         cache_folder(), round(max_gb * 1e9) if math.isfinite(max_gb) else sys.maxsize
     )
-    console.print(f"freed {freed / 1e6:.1f} MB")
+    say(f"freed {freed / 1e6:.1f} MB")

@@ -19,9 +19,9 @@ from iumad.cli.common import (
     Set,
     Setting,
     chosen_study,
-    console,
     print_summary,
     print_table,
+    say,
 )
 from iumad.config.files import base_chain, load_params
 from iumad.config.schema import StudyConfig
@@ -49,7 +49,7 @@ def run(
 
     study = chosen_study(params, change, method, modality, setting, seed)
     for text in check_study(study, device):
-        console.print(f"warning: {text}", markup=False, highlight=False)
+        say(f"warning: {text}")
     run_parallel(study, results, device, jobs or default_jobs(device))
     print_summary(run_study(study, results, device))
     measured(study, results)
@@ -81,13 +81,13 @@ def plan(
     print_table(table)
     if measure:
         for line in needs(study, features, size):
-            console.print(line, highlight=False)
+            say(line)
     estimate = (
         "unknown (nothing comparable has been run here or published)"
         if seconds is None
         else f"{seconds / 3600:.2f} h"
     )
-    console.print(
+    say(
         f"{len(table)} runs, {int((table['done'] == table['steps']).sum())} finished; time left: {estimate}"
     )
 
@@ -123,10 +123,10 @@ def evaluate(
     )
     absent = [f"{r.method} {r.modality} {r.setting} seed {r.seed}" for r in missing.itertuples()]
     if absent:
-        console.print(f"not trained: {'; '.join(absent)}", markup=False, highlight=False)
+        say(f"not trained: {'; '.join(absent)}")
     if csv is not None:
         tables.write_table(rows, csv)
-        console.print(f"{len(rows)} rows written to {csv}", markup=False, highlight=False)
+        say(f"{len(rows)} rows written to {csv}")
 
 
 def measure(
@@ -145,7 +145,7 @@ def measure(
     if unknown:
         raise ConfigError(f"--kind {unknown[0]}: no such kind; known: {', '.join(KINDS)}")
     written = measured(chosen_study(params, change), results, kind or tuple(KINDS))
-    console.print(f"{results}: {written} tables measured", highlight=False)
+    say(f"{results}: {written} tables measured")
 
 
 def efficiency(
@@ -155,7 +155,7 @@ def efficiency(
     from iumad.study.efficiency import measure_study
 
     table = measure_study(chosen_study(params, change), results, device)
-    console.print(f"{len(table)} numbers; the notebook on efficiency shows them")
+    say(f"{len(table)} numbers; the notebook on efficiency shows them")
 
 
 def publish(
@@ -169,7 +169,7 @@ def publish(
 
     counts = published([chosen_study(path, change) for path in params], results, profile)
     said = ", ".join(f"{count} {what}" for what, count in counts.items())
-    console.print(f"{results / profile}: {said}", highlight=False)
+    say(f"{results / profile}: {said}")
 
 
 def model(
@@ -202,7 +202,7 @@ def params(
     from iumad.data import data_of
 
     if check is None and file is None:
-        console.print(_all_defaults(), highlight=False, markup=False)
+        say(_all_defaults())
         return
     if check is not None and file is not None:
         raise ConfigError("params: one file, with or without --check")
@@ -219,13 +219,13 @@ def params(
     print_table(table.assign(steps=steps))
     print_table(pd.DataFrame(study.notes.items(), columns=["method", "what it is"]))
     chain = " <- ".join(str(path) for path in base_chain(path))
-    console.print(f"{chain}: valid, {len(runs)} runs", markup=False, highlight=False)
+    say(f"{chain}: valid, {len(runs)} runs")
     if check is not None:
         from iumad.study.runner import check_study
 
         for text in check_study(study):
-            console.print(f"warning: {text}", markup=False, highlight=False)
-        console.print("nothing speaks against running them", highlight=False)
+            say(f"warning: {text}")
+        say("nothing speaks against running them")
 
 
 def compare(
@@ -256,12 +256,12 @@ def compare(
     found = compared(studies[0], studies[1], *where)
     for frame in (found.keys, found.numbers, found.shared):
         print_table(frame)
-        console.print()
+        say("")
     for line in comparison_text(found, str(first), str(second)):
-        console.print(line, markup=False, highlight=False)
+        say(line)
     if page is not None:
         page.write_text(comparison_page(found, str(first), str(second)), encoding="utf-8")
-        console.print(f"open {page.resolve()}", markup=False, highlight=False)
+        say(f"open {page.resolve()}")
 
 
 def book(
@@ -285,7 +285,7 @@ def book(
     if params is not None and execute:
         raise ConfigError("--execute is for the published book: leave it out, or the params file")
     page = make_book(params, out / (params.stem if params else "published"), execute=execute)
-    console.print(f"open {page.resolve()}", markup=False, highlight=False)
+    say(f"open {page.resolve()}")
 
 
 def notebook(
@@ -299,7 +299,7 @@ def notebook(
     """Execute one notebook with a params file, or with the file of its own study beside that."""
     from iumad.report.book import execute_notebook
 
-    console.print(str(execute_notebook(notebook, params, out, results)), highlight=False)
+    say(str(execute_notebook(notebook, params, out, results)))
 
 
 def _all_defaults() -> str:

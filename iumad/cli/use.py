@@ -9,7 +9,7 @@ import pandas as pd
 import typer
 from tqdm import tqdm
 
-from iumad.cli.common import Params, Results, Set, console, print_table
+from iumad.cli.common import Params, Results, Set, print_table, say
 from iumad.config.files import load_params
 from iumad.errors import ConfigError, DataError
 
@@ -52,7 +52,7 @@ def fit(
     save_model(fitted.model, out)
     print_table(fitted.table)
     for name, threshold in fitted.model.card.thresholds.items():
-        console.print(f"{name}: {promise(threshold)}", markup=False, highlight=False)
+        say(f"{name}: {promise(threshold)}")
     _said(out, fitted.model.card.seconds)
 
 
@@ -106,7 +106,7 @@ def info(model: ModelFile) -> None:
         "size": f"{model.stat().st_size / 1e6:.1f} MB",
     }
     for name, text in lines.items():
-        console.print(f"{name}: {text}", markup=False, highlight=False)
+        say(f"{name}: {text}")
 
 
 def _ranges(scaling: Mapping[str, object]) -> str:
@@ -161,14 +161,12 @@ def predict(
     _write(scored, out, overlays, maps, report, model.stem)
     unsure = [each for each in scored if each.prediction.unsure]
     if unsure:
-        console.print(
+        say(
             f"{len(unsure)} images: the category was hard to tell, first {unsure[0].path}; "
-            "give --category",
-            markup=False,
-            highlight=False,
+            "give --category"
         )
     bad = sum(each.prediction.is_anomalous for each in scored)
-    console.print(f"{bad} of {len(scored)} images are anomalous")
+    say(f"{bad} of {len(scored)} images are anomalous")
     if bad:
         raise typer.Exit(SOME_ANOMALOUS)
 
@@ -206,11 +204,9 @@ def threshold(
     save_model(replace(predictor.model, card=card), out)
     for name, found in new.items():
         missed = sum(score <= found.value for score in scores[name])
-        console.print(
+        say(
             f"{name}: threshold {found.value:.4f}, {missed} of {len(scores[name])} defects lie below it; "
-            f"{promise(found)}",
-            markup=False,
-            highlight=False,
+            f"{promise(found)}"
         )
 
 
@@ -231,13 +227,11 @@ def export(
     _require_new(out)
     made = export_model(load_model(model), out, kind, category)
     ratio = made.milliseconds / made.reference_milliseconds
-    console.print(
+    say(
         f"{made.images} images: largest difference {made.difference:.2g} of maps that reach {made.highest:.3g}\n"
         f"{made.milliseconds:.1f} ms an image with one thread, the model itself "
         f"{made.reference_milliseconds:.1f} ms (ratio {ratio:.2f})\n{out}: {out.stat().st_size / 1e6:.1f} MB; "
-        f"inputs and thresholds: {out.with_suffix('.json')}",
-        markup=False,
-        highlight=False,
+        f"inputs and thresholds: {out.with_suffix('.json')}"
     )
 
 
@@ -256,7 +250,7 @@ def learn(
     fitted, lost = learn_folder(load_model(model), folder, false_alarms, terminal_bar)
     save_model(fitted.model, out)
     print_table(fitted.table)
-    console.print("earlier categories, on their kept good images:")
+    say("earlier categories, on their kept good images:")
     print_table(lost)
     _said(out, fitted.model.card.seconds)
 
@@ -275,7 +269,7 @@ def path_category(path: Path, categories: Sequence[str], told: str | None) -> st
 
 def _said(out: Path, seconds: float) -> None:
     size = out.stat().st_size / 1e6
-    console.print(f"{out}: {size:.1f} MB, made in {seconds:.0f} s", markup=False, highlight=False)
+    say(f"{out}: {size:.1f} MB, made in {seconds:.0f} s")
 
 
 def _require_new(out: Path) -> None:
@@ -388,7 +382,7 @@ def _write(
     table = table_of(scored)
     if out is not None:
         write_table(table, out)
-        console.print(f"table: {out}", markup=False, highlight=False)
+        say(f"table: {out}")
     elif not any((overlays, maps, report)) or len(scored) == 1:
         shown = ["file", "category", "score", "normalised", "anomalous", "ms"]
         print_table(table[shown].head(50))
@@ -401,4 +395,4 @@ def _write(
     if report is not None:
         with replacing(report / "index.html") as file:
             file.write(report_page(scored, f"Predictions of {name}").encode())
-        console.print(f"open {(report / 'index.html').resolve()}", markup=False, highlight=False)
+        say(f"open {(report / 'index.html').resolve()}")

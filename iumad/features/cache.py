@@ -7,7 +7,6 @@ optional extra.
 """
 
 import hashlib
-import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -375,12 +374,6 @@ def prune_cache(cache: Path, max_bytes: int) -> int:
         path.unlink(missing_ok=True)
         freed += stat.st_size
     return freed
-
-
-def clear_cache(cache: Path) -> None:
-    """Delete both kinds of entries."""
-    for kind in ("prepared", "features"):
-        shutil.rmtree(cache / kind, ignore_errors=True)
 
 
 def _digest(text: str, array: np.ndarray | None = None) -> str:

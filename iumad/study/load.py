@@ -24,7 +24,6 @@ import pandas as pd
 from iumad.config.schema import RunConfig, StudyConfig
 from iumad.data import AbsentData, Dataset, data_of
 from iumad.data.public import published_counts
-from iumad.errors import DataError
 from iumad.machine import read_table, replacing
 from iumad.study.results import LOG_SCHEMA, ROW_SCHEMA, read_step_table, validate_rows
 from iumad.study.steps import Provenance, Step, read_provenance, steps_of
@@ -127,7 +126,9 @@ def _digits(value: float) -> str:
 def _read_all(files: tuple[tuple[Path, int, int], ...]) -> Published:
     found: dict[str, list[pd.DataFrame]] = {name: [] for name in _COLUMNS}
     for path, *_ in files:
-        found[path.name].append(_read(path))
+        needed = _COLUMNS[path.name]
+        table = read_table(path, NUMBERS[path.name], "", needed, "; get it again with git")
+        found[path.name].append(table)
 
     def joined(name: str, unique: str | list[str]) -> pd.DataFrame:
         tables = [table for table in found[name] if len(table)]
@@ -145,22 +146,6 @@ def _read_all(files: tuple[tuple[Path, int, int], ...]) -> Published:
         if found[COSTS]
         else pd.DataFrame(columns=_COLUMNS[COSTS]),
     )
-
-
-def _read(path: Path) -> pd.DataFrame:
-    try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
-        table = read_table(content, NUMBERS.get(path.name), str(path))
-        lacks = [column for column in _COLUMNS[path.name] if column not in table]
-        if lacks:
-            raise ValueError(f"it lacks the column {lacks[0]}")
-    except (OSError, EOFError, ValueError) as error:
-        raise DataError(
-            f"{path}: cannot be read as a published table: {error}; get it again with git"
-        ) from error
-    return table
 
 
 def _long(wide: pd.DataFrame) -> pd.DataFrame:
@@ -365,15 +350,8 @@ class Speed:
 
 
 Speeds = Mapping[tuple[str, str], Speed]  # by method and modality
-
-
-@dataclass(frozen=True)
-class _Like:
-    """What the time of a step depends on, beside the number of categories that it learns."""
-
-    method: str
-    modality: str
-    increment: bool
+Like = tuple[str, str, bool]
+"""What the time of a step depends on, beside its categories: method, modality, whether it is an increment."""
 
 
 def plan(
@@ -472,10 +450,10 @@ def _worked_out(run: RunConfig, step: Step, images: pd.DataFrame, speed: Speed) 
 
 def _times(
     steps: list[tuple[RunConfig, list[Step]]], published: Published
-) -> dict[_Like, list[float]]:
+) -> dict[Like, list[float]]:
     """Seconds a category of all steps that were made here, or else published."""
-    here: dict[_Like, list[float]] = {}
-    elsewhere: dict[_Like, list[float]] = {}
+    here: dict[Like, list[float]] = {}
+    elsewhere: dict[Like, list[float]] = {}
     for run, run_steps in steps:
         for step in run_steps:
             if step.checkpoint.exists():
@@ -487,12 +465,12 @@ def _times(
     return elsewhere | here
 
 
-def _like(run: RunConfig, step: Step) -> _Like:
-    return _Like(run.method, run.modality, step.number > 0)
+def _like(run: RunConfig, step: Step) -> Like:
+    return (run.method, run.modality, step.number > 0)
 
 
 def _expected(
-    run: RunConfig, step: Step, published: Published, known: dict[_Like, list[float]]
+    run: RunConfig, step: Step, published: Published, known: dict[Like, list[float]]
 ) -> float:
     """Seconds for a step; NaN where nothing is known of it."""
     alike = known.get(_like(run, step))

@@ -190,19 +190,8 @@ def _read_published(kind: str, results: Path) -> dict[str, pd.DataFrame]:
 
 
 def _read(path: Path, kind: str) -> pd.DataFrame:
-    try:
-        content = path.read_bytes()
-        text = gzip.decompress(content) if path.suffix == ".gz" else content
-        numbers = {name: type_ for name, type_ in KINDS[kind].items() if type_ is not str}
-        table = read_table(text, numbers, str(path))
-        lacks = [name for name in KINDS[kind] if name not in table]
-        if lacks:
-            raise ValueError(f"it lacks the column {lacks[0]}")
-        return table
-    except (OSError, EOFError, ValueError) as error:
-        raise DataError(
-            f"{path}: cannot be read as a table of {kind}: {error}; delete it and measure again"
-        ) from error
+    numbers = {name: type_ for name, type_ in KINDS[kind].items() if type_ is not str}
+    return read_table(path, numbers, "", KINDS[kind], "; delete it and measure again")
 
 
 COST_REPEATS = 5  # batches of one image timed in a process, after one that is not

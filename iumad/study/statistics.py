@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from scipy import optimize, stats
 from scipy.special import ndtr
 
@@ -195,64 +195,6 @@ def bootstrap(
         low, high = np.quantile(statistic(drawn), [ERROR / 2, 1 - ERROR / 2])
         records.append((*keys, len(scores), value, low, high))
     return pd.DataFrame(records, columns=[*by, "n", "value", "low", "high"])
-
-
-def image_bootstrap(
-    scores: pd.DataFrame, first: str, second: str, draws: int = 2000
-) -> dict[str, float]:
-    """Difference of mean image AUROC of two methods with its interval over test images.
-
-    For data on disk, where all seeds share the test images and `judge` therefore says nothing about other images.
-    Good and defective images of each category are drawn with replacement, the same ones for both methods; the
-    seeds are averaged.
-
-    Parameters
-    ----------
-    scores : pandas.DataFrame
-        method, seed, category, sample_id, defective (bool), score: one row a test image of a run.
-    first, second : str
-        Methods; both have scored the same images.
-    draws : int
-        Number of bootstrap samples; they are drawn from seed 0.
-
-    Returns
-    -------
-    dict
-        difference (first - second), low, high, as fractions.
-
-    Raises
-    ------
-    DataError
-        The methods have scored other images, or a category lacks good or defective ones.
-    """
-    rng, differences, drawn = np.random.default_rng(0), [], []
-    for category, part in scores.groupby("category", sort=False):
-        wins = []
-        for method in (first, second):
-            of_method = part[part["method"] == method]
-            # Unlike pivot_table, pivot averages nothing.
-            wide = of_method.pivot(index=["defective", "sample_id"], columns="seed", values="score")  # noqa: PD010
-            wins.append(wide.sort_index())
-        same = wins[0].index.equals(wins[1].index)
-        if not same or any(wide.isna().any(axis=None) for wide in wins):
-            raise DataError(f"{category}: {first} and {second} have scored other images")
-        defective = wins[0].index.get_level_values("defective").to_numpy(dtype=bool)
-        if defective.all() or not defective.any():
-            raise DataError(f"{category}: good and defective test images are needed")
-        gain = _beaten(wins[0].to_numpy(), defective) - _beaten(wins[1].to_numpy(), defective)
-        differences.append(gain.mean())
-        bad, good = (rng.multinomial(n, np.full(n, 1 / n), draws) / n for n in gain.shape)
-        drawn.append(((bad @ gain) * good).sum(axis=1))
-    low, high = np.quantile(np.mean(drawn, axis=0), [ERROR / 2, 1 - ERROR / 2])
-    return {"difference": float(np.mean(differences)), "low": float(low), "high": float(high)}
-
-
-def _beaten(
-    scores: Float[np.ndarray, "n seeds"], defective: Bool[np.ndarray, " n"]
-) -> Float[np.ndarray, "bad good"]:
-    """Share of seeds in which a defective image scores higher than a good one; its mean is the image AUROC."""
-    bad, good = scores[defective][:, None], scores[~defective][None, :]
-    return ((bad > good) + 0.5 * (bad == good)).mean(axis=-1)
 
 
 def performance_profile(
