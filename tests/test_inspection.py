@@ -116,14 +116,17 @@ def test_normalised_scores_rise_through_one_half_at_the_threshold(scores, rate, 
     )
 
 
-def test_the_threshold_from_defects_has_the_lowest_cost():
+def test_the_threshold_from_defects_has_the_lowest_cost_or_the_highest_f1():
     good, bad = [1.0, 2.0, 3.0, 10.0], [4.0, 5.0, 20.0]
-    found = threshold_from_defects(good, bad)  # above 3 and below 4: one false alarm, no miss
+    found = threshold_from_defects(good, bad, miss_cost=1.0)  # above 3 and below 4: one false alarm, no miss
     assert 3 < found.value < 4 and found.source == "defects"
     cheap = threshold_from_defects(
         good, bad, miss_cost=0.1
     )  # misses of 4 and 5 are better than the alarm at 10
     assert 10 < cheap.value < 20
+    good, bad = [1.0, 2.0, 3.0, 4.0], [2.5]
+    assert threshold_from_defects(good, bad, miss_cost=1.0).value == 4  # one miss beats two alarms
+    assert 2 < threshold_from_defects(good, bad).value < 2.5  # F1 is 1/2 there, 0 without a catch
 
 
 @pytest.mark.parametrize(
@@ -378,7 +381,8 @@ def test_a_threshold_can_be_changed_at_prediction(folder, file):
 def test_a_threshold_from_defects_is_stored_and_used(folder, file, tmp_path):
     defects = sorted(p for p in (folder / "pretzel/test").iterdir() if p.name != "good")
     new, table = tmp_path / "new.iumad", tmp_path / "scores.csv"
-    done = CliRunner().invoke(app, ["threshold", str(file), *map(str, defects), "-o", str(new)])
+    command = ["threshold", str(file), *map(str, defects), "--miss-cost", "1", "-o", str(new)]
+    done = CliRunner().invoke(app, command)
     assert done.exit_code == 0 and "of 2 defects lie below it" in done.output
     before, after = read_card(file).thresholds, read_card(new).thresholds
     assert after["pretzel"].source == "defects"

@@ -178,8 +178,11 @@ def threshold(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="model file to write")],
     miss_cost: Annotated[
-        float, typer.Option(help="what a missed defect costs; a false alarm costs 1")
-    ] = 1.0,
+        float | None,
+        typer.Option(
+            help="lowest cost, if a missed defect costs this and a false alarm 1; default: highest F1"
+        ),
+    ] = None,
     category: Annotated[
         str, typer.Option(help="of all images; `folder`: each image's folder names it")
     ] = "folder",

@@ -129,11 +129,11 @@ def threshold_from_good(scores: Sequence[float], false_alarm_rate: float) -> Thr
 
 
 def threshold_from_defects(
-    good: Sequence[float], defects: Sequence[float], miss_cost: float = 1.0
+    good: Sequence[float], defects: Sequence[float], miss_cost: float | None = None
 ) -> Threshold:
     """The threshold with the lowest cost on examples: one for a false alarm, `miss_cost` for a miss.
 
-    It lies in the middle between two neighbouring scores; of equally good places the highest is taken, which has
+    Without a cost it is the one with the highest F1, 2 TP / (2 TP + FP + FN) with defects as positives. It lies in the middle between two neighbouring scores; of equally good places the highest is taken, which has
     the fewest false alarms.
 
     Raises
@@ -145,14 +145,18 @@ def threshold_from_defects(
         raise ConfigError(
             f"needs good and defective examples, got {len(good)} good and {len(defects)} defective"
         )
-    if not miss_cost > 0:
+    if miss_cost is not None and not miss_cost > 0:
         raise ConfigError(f"the cost of a miss must be positive, got {miss_cost}")
     places = np.unique(np.concatenate([good, defects]))
     middles = np.sqrt(np.maximum(places[:-1], MIN_SCORE) * np.maximum(places[1:], MIN_SCORE))
     candidates = np.concatenate([[places[0] * (1 - 1e-9)], middles, [places[-1]]])
     false_alarms = (np.asarray(good)[None] > candidates[:, None]).sum(axis=1)
     misses = (np.asarray(defects)[None] <= candidates[:, None]).sum(axis=1)
-    cost = false_alarms + miss_cost * misses
+    if miss_cost is None:
+        caught = 2 * (len(defects) - misses)
+        cost = -caught / np.maximum(caught + false_alarms + misses, 1)
+    else:
+        cost = false_alarms + miss_cost * misses
     best = len(cost) - 1 - int(np.argmin(cost[::-1]))
     return Threshold(
         value=max(float(candidates[best]), MIN_SCORE),
