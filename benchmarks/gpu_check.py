@@ -233,7 +233,8 @@ class RandomStore:
     def batch(self, ids: Sequence[str], device: torch.device | None = None) -> Any:
         from iumad.features.cache import Batch
 
-        rows = torch.tensor([int(name) for name in ids]).to(self.category.device)
+        rows = torch.tensor([int(name) for name in ids])
+        rows = rows.to(self.category.device, non_blocking=True)  # as the real store does: no wait
         features = {modality: x[rows] for modality, x in self.features.items()}
         images = {modality: x[rows] for modality, x in self.images.items()}
         return Batch(features, images, self.category[rows]).to(device or torch.device("cpu"))

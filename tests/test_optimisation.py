@@ -11,6 +11,7 @@ import torch
 from iumad.data import open_dataset
 from iumad.features.cache import FeatureStore
 from iumad.training import loop as optimisation
+from iumad.training.increments import remember
 from iumad.training.loop import StepPlan, fit_step
 
 
@@ -54,6 +55,7 @@ def test_bfloat16_trains_like_float32(method):
 COMPILED = """
 import functools, tiny, torch
 from torch._dynamo.utils import counters
+from iumad.models.detector import ReconstructionDetector
 from iumad.training import loop
 from iumad.training.increments import second_moments
 
@@ -87,7 +89,31 @@ for method in ("ib-iumad", "iuf"):
 assert counters["stats"]["unique_graphs"] >= 6
 assert not counters["graph_break"], "more than one graph a network"
 assert not marked, "no graphs of CUDA on a CPU"
+
+torch._dynamo.config.recompile_limit, torch._dynamo.config.fail_on_recompile_limit_hit = 2, True
+for n_categories in range(3, 7):  # a network for each step of a run
+    model = tiny.run("ib-iumad").model
+    grown = ReconstructionDetector(model, tiny.spec(), n_categories).train()
+    with loop.CompiledNetworks(grown):
+        losses(grown, 6)
 """
+
+
+def test_weights_and_gradients_allow_recorded_graphs():
+    """A CUDA graph reads weights where they lay when it was recorded, and its next run frees old gradients."""
+    run = tiny.run("iuf", increment={"epochs": 2, "pull": 0.05, "strategy": "projection"})
+    store = tiny.open_store(run)
+    detector, ids = tiny.trainable(store, run), tiny.train_ids(store, *tiny.CATEGORIES[:2])
+    memory = remember(detector, store, ids, run.increment, {}, 0)
+    places, passes = {name: x.data_ptr() for name, x in detector.state_dict().items()}, []
+
+    def look(_module, _inputs):
+        passes.append(all(p.grad is None for p in detector.parameters()))
+
+    detector.register_forward_pre_hook(look)
+    fit_step(detector, store, ids, StepPlan.of(run, 1), memory)
+    assert passes == [True] * 6  # 6 images in batches of 2, twice
+    assert {name: x.data_ptr() for name, x in detector.state_dict().items()} == places
 
 
 @pytest.mark.slow

@@ -339,7 +339,8 @@ class CompiledNetworks:
 
     On a card each part is also recorded as two CUDA graphs, forward and backward, so that hundreds of kernels are
     launched as one. Outside of the context the parts are as before, because compiled code does not call the hooks
-    by which layers are looked at between two steps. Weights and their names stay.
+    by which layers are looked at between two steps. Weights and their names stay. Only the latest of these contexts
+    is compiled: graphs recorded for other weights would stay on the card.
 
     Parameters
     ----------
@@ -355,6 +356,8 @@ class CompiledNetworks:
     def __init__(self, detector: Detector) -> None:
         self._on_card = detector.device.type == "cuda"
         mode = "reduce-overhead" if self._on_card else "default"
+        # forget what earlier steps compiled: past a limit torch would leave networks uncompiled, and say little
+        torch.compiler.reset()
         require_compiler(detector.device, mode)
         parts = detector.compiled_parts()
         self._forwards = [(part, torch.compile(part.forward, mode=mode)) for part in parts]

@@ -251,7 +251,8 @@ def forward(*inputs: Any) -> Tensor:
     u, delta, A, B, C, D, z, bias, options = _prepare(*inputs)
     y = torch.empty_like(u)
     grid, sizes = _sizes(u, B, FORWARD_BLOCK)
-    _forward[grid](u, delta, A, B, C, D, z, bias, y, *sizes, BLOCK=FORWARD_BLOCK, **options)
+    with torch.cuda.device_of(u):  # Triton launches on the current card
+        _forward[grid](u, delta, A, B, C, D, z, bias, y, *sizes, BLOCK=FORWARD_BLOCK, **options)
     return y
 
 
@@ -272,13 +273,14 @@ def backward(
     gB, gC = empty(*grid, length, states), empty(*grid, length, states)
     gu, gdelta = torch.empty_like(u), torch.empty_like(delta)
     gz = torch.empty_like(z) if options["GATED"] else u.new_empty(0)
-    _backward[grid](
-        *(grad.contiguous(), u, delta, A, B, C, D, z, bias, before),
-        *(gu, gdelta, gA, gB, gC, gD, gz, gbias),
-        *sizes,
-        BLOCK=BACKWARD_BLOCK,
-        **options,
-    )
+    with torch.cuda.device_of(u):
+        _backward[grid](
+            *(grad.contiguous(), u, delta, A, B, C, D, z, bias, before),
+            *(gu, gdelta, gA, gB, gC, gD, gz, gbias),
+            *sizes,
+            BLOCK=BACKWARD_BLOCK,
+            **options,
+        )
     gA, gD, gbias = (x.sum(dim=0) for x in (gA, gD, gbias))
     gB, gC = (x.unflatten(1, (groups, -1)).sum(dim=2).transpose(2, 3) for x in (gB, gC))
     gB, gC = (x.to(like.dtype).contiguous() for x, like in zip((gB, gC), inputs[3:5], strict=True))
