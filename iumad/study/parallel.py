@@ -70,7 +70,8 @@ def run_parallel(
         Ctrl-C; the text says what is saved.
     """
     waiting = [run for run in study.runs() if not is_evaluated(run, results)]
-    if min(jobs, len(waiting)) < 2:
+    jobs = min(jobs, len(waiting))  # who shares a card shares it with no more than there are
+    if jobs < 2:
         return
     context = _context(device)
     how = (str(results), device, threads, jobs)
