@@ -261,7 +261,6 @@ def test_a_preset_spelled_out_is_the_same_experiment():
         "condition": "none",
         "fusion": "addition",
         "bottleneck": False,
-        "channel_reduction": "mean",
     }
     named, written = tiny.study(
         methods={"plain": {}, "mine": {"preset": "ib-iumad", "model": spelled}}

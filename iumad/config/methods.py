@@ -78,7 +78,8 @@ class ReconstructionConfig(Section):
     lambda_fusion: NonNegative = Field(1.0, description="lambda 3 of Eq. 10")
     channel_reduction: Literal["sum", "mean"] = Field(
         "sum",
-        description="of the squared error in Eq. 9 over channels; IUF and UniAD take the mean",
+        description="of the squared error in Eq. 9 over channels; IUF and UniAD take the mean, which a clipped "
+        "gradient of the classifier drowns",
     )
     lambda_ib: NonNegative = Field(1.0, description="lambda 4 of Eq. 10")
     lambda_compression: NonNegative = Field(
@@ -387,7 +388,6 @@ class Preset:
 
 
 _PLAIN = {"condition": "none", "fusion": "addition", "bottleneck": False}
-_PLAIN |= {"channel_reduction": "mean"}
 _FINETUNED = {"strategy": "none"}  # methods that know no increments
 _UNIMMAD = {"lr": 1.0e-3, "weight_decay": 0.0}
 PRESETS: dict[str, Preset] = {
