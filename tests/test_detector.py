@@ -242,11 +242,11 @@ def test_attention_stays_open_while_the_condition_is_trained(condition):
         figures[gate] = gate_figures(detector, batch)
         assert detector.category_logits(batch).argmax(dim=1).tolist() == batch.category.tolist()
     for modality in ("rgb", "depth"):
-        assert figures["normalised"][f"entropy {modality}"] > 0.7
-        assert figures["normalised"][f"gate {modality}"] < 1
-        lost = figures["normalised"][f"entropy {modality}"] - figures["raw"][f"entropy {modality}"]
+        assert figures["normalised"][f"attention {modality}"] > 0.7
+        assert figures["normalised"][f"gate size {modality}"] < 1
+        lost = figures["normalised"][f"attention {modality}"] - figures["raw"][f"attention {modality}"]
         assert lost > 0.02
-        assert figures["raw"][f"gate {modality}"] > 1
+        assert figures["raw"][f"gate size {modality}"] > 1
 
 
 def test_who_classifies():

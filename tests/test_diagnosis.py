@@ -45,7 +45,7 @@ def test_a_finished_run(finished):
     assert set(table["step"]) == {0, 1}
     assert set(table[table["step"] == 0]["categories"]) == {"this step"}
     wide = table.pivot_table(index=["step", "categories"], columns="quantity", values="value")
-    shares = [name for name in wide if name != "KL"]
+    shares = [name for name in wide if name != "KL" and "size" not in name]
     assert {"accuracy rgb", "accuracy depth", "accuracy before", "accuracy after"} < set(shares)
     assert wide[shares].min().min() >= -1e-9
     assert wide[shares].max().max() <= 1 + 1e-9

@@ -270,17 +270,17 @@ def gate_figures(detector: ReconstructionDetector, batch: Batch) -> dict[str, fl
     Returns
     -------
     dict
-        `entropy M` of modality M: mean entropy of the encoder's attention, in units of ln n (0: every query reads
-        one token, and nothing is reconstructed; 1: it reads all alike). `gate M`: mean absolute value of what
+        `attention M` of modality M: mean entropy of the encoder's attention, in units of ln n (0: every query reads
+        one token, and little is reconstructed; 1: it reads all alike). `gate size M`: mean absolute value of what
         multiplies the queries, where there is a gate.
     """
     seen: dict[str, list[float]] = {}
 
     def look(modality: str, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
         assert isinstance(layer, EncoderLayer)
-        seen.setdefault(f"entropy {modality}", []).append(layer.attention_entropy(*inputs))
+        seen.setdefault(f"attention {modality}", []).append(layer.attention_entropy(*inputs))
         if (condition := inputs[2]) is not None:
-            seen.setdefault(f"gate {modality}", []).append(float(condition.abs().mean()))
+            seen.setdefault(f"gate size {modality}", []).append(float(condition.abs().mean()))
 
     handles = [
         layer.register_forward_pre_hook(partial(look, modality))

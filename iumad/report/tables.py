@@ -312,11 +312,11 @@ def defect_strength(dataset: MiniCandies, n: int = 12) -> pd.DataFrame:
 
 
 def inside_table(inside: pd.DataFrame) -> pd.DataFrame:
-    """Measurements of the kind "inside" of one run, with a column for each quantity, in percent but for the KL."""
+    """Measurements of the kind "inside" of one run, a column for each quantity; shares in percent."""
     keys = ["step", "categories"]
     wide = inside.pivot_table("value", keys, "quantity", dropna=False).dropna(how="all")
     wide = wide[list(inside["quantity"].unique())]
-    shares = [name for name in wide if name != "KL"]
+    shares = [name for name in wide if name != "KL" and "size" not in name]
     wide[shares] *= 100
     return wide.reset_index()
 

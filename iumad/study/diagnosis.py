@@ -35,7 +35,7 @@ from iumad.errors import ConfigError, DataError
 from iumad.features import open_store
 from iumad.features.cache import Batch
 from iumad.models.base import CHUNK
-from iumad.models.detector import Output, ReconstructionDetector
+from iumad.models.detector import Output, ReconstructionDetector, gate_figures
 from iumad.models.fusion import kl_categorical
 from iumad.study.runner import RunWork, remembered_after, trained_detector
 from iumad.study.steps import steps_of
@@ -160,7 +160,7 @@ def diagnose(run: RunConfig, folder: str | Path) -> pd.DataFrame:
         step, categories ("earlier" or "this step"), quantity, value. Quantities: ``accuracy M`` of the classifier
         of modality M (Eq. 3); ``accuracy before`` and ``after`` the bottleneck (heads of Eq. 8); ``KL`` of the two
         in nats; ``gate M``, the share of the variance of the last gate's channel means that lies between
-        categories, in [0, 1]; ``frozen``, the share of the earlier features' second moment that the projection of
+        categories, in [0, 1]; ``attention M`` and ``gate size M`` of `gate_figures`; ``frozen``, the share of the earlier features' second moment that the projection of
         the step keeps updates away from, mean over protected layers (only for categories "earlier").
     """
     work = RunWork(run)
@@ -205,7 +205,8 @@ def look_inside(detector: ReconstructionDetector, batch: Batch) -> dict[str, flo
         found["accuracy before"] = accuracy(output.fused_logits, labels)
         found["accuracy after"] = accuracy(output.filtered_logits, labels)
         found["KL"] = float(kl_categorical(output.fused_logits, output.filtered_logits).mean())
-    return found | {f"gate {m}": between_share(x.mean(dim=1), labels) for m, x in gates.items()}
+    found |= {f"gate {m}": between_share(x.mean(dim=1), labels) for m, x in gates.items()}
+    return found | gate_figures(detector, batch)
 
 
 def accuracy(logits: Float[Tensor, "b y"], labels: Int[Tensor, " b"]) -> float:
