@@ -133,8 +133,9 @@ def threshold_from_defects(
 ) -> Threshold:
     """The threshold with the lowest cost on examples: one for a false alarm, `miss_cost` for a miss.
 
-    Without a cost it is the one with the highest F1, 2 TP / (2 TP + FP + FN) with defects as positives. It lies in the middle between two neighbouring scores; of equally good places the highest is taken, which has
-    the fewest false alarms.
+    Without a cost it is the one with the highest F1, 2 TP / (2 TP + FP + FN) with defects as positives. It lies in
+    the middle between two neighbouring scores; of equally good places the highest is taken, which has the fewest
+    false alarms.
 
     Raises
     ------

@@ -270,9 +270,9 @@ def gate_figures(detector: ReconstructionDetector, batch: Batch) -> dict[str, fl
     Returns
     -------
     dict
-        `attention M` of modality M: mean entropy of the encoder's attention, in units of ln n (0: every query reads
-        one token, and little is reconstructed; 1: it reads all alike). `gate size M`: mean absolute value of what
-        multiplies the queries, where there is a gate.
+        `attention M` of modality M: mean entropy of the encoder's attention, in units of ln n (0: every query
+        reads one token, and little is reconstructed; 1: it reads all alike). `gate size M`: mean absolute value of
+        what multiplies the queries, where there is a gate.
     """
     seen: dict[str, list[float]] = {}
 

@@ -339,8 +339,8 @@ class CompiledNetworks:
 
     On a card each part is also recorded as two CUDA graphs, forward and backward, so that hundreds of kernels are
     launched as one. Outside of the context the parts are as before, because compiled code does not call the hooks
-    by which layers are looked at between two steps. Weights and their names stay. Only the latest of these contexts
-    is compiled: graphs recorded for other weights would stay on the card.
+    by which layers are looked at between two steps. Weights and their names stay. Only the latest of these
+    contexts is compiled: graphs recorded for other weights would stay on the card.
 
     Parameters
     ----------
