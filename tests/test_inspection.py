@@ -118,7 +118,7 @@ def test_normalised_scores_rise_through_one_half_at_the_threshold(scores, rate, 
 
 def test_the_threshold_from_defects_has_the_lowest_cost_or_the_highest_f1():
     good, bad = [1.0, 2.0, 3.0, 10.0], [4.0, 5.0, 20.0]
-    found = threshold_from_defects(good, bad, miss_cost=1.0)  # above 3 and below 4: one false alarm, no miss
+    found = threshold_from_defects(good, bad, miss_cost=1.0)  # one false alarm, no miss
     assert 3 < found.value < 4 and found.source == "defects"
     cheap = threshold_from_defects(
         good, bad, miss_cost=0.1

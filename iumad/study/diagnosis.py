@@ -161,8 +161,8 @@ def diagnose(run: RunConfig, folder: str | Path) -> pd.DataFrame:
         of modality M (Eq. 3); ``accuracy before`` and ``after`` the bottleneck (heads of Eq. 8); ``KL`` of the two
         in nats; ``gate M``, the share of the variance of the last gate's channel means that lies between
         categories, in [0, 1]; ``attention M`` and ``gate size M`` of `gate_figures`; ``frozen``, the share of the
-        earlier features' second moment that the projection of the step keeps updates away from, mean over protected
-        layers (only for categories "earlier").
+        earlier features' second moment that the projection of the step keeps updates away from, mean over
+        protected layers (only for categories "earlier").
     """
     work = RunWork(run)
     records: list[dict] = []
