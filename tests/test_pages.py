@@ -119,11 +119,30 @@ def test_sentences_by_hand(page):
 
 
 def test_what_a_method_keeps_by_hand(page):
-    said = [plain(each) for each in text.against_forgetting(page.part(), "ib-iumad", "iuf")]
-    assert said[1] == "It forgets 10.0 points of image AUROC."
+    said = [plain(each) for each in text.against_forgetting(page.part(), "ib-iumad", "iuf", 1.4)]
+    assert said[0].startswith(
+        "ib-iumad forgets 10.0 points of image AUROC, stores no image, and adds 1 kB"
+    )
     # b right after its step: 90 in both seeds, iuf's last 90 and 92
-    assert said[-1].endswith("+9.5 points of image AUROC, -1.0 on new categories.")
-    assert text.against_forgetting(no_rows(), "ib-iumad", "iuf") == [text.NOT_ANSWERED]
+    assert said[1].endswith("+9.5 points of image AUROC, -1.0 on new categories.")
+    assert text.against_forgetting(no_rows(), "ib-iumad", "iuf", 1.4) == [text.NOT_ANSWERED]
+
+
+@pytest.mark.parametrize(
+    ("word", "begins"),
+    [
+        ("supported", "IB-IUMAD forgets less than IUF"),
+        ("contradicted", "No: IB-IUMAD forgets more"),
+        ("undecided", "Whether IB-IUMAD forgets less"),
+    ],
+)
+def test_the_landing_page_says_yes_no_or_open(page, word, begins):
+    compared = page.compared("iuf").assign(verdict=word)
+    answer, lost, end, _ = map(plain, text.in_short(page.part(), compared))
+    assert answer.startswith(begins)
+    assert lost.endswith("IB-IUMAD 10.0 points and IUF 30.0 points.")
+    assert end.endswith("IB-IUMAD 85.0 % and IUF 75.5 %.")
+    assert text.in_short(no_rows(), compared) == [text.NOT_ANSWERED]
 
 
 def test_every_line_of_a_comparison_is_of_its_method_and_cell(study, tmp_path):
@@ -193,7 +212,8 @@ def test_a_claim_is_said_with_its_verdict_and_the_rest_is_counted():
 def test_what_changes_is_said_where_both_are_run():
     said = text.changed_by(rows_of(TWO_SEEDS), [("iuf", "ib-iumad"), ("iuf", "plain")], "It")
     assert [plain(s) for s in said] == [
-        "It takes the image AUROC of iuf from 75.5 to 85.0 % (colour and depth, 6-1)."
+        "It takes the image AUROC of iuf from 75.5 to 85.0 % (colour and depth, 6-1); forgetting goes from 30.0 "
+        "to 10.0 points (colour and depth, 6-1)."
     ]
 
 

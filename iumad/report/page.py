@@ -152,13 +152,14 @@ class Page:
             )
         ]
 
-    def provenance(self) -> Html:
-        """Folded: time, machine and versions, and what each run cost."""
+    def provenance(self, of: str = "") -> Html:
+        """Folded: time, machine and versions, and what each run cost; `of` tells the studies of a page apart."""
         environment = tables.environment_table(self.study, self.results)
         runs = tables.runs_table(self.study, self.results)
         parts = [table(environment), table(runs, csv=f"{self.study.profile}-runs")]
         missing = self._missing()
-        return fold("Where this comes from", *parts, *([missing] if missing else []))
+        title = f"Where this comes from: {of}" if of else "Where this comes from"
+        return fold(title, *parts, *([missing] if missing else []))
 
     def _missing(self) -> Markup:
         runs = progress(self.study, self.results)

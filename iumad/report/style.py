@@ -118,9 +118,11 @@ def table(
 
 
 def page_links(frame: pd.DataFrame, column: str) -> pd.DataFrame:
-    """The table whose column names notebooks, "" for none, with a link that says the number of each instead."""
-    link = '<a href="{0}.html" title="{0}">{1}</a>'
-    links = [fill(link, name, name[:2]) if name else "" for name in frame[column]]
+    """The table whose column names notebooks, "" for none, with a link to each instead, without its number."""
+    link = '<a href="{}.html">{}</a>'
+    names = [name.split("_", 1)[-1].replace("_", " ") for name in frame[column]]
+    pairs = zip(frame[column], names, strict=True)
+    links = [fill(link, page, name) if page else "" for page, name in pairs]
     return frame.assign(**{column: links})
 
 

@@ -23,10 +23,27 @@ DECIDED = (SUPPORTED, CONTRADICTED, NO_DIFFERENCE)
 UNMEASURED = (
     Markup("Not measured on these runs; <code>iumad measure</code> does it where they were made."),
 )
-KEEPING = {
-    "fm_i_auroc": "It forgets {} points of image AUROC.",
-    "new_i_auroc": "New categories reach {} % image AUROC right after their step.",
-    "accuracy": "It recognises the category of {} % of the good images.",
+WHO = {  # in words that need no other page
+    OURS: "IB-IUMAD",
+    BASELINE: "IUF",
+    "finetune": "IB-IUMAD without any protection",
+    "bank-unified": "a bank of stored features, which trains nothing,",
+}
+FORGETS = {
+    SUPPORTED: "<b>IB-IUMAD forgets less than IUF, on which it builds</b>: {}.",
+    CONTRADICTED: "<b>No: IB-IUMAD forgets more than IUF</b>, on which it builds ({} is that it forgets less).",
+    NO_DIFFERENCE: "<b>No: IB-IUMAD forgets as much as IUF</b>, on which it builds ({}).",
+}
+IN_SHORT = {
+    "fm_i_auroc": "Image AUROC lost of the categories learnt earlier: {}.",
+    "i_auroc": "Image AUROC of all categories in the end: {}.",
+}
+PARTS = {
+    "backbone": "the frozen backbone",
+    "networks": "the reconstruction networks",
+    "conditions": "the condition networks",
+    "fusion": "the fusion",
+    "bottleneck": "the bottleneck",
 }
 NOT_ANSWERED = Markup("Not answered yet: no run is finished.")
 
@@ -42,13 +59,18 @@ def standing(rows: pd.DataFrame, methods: Sequence[str], metrics: Sequence[str] 
     said = []
     for metric in metrics:
         values = [
-            fill("{} % for {}", f"{100 * means[method, metric]:.1f}", code(method))
+            fill("{} for {}", _quantity(100 * means[method, metric], metric), code(method))
             for method in methods
             if (method, metric) in means.index
         ]
         if values:
             said.append(fill("{} is {}", LABELS[metric], _and(values)))
     return Markup("; ").join(said)
+
+
+def _quantity(value: float, metric: str) -> str:
+    """A value with its unit: forgetting is in points, all else in percent."""
+    return f"{round(value, 1) + 0.0:.1f} {'points' if metric.startswith('fm_') else '%'}"
 
 
 def _means(rows: pd.DataFrame) -> pd.Series:
@@ -116,6 +138,36 @@ def verdict(compared: pd.DataFrame, ours: str = OURS) -> list[Markup]:
             )
         )
     return said
+
+
+def in_short(rows: pd.DataFrame, compared: pd.DataFrame) -> list[Markup]:
+    """Whether the paper's method forgets less than the one that it builds on, for a reader who knows no name.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Rows of one setting and modality.
+    compared : DataFrame
+        Their comparison with `BASELINE` (`iumad.report.page.Page.compared`).
+    """
+    shown = [name for name in WHO if name in set(rows["method"])]
+    found = compared[(compared["method"] == OURS) & (compared["metric"] == "fm_i_auroc")]
+    if not {OURS, BASELINE} <= set(shown) or found.empty:
+        return [NOT_ANSWERED]
+    means, word = _means(rows[rows["method"].isin(shown)]), found["verdict"].iloc[0]
+    said = []
+    for metric, sentence in IN_SHORT.items():
+        values = [
+            fill("{} {}", WHO[name], _quantity(100 * means[name, metric], metric))
+            for name in shown
+            if (name, metric) in means.index
+        ]
+        said.append(fill(sentence, _and(values)))
+    where = circumstances(rows[rows["method"].isin([OURS, BASELINE])])
+    answer = FORGETS.get(
+        word, "Whether IB-IUMAD forgets less than IUF, on which it builds, is open: {}."
+    )
+    return [fill(answer, verdict_word(word)), *said, fill("Measured on {}.", where)]
 
 
 def learning_in_steps(rows: pd.DataFrame, compared: pd.DataFrame) -> list[Markup]:
@@ -192,33 +244,47 @@ def against_the_mark(rows: pd.DataFrame, mark: str = MARK) -> list[Markup]:
     return said
 
 
-def against_forgetting(rows: pd.DataFrame, ours: str, bound: str) -> list[Markup]:
-    """What a method that learns in steps keeps, and how far it is from training on all categories at once."""
+def against_forgetting(rows: pd.DataFrame, ours: str, bound: str, kilobytes: float) -> list[Markup]:
+    """What a method that learns in steps keeps, and how far it is from training on all categories at once.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Rows of one setting and modality.
+    ours, bound : str
+        The method, and the one that is trained on all categories.
+    kilobytes : float
+        What a category adds to the method's model.
+    """
     if ours not in set(rows["method"]):
         return [NOT_ANSWERED]
+    mine = rows[rows["method"] == ours]
     means = summarise(final_table(rows), ["method", "metric"]).set_index(["method", "metric"])
     value = (100 * means["mean"]).to_dict()
+    size = f"{kilobytes:.0f}"
     said = [
-        fill("On {}: {}.", circumstances(rows[rows["method"] == ours]), standing(rows, [ours])),
-        *(
-            fill(sentence, f"{value[ours, metric]:.1f}")
-            for metric, sentence in KEEPING.items()
-            if (ours, metric) in value
-        ),
+        fill(
+            "{} forgets {} of image AUROC, stores no image, and adds {} kB a category: in the end {} ({}).",
+            *(code(ours), _quantity(value[ours, "fm_i_auroc"], "fm_i_auroc"), size),
+            *(standing(rows, [ours]), circumstances(mine)),
+        )
     ]
     if (bound, "i_auroc") in value:
-        mine = rows[rows["method"] == ours]
         base = mine.loc[mine["step"] == 0, "category"].unique()
         theirs = last_step(rows[(rows["method"] == bound) & (rows["metric"] == "i_auroc")])
         theirs = theirs[~theirs["category"].isin(base)]
+        new = value[ours, "new_i_auroc"]
         gaps = (
             value[ours, "i_auroc"] - value[bound, "i_auroc"],
-            (value[ours, "new_i_auroc"] - 100 * theirs["value"].mean()),
+            new - 100 * theirs["value"].mean(),
         )
-        sentence = (
-            "Against {}, trained on all at once: {} points of image AUROC, {} on new categories."
+        said.append(
+            fill(
+                "New categories reach {} % right after their step. Against {}, trained on all at once: {} "
+                "points of image AUROC, {} on new categories.",
+                *(f"{new:.1f}", code(bound), *(f"{gap:+.1f}" for gap in gaps)),
+            )
         )
-        said.append(fill(sentence, code(bound), *(f"{gap:+.1f}" for gap in gaps)))
     return said
 
 
@@ -336,7 +402,7 @@ def verdict_counts(answers: pd.DataFrame) -> list[Markup]:
 
 
 def changed_by(rows: pd.DataFrame, pairs: Sequence[tuple[str, str]], what: str) -> list[Markup]:
-    """Image AUROC after the last step from one method to another, in each modality and setting.
+    """Image AUROC after the last step, and forgetting, from one method to another in each modality and setting.
 
     Parameters
     ----------
@@ -348,17 +414,26 @@ def changed_by(rows: pd.DataFrame, pairs: Sequence[tuple[str, str]], what: str) 
         What makes the difference, as the sentence begins.
     """
     said = []
-    for before, after in pairs:
-        parts = []
+    for pair in pairs:
+        parts: dict[str, list[Markup]] = {"i_auroc": [], "fm_i_auroc": []}
         for (modality, setting), part in rows.groupby(["modality", "setting"], sort=False):
             means = _means(part)
-            if {(before, "i_auroc"), (after, "i_auroc")} <= set(means.index):
-                ends = (f"{100 * means[name, 'i_auroc']:.1f}" for name in (before, after))
-                words = in_words(str(modality))
-                parts.append(fill("from {} to {} % ({}, {})", *ends, words, setting))
-        if parts:
-            sentence = "{} takes the image AUROC of {} {}."
-            said.append(fill(sentence, what, code(before), _and(parts)))
+            for metric, found in parts.items():
+                if all((name, metric) in means.index for name in pair):
+                    before, after = (100 * means[name, metric] for name in pair)
+                    end = _quantity(after, metric)
+                    where = f"{in_words(str(modality))}, {setting}"
+                    found.append(fill("from {} to {} ({})", f"{before:.1f}", end, where))
+        if parts["i_auroc"]:
+            sentence = fill(
+                "{} takes the image AUROC of {} {}", what, code(pair[0]), _and(parts["i_auroc"])
+            )
+            lost = (
+                fill("; forgetting goes {}", _and(parts["fm_i_auroc"]))
+                if parts["fm_i_auroc"]
+                else ""
+            )
+            said.append(fill("{}{}.", sentence, lost))
     return said or [NOT_ANSWERED]
 
 
@@ -371,9 +446,9 @@ def what_is_missed(missed: pd.DataFrame, method: str) -> list[Markup]:
     found, beaten = (missed["beaten_by"] == 0).mean(), (missed["beaten_by"] >= 0.5).mean()
     return [
         fill(
-            "Of {} defects, {} scores {} % higher than every good object of their category, and {} % no "
-            "higher than half of them.",
-            *(len(missed), code(method), f"{100 * found:.0f}", f"{100 * beaten:.0f}"),
+            "After the last step {} scores {} % of the {} defects higher than every good object of their "
+            "category, and {} % no higher than half of them.",
+            *(code(method), f"{100 * found:.0f}", len(missed), f"{100 * beaten:.0f}"),
         ),
         fill(
             "Easiest is a <b>{}</b>, which a good object beats in {} % of the pairs, hardest a <b>{}</b> "
@@ -391,15 +466,11 @@ def largest_shift(shifts: pd.DataFrame) -> list[Markup]:
     clear = shifts[(shifts["low"] > 0) | (shifts["high"] < 0)]
     return [
         fill(
-            "The same anomaly maps give up to <b>{} points</b> another {}: {} ({}).",
-            *(
-                f"{worst['shift']:+.1f}",
-                LABELS[worst["metric"]],
-                worst["detail"],
-                code(worst["method"]),
-            ),
+            "From the same anomaly maps of {}, <i>{}</i> gives <b>{} points</b> of {}, the largest shift of all.",
+            *(code(worst["method"]), worst["detail"], f"{worst['shift']:+.1f}"),
+            LABELS[worst["metric"]],
         ),
-        fill("{} of {} shifts have an interval without zero.", len(clear), len(shifts)),
+        fill("The 95 % interval of {} of {} shifts leaves out zero.", len(clear), len(shifts)),
     ]
 
 
@@ -528,7 +599,9 @@ def model_card(card: pd.DataFrame) -> list[Markup]:
     if card.empty:
         return list(UNMEASURED)
     total, parts = card[card["part"] == "all"].iloc[0], card[card["part"] != "all"]
-    largest, busiest = (parts.loc[parts[column].idxmax()] for column in ("parameters", "gflops"))
+    family = parts["part"].str.split(".").str[0].map(lambda name: PARTS.get(name, name))
+    sums = parts.groupby(family)[["parameters", "gflops"]].sum()
+    largest, busiest = sums["parameters"].idxmax(), sums["gflops"].idxmax()
     return [
         fill(
             "{} million parameters, {} million of them trained; {} GFLOP for one image.",
@@ -540,7 +613,7 @@ def model_card(card: pd.DataFrame) -> list[Markup]:
         ),
         fill(
             "The most parameters lie in {} ({} %), the most operations in {} ({} %).",
-            *(code(largest["part"]), f"{100 * largest['parameters'] / total['parameters']:.0f}"),
-            *(code(busiest["part"]), f"{100 * busiest['gflops'] / total['gflops']:.0f}"),
+            *(largest, f"{100 * sums['parameters'].max() / total['parameters']:.0f}"),
+            *(busiest, f"{100 * sums['gflops'].max() / total['gflops']:.0f}"),
         ),
     ]

@@ -71,6 +71,12 @@ QUESTIONS = (
     ),
 )
 
+RIVALS = {  # of IB-IUMAD, in AUPRO
+    QUESTIONS[0].statement: "IUF",
+    QUESTIONS[2].statement: "the bare network",
+    QUESTIONS[-1].statement: "one bank for all categories",
+}
+
 
 def answers(rows_of: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Every question on every data set.
@@ -146,28 +152,26 @@ def floors(rows_of: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def summary(judged: pd.DataFrame, table: pd.DataFrame, known: str) -> list[Markup]:
-    """Sentences: how many differences point where they do on the data set `known`, and what is given away."""
+    """Where IB-IUMAD ends beside others, how often that is as on the data set `known`, and what is given away."""
     means = judged.pivot_table("mean", "statement", "data", sort=False)
+    others = [name for name in means if name != known]
     sentences = []
-    for name in means.columns.drop(known, errors="ignore") if known in means else []:
-        both = means[[known, name]].dropna()
-        seeds = judged.loc[judged["data"] == name, "n"].max()
-        sentences.append(
-            fill(
-                "{}: {} of {} differences point where they do on {} ({} seed{}).",
-                name,
-                int((both[known] * both[name] > 0).sum()),
-                len(both),
-                known,
-                seeds,
-                "s" if seeds > 1 else "",
-            )
-        )
-    bank = judged[judged["statement"] == QUESTIONS[-1].statement]
-    for row in bank[bank["data"] != known].itertuples():
-        side = "below" if row.mean < 0 else "above"
-        template = "{}: IB-IUMAD ends {:.1f} points of AUPRO {} one bank for all categories."
-        sentences.append(fill(template, row.data, abs(row.mean), side))
+    for name in others:
+        beside = [
+            fill("{} points {} {}", f"{abs(value):.1f}", "above" if value > 0 else "below", rival)
+            for statement, rival in RIVALS.items()
+            if (value := means[name].get(statement, np.nan)) == value
+        ]
+        seeds = int(judged.loc[judged["data"] == name, "n"].max())
+        if beside:
+            sentence = "{} ({} seed{}): AUPRO of IB-IUMAD ends {}."
+            ends = Markup(", ").join(beside)
+            sentences.append(fill(sentence, name, seeds, "s" * (seeds > 1), ends))
+    if known in means:
+        pairs = [pair for name in others for pair in means[[known, name]].dropna().to_numpy()]
+        same = sum(first * second > 0 for first, second in pairs)
+        sentence = "{} of {} differences point where they do on {}."
+        sentences.append(fill(sentence, same, len(pairs), known))
     given = table[table[GIVEN] == "yes"]
     if len(table):
         cells = table[["data", "category"]].drop_duplicates()

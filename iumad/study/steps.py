@@ -275,7 +275,7 @@ def record_provenance(
 
 
 def code_and_machine() -> dict[str, str]:
-    """What a page says of its execution: commit ("+" after it if files were changed), processor and cores."""
+    """What a page says of its execution: commit ("+" if files outside the book were changed), processor, cores."""
     commit, modified = _git_state()
     cores = usable_cores()
     machine = f"{_cpu_model()}, {cores} core{'s' * (cores > 1)}"
@@ -317,12 +317,13 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _git_state() -> tuple[str | None, bool | None]:
-    """Commit of the checkout that tracks this file and whether tracked files were changed."""
+    """Commit of the checkout that tracks this file, and whether tracked files outside the book were changed."""
     tracked = _git("ls-files", "--error-unmatch", Path(__file__).name)
     commit = _git("rev-parse", "HEAD")
     if tracked is None or commit is None:  # installed from a wheel, or no git
         return None, None
-    return commit, bool(_git("status", "--porcelain", "--untracked-files=no"))
+    tracked_files = ("--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)book")
+    return commit, bool(_git("status", *tracked_files))
 
 
 def _git(*arguments: str) -> str | None:
