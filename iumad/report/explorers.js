@@ -158,11 +158,10 @@ window.iumadExplorers = window.iumadExplorers || (function () {
     const outline = tick(controls, "Outline the true defect", true, () => draw());
     const plain = canvas(shown, "Image"), depth = canvas(shown, "Depth");
     const views = [0, 1].map(() => {
-      const map = canvas(shown, "Anomaly map"), chart = el("div", { class: "chart" });
-      const figure = el("figure", {}, chart, el("figcaption", {}, "Scores of the category's test images"));
-      shown.append(figure);
-      return { map, chart, figure };
+      const chart = el("div", { class: "chart" });
+      return { map: canvas(shown, "Anomaly map"), chart, figure: el("figure", {}, chart, el("figcaption", {})) };
     });
+    shown.append(...views.map((view) => view.figure));  // the maps stand side by side, their scores below
     let turn = 0;
 
     async function draw() {
@@ -206,6 +205,7 @@ window.iumadExplorers = window.iumadExplorers || (function () {
       const share = percent(above / SIZE / SIZE), cut = of.low + threshold.value * (of.high - of.low);
       paint(view.map, mixed, `Anomaly map of ${name} for ${what}; ${share} of the pixels are above the threshold.`);
       view.map.parentNode.querySelector("figcaption").textContent = `Map of ${name}, colours from ${say(of.low)} to ${say(of.high)}`;
+      view.figure.lastChild.textContent = `Scores of the category's test images by ${name}`;
       histogram(view.chart, of.good, of.defect, score);
       return `${name}: image score ${say(score)}. Threshold ${say(cut)}: ${share} of the pixels are above it (white line)` +
         (one.label ? `, overlap with the true defect (IoU) ${either ? (both / either).toFixed(2) : "-"}. ` : "; a good object, so nothing should be. ");
@@ -274,9 +274,9 @@ window.iumadExplorers = window.iumadExplorers || (function () {
     root.append(controls, shown, values, el("details", {}, el("summary", {}, "The same as a table"), table));
     const of = () => data.groups[group.value], methods = () => of().methods.map((one) => one.name);
     const metric = choice(controls, "Metric", data.metrics.map((one) => one.label), () => draw());
-    const group = choice(controls, "Setting, modality", data.groups.map((one) => one.name), () => { pair.forEach((one, k) => one.fill(methods(), of().start[k])); draw(); });
+    const group = choice(controls, "Setting, modality", data.groups.map((one) => one.name), () => { pair.forEach((each, k) => each.fill(methods(), of().start[k])); one.fill(["all", ...of().categories], 0); draw(); });
     const pair = ["Method", "Beside it"].map((label, k) => choice(controls, label, methods(), () => draw(), of().start[k]));
-    const one = choice(controls, "Category", ["all", ...data.categories], () => draw());
+    const one = choice(controls, "Category", ["all", ...of().categories], () => draw());
     const charts = pair.map(() => {
       const chart = el("div", { class: "chart" }), caption = el("figcaption", {});
       shown.append(el("figure", { class: "wide" }, chart, caption));
@@ -285,7 +285,7 @@ window.iumadExplorers = window.iumadExplorers || (function () {
 
     function draw() {
       const key = data.metrics[metric.value].key, found = pair.map((each) => of().methods[each.value]), ticks = of().learnt.map(String);
-      const lines = found.map((method) => data.categories.map((name, i) => ({ name, values: method.values[key][i], faint: one.value > 0 && one.value !== i + 1 })));
+      const lines = found.map((method) => of().categories.map((name, i) => ({ name, values: method.values[key][i], faint: one.value > 0 && one.value !== i + 1 })));
       const all = lines.flat().flatMap((line) => line.values).filter((value) => value !== null);
       charts.forEach(({ chart, caption }, k) => {
         curves(chart, lines[k], { label: "categories learnt", ticks }, data.metrics[metric.value].label, (told) => { values.textContent = told; }, all);

@@ -137,13 +137,12 @@ def forgetting_data(rows: pd.DataFrame) -> dict[str, Any] | None:
     Parameters
     ----------
     rows : pandas.DataFrame
-        Result rows of one data set (`iumad.study.results.ROW_SCHEMA`), of one profile or more; values are means
-        over seeds, in percent.
+        Result rows (`iumad.study.results.ROW_SCHEMA`) of one profile or more, each of one data set; values are
+        means over seeds, in percent.
     """
     if rows.empty:
         return None
     several = len(set(rows["profile"])) > 1
-    categories = list(rows["category"].unique())
     metrics = [metric for metric in SHOWN_METRICS if metric in set(rows["metric"])]
     groups = []
     for (profile, setting, modality), group in rows.groupby(
@@ -152,6 +151,7 @@ def forgetting_data(rows: pd.DataFrame) -> dict[str, Any] | None:
         steps = group.groupby("method")["step"].transform("max")
         group = group[steps == steps.max()]  # not those that learn all at once
         learnt = group.groupby("step")["category"].nunique()
+        categories = list(group["category"].unique())
         here = continual_table(group)
         methods = []
         for method, part in group.groupby("method", sort=False):
@@ -169,13 +169,10 @@ def forgetting_data(rows: pd.DataFrame) -> dict[str, Any] | None:
         name = f"{profile}: {setting}, {modality}" if several else f"{setting}, {modality}"
         names = [method["name"] for method in methods]
         start = [_first(names, OURS, 0), _first(names, BESIDE, len(names) - 1)]
-        learnt_now = {"name": name, "learnt": learnt.tolist(), "methods": methods}
-        groups.append(learnt_now | {"start": start})
-    return {
-        "categories": categories,
-        "metrics": [{"key": metric, "label": METRICS[metric]} for metric in metrics],
-        "groups": groups,
-    }
+        seen = {"name": name, "categories": categories, "learnt": learnt.tolist()}
+        groups.append(seen | {"methods": methods, "start": start})
+    labels = [{"key": metric, "label": METRICS[metric]} for metric in metrics]
+    return {"metrics": labels, "groups": groups}
 
 
 def perturbation_data(study: StudyConfig, measured: pd.DataFrame) -> dict[str, Any] | None:
