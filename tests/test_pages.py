@@ -212,8 +212,8 @@ def test_a_claim_is_said_with_its_verdict_and_the_rest_is_counted():
 def test_what_changes_is_said_where_both_are_run():
     said = text.changed_by(rows_of(TWO_SEEDS), [("iuf", "ib-iumad"), ("iuf", "plain")], "It")
     assert [plain(s) for s in said] == [
-        "It takes the image AUROC of iuf from 75.5 to 85.0 % (colour and depth, 6-1); forgetting goes from 30.0 "
-        "to 10.0 points (colour and depth, 6-1)."
+        "It takes the image AUROC of iuf from 75.5 to 85.0 % (colour and depth); forgetting goes from 30.0 to "
+        "10.0 points (colour and depth)."
     ]
 
 

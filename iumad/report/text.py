@@ -264,9 +264,11 @@ def against_forgetting(rows: pd.DataFrame, ours: str, bound: str, kilobytes: flo
     size = f"{kilobytes:.0f}"
     said = [
         fill(
-            "{} forgets {} of image AUROC, stores no image, and adds {} kB a category: in the end {} ({}).",
+            "{} forgets {} of image AUROC, stores no image, and adds {} kB a category; in the end image "
+            "AUROC is {} % and AUPRO {} % ({}).",
             *(code(ours), _quantity(value[ours, "fm_i_auroc"], "fm_i_auroc"), size),
-            *(standing(rows, [ours]), circumstances(mine)),
+            *(f"{value[ours, metric]:.1f}" for metric in MAIN),
+            circumstances(mine),
         )
     ]
     if (bound, "i_auroc") in value:
@@ -413,7 +415,7 @@ def changed_by(rows: pd.DataFrame, pairs: Sequence[tuple[str, str]], what: str) 
     what : str
         What makes the difference, as the sentence begins.
     """
-    said = []
+    several, said = len(set(rows["setting"])) > 1, []
     for pair in pairs:
         parts: dict[str, list[Markup]] = {"i_auroc": [], "fm_i_auroc": []}
         for (modality, setting), part in rows.groupby(["modality", "setting"], sort=False):
@@ -422,7 +424,7 @@ def changed_by(rows: pd.DataFrame, pairs: Sequence[tuple[str, str]], what: str) 
                 if all((name, metric) in means.index for name in pair):
                     before, after = (100 * means[name, metric] for name in pair)
                     end = _quantity(after, metric)
-                    where = f"{in_words(str(modality))}, {setting}"
+                    where = in_words(str(modality)) + (f", {setting}" if several else "")
                     found.append(fill("from {} to {} ({})", f"{before:.1f}", end, where))
         if parts["i_auroc"]:
             sentence = fill(

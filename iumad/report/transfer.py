@@ -73,7 +73,7 @@ QUESTIONS = (
 
 RIVALS = {  # of IB-IUMAD, in AUPRO
     QUESTIONS[0].statement: "IUF",
-    QUESTIONS[2].statement: "the bare network",
+    QUESTIONS[2].statement: "the network without its parts",
     QUESTIONS[-1].statement: "one bank for all categories",
 }
 
@@ -164,9 +164,9 @@ def summary(judged: pd.DataFrame, table: pd.DataFrame, known: str) -> list[Marku
         ]
         seeds = int(judged.loc[judged["data"] == name, "n"].max())
         if beside:
-            sentence = "{} ({} seed{}): AUPRO of IB-IUMAD ends {}."
+            many = f"{seeds} seeds" if seeds > 1 else "one seed"
             ends = Markup(", ").join(beside)
-            sentences.append(fill(sentence, name, seeds, "s" * (seeds > 1), ends))
+            sentences.append(fill("{} ({}): AUPRO of IB-IUMAD ends {}.", name, many, ends))
     if known in means:
         pairs = [pair for name in others for pair in means[[known, name]].dropna().to_numpy()]
         same = sum(first * second > 0 for first, second in pairs)
