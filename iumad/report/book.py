@@ -447,7 +447,8 @@ def _execute(notebook: Path, output: Path, parameters: Mapping[str, Any], folder
             cwd=folder,
             coalesce_streams=True,
             progress_bar=False,
-            extra_arguments=["--log-level=ERROR"],  # a local kernel warns that it is not encrypted
+            # a local kernel warns that it is not encrypted, and calls the interrupt before its end an error
+            extra_arguments=["--log-level=CRITICAL"],
             execution_timeout=CELL_SECONDS,
         )
     except PapermillExecutionError as error:
