@@ -57,13 +57,14 @@ document.addEventListener("DOMContentLoaded", () => {
       makeSearchable(table);
     }
   }
-  // a table that scrolls sideways has to be reachable, also one that is unfolded later
+  // what scrolls sideways has to be reachable, also if it is unfolded or loaded later
   const reach = () => {
-    for (const table of document.querySelectorAll(".bd-article table")) {
-      if (table.scrollWidth > table.clientWidth) table.tabIndex = 0;
+    for (const one of document.querySelectorAll(".bd-article :is(table, figure)")) {
+      if (one.scrollWidth > one.clientWidth) one.tabIndex = 0;
     }
   };
   reach();
+  addEventListener("load", reach);
   document.addEventListener("toggle", reach, true);
   // the bibliography calls itself a list, but its entries are no list items
   for (const list of document.querySelectorAll(".citation-list[role=list]")) list.removeAttribute("role");
