@@ -212,7 +212,8 @@ def _modalities(sample: Sample) -> list[str]:
 def _resize_bytes(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "size size 3"]:
     if image.shape[:2] == (size, size):
         return image
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
+    # a copy, because torch warns of arrays that it could not write to
+    return np.array(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
 
 
 def _resize_floats(

@@ -92,7 +92,7 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
 
 
 def overlay(prediction: Prediction) -> UInt8[np.ndarray, "size size 3"]:
-    """The image under its anomaly map on a scale fixed by the threshold, anomalous parts outlined.
+    """The image under its anomaly map on a scale fixed by the threshold; parts of an anomalous one are outlined.
 
     Nothing is coloured below half the threshold; the colours end at twice the threshold.
     """
@@ -103,7 +103,8 @@ def overlay(prediction: Prediction) -> UInt8[np.ndarray, "size size 3"]:
     weight = np.clip(level - 0.5, 0, 0.5)[..., None] * 1.2
     mixed = (1 - weight) * prediction.image + weight * heat
     picture = np.clip(mixed, 0, 255).astype(np.uint8)
-    picture[_outline(prediction.anomaly_map > prediction.threshold)] = OUTLINE
+    if prediction.is_anomalous:  # single pixels of a good one may lie above the threshold too
+        picture[_outline(prediction.anomaly_map > prediction.threshold)] = OUTLINE
     return picture
 
 
