@@ -116,6 +116,14 @@ def test_normalised_scores_rise_through_one_half_at_the_threshold(scores, rate, 
     )
 
 
+def test_a_threshold_moves_with_the_scores_of_good_images():
+    found = threshold_from_good([1.0, 2.0, 4.0], 0.1)
+    moved = found.moved([1.0, 4.0], [2.0, 8.0])  # all scores double
+    assert moved.value == pytest.approx(2 * found.value)
+    assert moved.normalised(6.0) == pytest.approx(found.normalised(3.0))
+    assert found.moved([1.0, 4.0], [4.0, 1.0]) == found  # none on average
+
+
 def test_the_threshold_from_defects_has_the_lowest_cost_or_the_highest_f1():
     good, bad = [1.0, 2.0, 3.0, 10.0], [4.0, 5.0, 20.0]
     found = threshold_from_defects(good, bad, miss_cost=1.0)  # one false alarm, no miss
@@ -481,8 +489,10 @@ def test_a_new_category_is_learnt_and_what_is_lost_is_said(folder, tmp_path, met
     assert set(grown.table["category"]) == {"madeleine"}
     predictor = Predictor(grown.model)
     assert predictor(*pair(folder, "madeleine"), "madeleine").score > 0
+    known = {name: grown.model.card.thresholds[name] for name in ("chocolate", "pretzel")}
     if method != "ib-iumad":  # what a category is scored with is its own, and never changes
         assert (lost["score before"] == lost["score after"]).all()
+        assert known == model.card.thresholds
         before = Predictor(model)(*pair(folder, "pretzel"), "pretzel")
         np.testing.assert_array_equal(
             before.anomaly_map, predictor(*pair(folder, "pretzel"), "pretzel").anomaly_map

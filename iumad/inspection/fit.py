@@ -208,8 +208,8 @@ def learn_folder(
     Fitted
         The new model; its table has the new categories.
     DataFrame
-        A row an earlier category: mean score of its kept good images before and after, and how many of them lie
-        above the threshold.
+        A row an earlier category: mean score of its kept good images before and after, its threshold, which moves
+        with them, and how many of them lie above it.
 
     Raises
     ------
@@ -241,10 +241,17 @@ def learn_folder(
     detector = _new_detector(run, store, len(categories))
     load_grown(detector, model.detector.state_dict())
     learnt, held = _split(dataset, dataset.categories, detector.trained)
-    before = _kept_scores(model.detector, model, run)
+    views = [model.card.modalities, *([model.card.modalities[:1]] if model.card.alone else [])]
+    before = [_kept_scores(model.detector, model, view) for view in views]
     step = 1
     _fit_step(detector, store, learnt, run, step, model.memory, progress)
-    after = _kept_scores(detector, model, run)
+    after = [_kept_scores(detector, model, view) for view in views]
+    full, *fewer = (
+        {name: threshold.moved(old[name], new[name]) for name, threshold in stored.items()}
+        for stored, old, new in zip(
+            (model.card.thresholds, model.card.alone), before, after, strict=False
+        )
+    )
     thresholds, alone = _thresholds(
         *(detector, store, run, dataset.categories, held, false_alarm_rate, progress),
         model.detector,
@@ -256,8 +263,8 @@ def learn_folder(
             "categories": categories,
             "n_train": model.card.n_train
             | {name: len(dataset.ids("train", [name])) for name in dataset.categories},
-            "thresholds": model.card.thresholds | thresholds,
-            "alone": model.card.alone | alone,
+            "thresholds": full | thresholds,
+            "alone": (fewer[0] if fewer else {}) | alone,
             "seconds": round(time.monotonic() - clock, 1),
         }
     )
@@ -266,9 +273,8 @@ def learn_folder(
         for name in dataset.categories
     }
     grown = Model(card, model.run, detector.eval(), model.backbone, kept, memory)
-    return Fitted(grown, _table(grown, store, dataset, dataset.categories)), _lost(
-        model, before, after
-    )
+    table = _table(grown, store, dataset, dataset.categories)
+    return Fitted(grown, table), _lost(model, full, before[0], after[0])
 
 
 def _epochs(images: int) -> int:
@@ -435,8 +441,10 @@ def _kept(store: FeatureStore, ids: Sequence[str]) -> dict[str, Tensor]:
     return {name: x.half() for name, x in parts.items()}
 
 
-def _kept_scores(detector: Detector, model: Model, run: RunConfig) -> dict[str, list[float]]:
-    """Scores of the kept good images of the model's categories by a detector."""
+def _kept_scores(
+    detector: Detector, model: Model, modalities: Sequence[str]
+) -> dict[str, list[float]]:
+    """Scores of the kept good images of the model's categories by a detector, from some modalities."""
     found = {}
     detector.eval()
     for number, name in enumerate(model.card.categories):
@@ -446,27 +454,32 @@ def _kept_scores(detector: Detector, model: Model, run: RunConfig) -> dict[str, 
         count = len(next(iter(features.values())))
         batch = Batch(features, images, torch.full((count,), number))
         with torch.no_grad():
-            maps = detector.anomaly_maps(batch).numpy()
-        evaluation = run.evaluation
+            maps = detector.anomaly_maps(batch.only(modalities)).numpy()
+        evaluation = model.run.evaluation
         found[name] = image_scores(maps, evaluation.image_score, evaluation.pool).tolist()
     return found
 
 
 def _lost(
-    model: Model, before: dict[str, list[float]], after: dict[str, list[float]]
+    model: Model,
+    thresholds: dict[str, Threshold],
+    before: dict[str, list[float]],
+    after: dict[str, list[float]],
 ) -> pd.DataFrame:
-    """What the earlier categories lost, on their kept good images."""
+    """What the earlier categories lost, on their kept good images, and their thresholds from now on."""
     rows = []
     for name in model.card.categories:
-        limit = model.card.thresholds[name].value
+        old, new = model.card.thresholds[name].value, thresholds[name].value
         rows.append(
             {
                 "category": name,
                 "good images": len(before[name]),
                 "score before": float(np.mean(before[name])),
                 "score after": float(np.mean(after[name])),
-                "above threshold before": sum(score > limit for score in before[name]),
-                "above threshold after": sum(score > limit for score in after[name]),
+                "threshold before": old,
+                "threshold after": new,
+                "above before": sum(score > old for score in before[name]),
+                "above after": sum(score > new for score in after[name]),
             }
         )
     return pd.DataFrame(rows)

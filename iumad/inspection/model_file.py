@@ -84,6 +84,12 @@ class Threshold(BaseModel):
         x = steepness * (math.log(max(score, MIN_SCORE)) - math.log(max(self.value, MIN_SCORE)))
         return float(1 / (1 + math.exp(-min(max(x, -30.0), 30.0))))
 
+    def moved(self, before: Sequence[float], after: Sequence[float]) -> "Threshold":
+        """The same where good images score otherwise than before: all moves by the mean of their logarithms."""
+        factor = math.exp(float(np.mean(_logs(after) - _logs(before))))
+        good_scores = tuple(score * factor for score in self.good_scores)
+        return self.model_copy(update={"value": self.value * factor, "good_scores": good_scores})
+
 
 def threshold_from_good(scores: Sequence[float], false_alarm_rate: float) -> Threshold:
     """The score that a new good image exceeds with the given probability.
