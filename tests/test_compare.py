@@ -67,5 +67,5 @@ def test_differences_by_hand(monkeypatch, tmp_path):
 def test_the_page_escapes_names(tmp_path):
     found = compared.compare(study(), study(training={"epochs": 3}), tmp_path, tmp_path)
     page = comparison_page(found, "<b>a", "b")
-    assert "&lt;b&gt;a and b" in page
+    assert "&lt;b&gt;a (first) and b (second)" in page
     assert "training.epochs" in page

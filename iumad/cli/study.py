@@ -255,8 +255,9 @@ def compare(
     where = (first, second) if folders else (results, results)
     found = compared(studies[0], studies[1], *where)
     for frame in (found.keys, found.numbers, found.shared):
-        print_table(frame)
-        say("")
+        if len(frame):
+            print_table(frame)
+            say("")
     for line in comparison_text(found, str(first), str(second)):
         say(line)
     if page is not None:

@@ -43,13 +43,16 @@ class Comparison:
         method, modality, setting, metric; first and second, means in percent over the n seeds that both have;
         difference (second minus first, points) with low and high, its 95 % interval over seeds.
     shared : DataFrame
-        method, modality, setting, seed; steps of the first and of the second, and how many trained steps are the
-        same.
+        method, modality, setting, seeds (how many); steps of the first and of the second, and how many trained
+        steps are the same.
+    finished : (int, int)
+        Runs of the first and of the second that have numbers.
     """
 
     keys: pd.DataFrame
     numbers: pd.DataFrame
     shared: pd.DataFrame
+    finished: tuple[int, int]
 
 
 def compare(
@@ -65,7 +68,7 @@ def compare(
     ours, theirs = _labelled(first), _labelled(second)
     common = [label for label in ours if label in theirs]
     keys = _changed_keys({label: (ours[label], theirs[label]) for label in common})
-    numbers = _changed_numbers(load_rows(first, first_results), load_rows(second, second_results))
+    rows = load_rows(first, first_results), load_rows(second, second_results)
     records = []
     for label in common:
         one, other = (
@@ -73,9 +76,11 @@ def compare(
             for run in (ours[label], theirs[label])
         )
         same = sum(a == b for a, b in zip(one, other, strict=False))
-        records.append((*label, len(one), len(other), same))
-    columns = [*CELL, "seed", "steps first", "steps second", "shared"]
-    return Comparison(keys, numbers, pd.DataFrame(records, columns=columns))
+        records.append((*label[:3], 1, len(one), len(other), same))
+    columns = [*CELL, "seeds", "steps first", "steps second", "shared"]
+    shared = pd.DataFrame(records, columns=columns).groupby(CELL, sort=False).sum().reset_index()
+    one, other = (table["run_id"].nunique() for table in rows)
+    return Comparison(keys, _changed_numbers(*rows), shared, (one, other))
 
 
 def _labelled(study: StudyConfig) -> dict[tuple, RunConfig]:
@@ -133,7 +138,7 @@ def _changed_numbers(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
 
 def comparison_page(found: Comparison, first: str, second: str) -> str:
     """Two studies side by side as one html file, named as the reader named them."""
-    title = fill("{} and {}", first, second)
+    title = fill("{} (first) and {} (second)", first, second)
     parts: list[Html] = [
         box(comparison_text(found, first, second)),
         _part("Keys that differ", found.keys, "keys"),
@@ -152,7 +157,9 @@ def comparison_text(found: Comparison, first: str, second: str) -> list[str]:
         f"{len(found.keys)} keys differ between {first} and {second}; they share {same} of {steps} trained steps.",
         f"{len(told)} of {len(found.numbers)} numbers differ by more than their 95 % interval over seeds."
         if len(found.numbers)
-        else "There are no numbers of both: run them first.",
+        else "No run of both has numbers: {} of {} has some, and {} of {}.".format(
+            *(found.finished[0], first, found.finished[1], second)
+        ),
     ]
 
 
