@@ -297,23 +297,6 @@ def _category_channel(n_categories: int, n_noise: int) -> Float64[np.ndarray, "f
 
 
 @in_style
-def eq7_against_eq8(drawn: pd.DataFrame) -> Figure:
-    """Draw I(F;Y) - I(G;Y) over the KL, a dot per distribution of `draw`."""
-    figure, axes = panels(2)
-    for place, (axis, (kind, part)) in enumerate(
-        zip(axes, drawn.groupby("kind", sort=False), strict=True)
-    ):
-        gap = part["I(F;Y)"] - part["I(G;Y)"]
-        axis.axline((0, 0), slope=1, color="#888888", linewidth=0.8, linestyle=":")
-        axis.axhline(0, color="#222222", linewidth=0.8)
-        colour = COLOURS[place]
-        axis.scatter(part["KL"], gap, 10, color=colour, marker=MARKERS[place], linewidths=0)
-        title = {"chain": "G made from F (chain)", "any joint": "any F, G and Y"}[str(kind)]
-        axis.set(title=title, xlabel="KL, Eq. 8 (bits)", ylabel="I(F;Y) - I(G;Y), Eq. 7 (bits)")
-    return keep_table(figure, drawn)
-
-
-@in_style
 def redundancy_on_the_way_to_zero(paths: pd.DataFrame) -> Figure:
     """Draw what is kept besides the category while the KL goes to zero (`paths_to_zero`)."""
     figure, axes = panels(2)
