@@ -489,7 +489,7 @@ def cost_against(summary: pd.DataFrame, ours: str = OURS, mark: str = MARK) -> l
     for column, unit in (("latency p50 (ms)", "ms an image"), ("model (MB)", "MB of model")):
         if column in one and not np.isnan(one.loc[ours, column]):
             ratio = one.loc[ours, column] / one.loc[mark, column]
-            values = (f"{one.loc[name, column]:.3g}" for name in (ours, mark))
+            values = (f"{one.loc[name, column]:.1f}" for name in (ours, mark))
             said.append(
                 fill(
                     "{} needs {} {}, {} {}: {} times as much.",
