@@ -485,7 +485,7 @@ def test_a_new_category_is_learnt_and_what_is_lost_is_said(folder, tmp_path, met
     model = fit_folder(old, own_run(old, method, assignments=changes), 0.05, silent).model
     grown, lost = learn_folder(model, new, 0.05, silent)
     assert grown.model.card.categories == ("chocolate", "pretzel", "madeleine")
-    assert lost["category"].tolist() == ["chocolate", "pretzel"]
+    assert lost["category"].tolist() == ["chocolate", "pretzel"] and lost["held out"].all()
     assert set(grown.table["category"]) == {"madeleine"}
     predictor = Predictor(grown.model)
     assert predictor(*pair(folder, "madeleine"), "madeleine").score > 0
@@ -499,6 +499,17 @@ def test_a_new_category_is_learnt_and_what_is_lost_is_said(folder, tmp_path, met
         )
     with pytest.raises(ConfigError, match="knows madeleine already"):
         learn_folder(grown.model, new, 0.05, silent)
+
+
+def test_thresholds_stay_where_the_kept_images_were_learnt(folder, tmp_path):
+    for name, place in (("chocolate", "old"), ("pretzel", "new")):
+        shutil.copytree(folder / name, tmp_path / place / name)
+        shutil.rmtree(tmp_path / place / name / "validation")
+    run = own_run(tmp_path / "old", assignments=SMALL)
+    model = fit_folder(tmp_path / "old", run, 0.05, silent).model
+    grown, lost = learn_folder(model, tmp_path / "new", 0.05, silent)
+    assert not lost["held out"].any()
+    assert grown.model.card.thresholds["chocolate"] == model.card.thresholds["chocolate"]
 
 
 def test_the_table_counts_false_alarms_and_misses(fitted):

@@ -209,7 +209,7 @@ def learn_folder(
         The new model; its table has the new categories.
     DataFrame
         A row an earlier category: mean score of its kept good images before and after, its threshold, which moves
-        with them, and how many of them lie above it.
+        with them if they were held out, and how many of them lie above it.
 
     Raises
     ------
@@ -247,7 +247,10 @@ def learn_folder(
     _fit_step(detector, store, learnt, run, step, model.memory, progress)
     after = [_kept_scores(detector, model, view) for view in views]
     full, *fewer = (
-        {name: threshold.moved(old[name], new[name]) for name, threshold in stored.items()}
+        {
+            name: threshold.moved(old[name], new[name]) if _kept_apart(model, name) else threshold
+            for name, threshold in stored.items()
+        }
         for stored, old, new in zip(
             (model.card.thresholds, model.card.alone), before, after, strict=False
         )
@@ -460,6 +463,15 @@ def _kept_scores(
     return found
 
 
+def _kept_apart(model: Model, name: str) -> bool:
+    """Whether the kept images of a category were held out, so that their scores rise as those of new images do.
+
+    A method in closed form learns all training images; without validation images it has scored just these.
+    """
+    learnt = len(model.card.thresholds[name].good_scores) == model.card.n_train[name]
+    return model.detector.trained or not learnt
+
+
 def _lost(
     model: Model,
     thresholds: dict[str, Threshold],
@@ -474,6 +486,7 @@ def _lost(
             {
                 "category": name,
                 "good images": len(before[name]),
+                "held out": _kept_apart(model, name),
                 "score before": float(np.mean(before[name])),
                 "score after": float(np.mean(after[name])),
                 "threshold before": old,
