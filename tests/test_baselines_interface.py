@@ -231,7 +231,7 @@ def test_a_size_that_a_method_refuses_has_no_costs(monkeypatch):
     rows = [
         row
         for point in efficiency.points_of(config)
-        for row in efficiency.measure(config, point, "cpu")
+        for row in efficiency.measure_point(config, point, "cpu")
     ]
     assert {row["image_size"] for row in rows} == {tiny.SIZE, 2 * tiny.SIZE}  # half the grid is 2
 

@@ -451,7 +451,7 @@ def test_costs_need_neither_pretrained_weights_nor_the_study_s_backbone(monkeypa
     monkeypatch.setattr("iumad.study.efficiency.Backbone", refuse)
     methods = {"unimmad": {"model": STUDIED["unimmad"] | {"weights": "pretrained"}}}
     (run,) = tiny.study(methods=methods, modalities=["rgb"], settings=["3-0"], **DATA).runs()
-    rows = pd.DataFrame(efficiency.measure(run, efficiency.points_of(run)[1], "cpu"))
+    rows = pd.DataFrame(efficiency.measure_point(run, efficiency.points_of(run)[1], "cpu"))
     sizes = rows.groupby("metric")["value"].first()
     assert sizes["operations (10^9)"] > 0
     floats = sizes["parameters (M)"] * 4

@@ -300,7 +300,7 @@ def test_files_are_prepared_as_the_study_s_images_bit_for_bit(kind_and_root, enc
     for sample_id, files in zip(*captures_of(dataset), strict=True):
         expected, made = (
             store.prepared(sample_id),
-            prepare_capture(files, store.measure(), run.modalities),
+            prepare_capture(files, store.preparation(), run.modalities),
         )
         assert made.images.keys() == expected.images.keys() == set(run.modalities)
         for name, image in made.images.items():
@@ -308,7 +308,7 @@ def test_files_are_prepared_as_the_study_s_images_bit_for_bit(kind_and_root, enc
             np.testing.assert_array_equal(image, expected.images[name])
         if files.keys() == {"rgb", "depth"} and read_header(files["depth"]).channels == 3:
             arrays = {"rgb": read_rgb(files["rgb"]), "depth": read_xyz(files["depth"])}
-            again = prepare_capture(arrays, store.measure(), run.modalities)
+            again = prepare_capture(arrays, store.preparation(), run.modalities)
             np.testing.assert_array_equal(again.depth, expected.depth)
 
 

@@ -19,8 +19,8 @@ from iumad.study.measured import (
     KINDS,
     load_measured,
     measured_file,
+    measured_part,
     publish_measured,
-    shown_part,
 )
 
 
@@ -83,7 +83,7 @@ def test_what_is_published_is_what_was_measured(measured, tmp_path):
 def test_nothing_is_measured_twice_and_damage_is_named(measured):
     study, results = measured
     assert measure(study, results) == 0
-    path = measured_file(shown_part(study).runs()[0], "samples", results)
+    path = measured_file(measured_part(study).runs()[0], "samples", results)
     content = path.read_bytes()
     try:
         path.write_text("sample_id,score\na,high\n")

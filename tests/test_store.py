@@ -344,7 +344,7 @@ def test_the_range_is_measured_on_the_training_images_of_the_base_step(tmp_path)
     ranges = [
         resize(store.dataset.load(each), tiny.SIZE, "z", ["depth"]).ranges["depth"] for each in base
     ]
-    assert store.measure().scaling == {"depth": joint_range(ranges)}
+    assert store.preparation().scaling == {"depth": joint_range(ranges)}
     later = store.dataset.ids("test", tiny.CATEGORIES[2:])[0]
     resized = resize(store.dataset.load(later), tiny.SIZE, "z", ["rgb", "depth"])
     expected = scale(
@@ -352,8 +352,8 @@ def test_the_range_is_measured_on_the_training_images_of_the_base_step(tmp_path)
     )
     assert np.array_equal(store.prepared(later).depth, expected.depth)
     joint = tiny.run("iuf", data={"depth_scaling": "measured"}, increment={"strategy": "joint"})
-    whole = FeatureStore(open_dataset(joint.data), joint, tmp_path).measure().scaling["depth"]
-    assert whole[0] <= store.measure().scaling["depth"][0]
+    whole = FeatureStore(open_dataset(joint.data), joint, tmp_path).preparation().scaling["depth"]
+    assert whole[0] <= store.preparation().scaling["depth"][0]
 
 
 # --- the cache folder ---------------------------------------------------------------------------

@@ -58,7 +58,7 @@ def check(root: Root) -> None:
     from iumad.data.check import LAYOUTS, check_dataset
 
     report = check_dataset(root, lambda ids: tqdm(ids, desc="check", unit="img"))
-    say(f"layout: {LAYOUTS.get(report.layout, report.layout)}")
+    say(f"layout: {LAYOUTS[report.layout][1]} (data.name: {report.layout})")
     say(f"images: {' + '.join(report.modalities)}")
     print_table(report.table)
     if report.depth_range is not None:

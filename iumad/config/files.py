@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from iumad.config.schema import SECTIONS, StudyConfig
-from iumad.config.sections import MAX_SHOWN, build, nearest, one_line, shown
+from iumad.config.sections import MAX_SHOWN, build, nearest, one_line, quoted
 from iumad.errors import ConfigError
 
 WINNING = ("model", "training", "increment")  # methods set these too; assignments win over them
@@ -42,7 +42,9 @@ class UniqueKeys(yaml.SafeLoader):
         ]
         twice = [key for key, count in Counter(keys).items() if count > 1]
         if twice:
-            raise yaml.YAMLError(f"key {shown(twice[0])} is given twice, {node.start_mark}".strip())
+            raise yaml.YAMLError(
+                f"key {quoted(twice[0])} is given twice, {node.start_mark}".strip()
+            )
         return super().construct_mapping(node, deep)
 
 
@@ -108,7 +110,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(one_line(f"{path}: needs a mapping of keys to values, got {kind}"))
     unnamed = [key for key in content if not isinstance(key, str)]
     if unnamed:
-        raise ConfigError(one_line(f"{path}: keys must be names, got {shown(unnamed[0])}"))
+        raise ConfigError(one_line(f"{path}: keys must be names, got {quoted(unnamed[0])}"))
     return content
 
 
@@ -143,7 +145,7 @@ def _layers(path: Path, above: tuple[Path, ...]) -> list[tuple[Path, dict[str, A
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) and base for base in bases):
         raise ConfigError(
-            one_line(f"{path}: base must be a params file or a list of them, got {shown(bases)}")
+            one_line(f"{path}: base must be a params file or a list of them, got {quoted(bases)}")
         )
     layers: list[tuple[Path, dict[str, Any]]] = []
     for base in bases:
@@ -322,7 +324,7 @@ def _split(assignment: str) -> tuple[list[str], Any]:
     names = set(StudyConfig.model_fields) - {"assigned", "methods"}
     if keys[0] not in names | {"methods"}:
         raise ConfigError(
-            f"{_set(assignment)}: unknown key {shown(keys[0])}{nearest(keys[0], names)}"
+            f"{_set(assignment)}: unknown key {quoted(keys[0])}{nearest(keys[0], names)}"
         )
     return keys, parse_yaml(value, _set(assignment))
 

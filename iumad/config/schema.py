@@ -43,7 +43,7 @@ from iumad.config.sections import (
     build,
     data_of_run,
     nearest,
-    shown,
+    quoted,
 )
 from iumad.errors import ConfigError
 
@@ -420,4 +420,4 @@ def require_name(name: str, where: str) -> None:
     elif unicodedata.normalize("NFC", name) != name:
         reason = "is not in Unicode's composed form (NFC)"
     if reason:
-        raise ConfigError(f"{where}: a name was expected, but {shown(name)} {reason}")
+        raise ConfigError(f"{where}: a name was expected, but {quoted(name)} {reason}")

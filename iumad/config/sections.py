@@ -54,7 +54,7 @@ def one_line(text: str) -> str:
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
-def shown(value: object) -> str:
+def quoted(value: object) -> str:
     """A value as Python writes it, cut where it is long."""
     text = repr(value)
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
@@ -73,7 +73,7 @@ def _explain(section: type[BaseModel], item: Any) -> str:
         known = f"; known here: {', '.join(names)}"
         return f"unknown key {key!r}{nearest(str(item['loc'][-1]), names) or known}"
     message = item["msg"].removeprefix("Value error, ")
-    given = "" if item["type"] == "value_error" else f" (given: {shown(item['input'])})"
+    given = "" if item["type"] == "value_error" else f" (given: {quoted(item['input'])})"
     return f"{key}: {message}{given}" if key else message + given
 
 

@@ -32,18 +32,13 @@ from iumad.data.public import SPLIT_FOLDERS, Eyecandies, MVTec, MVTec3D, compare
 from iumad.data.sample import GOOD, Dataset, Sample
 from iumad.errors import DataError, IumadError
 
-_LAYOUTS: dict[str, Callable[..., FileDataset]] = {
-    "mvtec3d": MVTec3D,
-    "mvtec": MVTec,
-    "eyecandies": Eyecandies,
-    "folder": OwnDataset,
+LAYOUTS: dict[str, tuple[Callable[..., FileDataset], str]] = {
+    "mvtec3d": (MVTec3D, "MVTec 3D-AD, a folder for each sensor"),
+    "mvtec": (MVTec, "MVTec AD, colour only; MPDD and the converted VisA have it too"),
+    "eyecandies": (Eyecandies, "Eyecandies"),
+    "folder": (OwnDataset, "an index of iumad data new"),
 }
-LAYOUTS = {
-    "mvtec3d": "MVTec 3D-AD, a folder for each sensor (data.name: mvtec3d)",
-    "mvtec": "MVTec AD, colour only; MPDD and the converted VisA have it too (data.name: mvtec)",
-    "eyecandies": "Eyecandies (data.name: eyecandies)",
-    "folder": "an index of iumad data new (data.name: folder)",
-}
+"""data.name -> the class that reads such a folder, and what it is called."""
 OTHER_UNIT = (
     20.0  # median depths this many times apart are of different units, not of different objects
 )
@@ -141,7 +136,7 @@ def open_folder(root: Path, problems: list[str] | None = None) -> FileDataset:
     """
     layout = detect_layout(root)
     try:
-        return _LAYOUTS[layout](root, problems=problems)
+        return LAYOUTS[layout][0](root, problems=problems)
     except DataError as error:
         if problems:  # nothing usable is left: say why
             raise DataError("; ".join(problems[:3])) from error

@@ -109,6 +109,8 @@ class FeatureStore:
         Where the backbone runs.
     preparation : Preparation, optional
         How samples become inputs, where it is known already: perturbed images are prepared as the clean ones.
+    backbone : Backbone, optional
+        On the device; the run's, where there is one already.
     """
 
     def __init__(
@@ -118,12 +120,13 @@ class FeatureStore:
         cache: Path | None = None,
         device: torch.device | None = None,
         preparation: Preparation | None = None,
+        backbone: Backbone | None = None,
     ) -> None:
         self.dataset = dataset
         self.modalities = run.modalities
         self.cache = cache or cache_folder()
         self.device = device or torch.device("cpu")
-        self.backbone = Backbone(run.features).to(self.device)
+        self.backbone = backbone or Backbone(run.features).to(self.device)
         # in a batch, the last bits depend on what else is in it: on a CPU, where it is no faster, one at a time
         self.together = TOGETHER if self.device.type == "cuda" else 1
         self._data = run.data
@@ -150,7 +153,7 @@ class FeatureStore:
         advance : callable, optional
             Called with the number of samples just finished (a progress bar).
         """
-        self.measure()
+        self.preparation()
         if self.together == 1:
             in_threads(self._complete, sample_ids, advance)
             return
@@ -162,7 +165,7 @@ class FeatureStore:
             if advance:
                 advance(len(part))
 
-    def measure(self, advance: Callable[[int], object] | None = None) -> Preparation:
+    def preparation(self, advance: Callable[[int], object] | None = None) -> Preparation:
         """How samples become inputs: what the `data` section asks for, measured where it says so.
 
         Ranges are measured once, on the training images of the base step, and hold for all that follow.
@@ -278,7 +281,7 @@ class FeatureStore:
 
     def prepared(self, sample_id: str) -> Prepared:
         """One sample as the model sees it."""
-        return scale(self.resized(sample_id), self.measure())
+        return scale(self.resized(sample_id), self.preparation())
 
     def resized(self, sample_id: str) -> Resized:
         """One sample at the model's size, values as measured, from the cache or made now."""

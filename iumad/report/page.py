@@ -15,7 +15,7 @@ from iumad.report import tables, text
 from iumad.report.style import Html, box, code, fill, fold, table
 from iumad.study import claims
 from iumad.study.load import OWN, PUBLISHED, load_rows, progress
-from iumad.study.measured import load_measured, shown_part
+from iumad.study.measured import load_measured, measured_part
 from iumad.study.verdicts import Evidence
 
 PAPER_NAMES = {"mvtec3d": "MVTec 3D-AD", "eyecandies": "Eyecandies"}
@@ -105,7 +105,7 @@ class Page:
 
     def measured(self, kind: str) -> pd.DataFrame:
         """What was measured on the runs that the page looks at closely (`iumad.study.measured`)."""
-        return load_measured(shown_part(self.study, kind), kind, self.results)
+        return load_measured(measured_part(self.study, kind), kind, self.results)
 
     def beside(self, name: str) -> "Page":
         """Another study of the page: the params file of that name beside its own, else the repository's."""

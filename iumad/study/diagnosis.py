@@ -295,9 +295,7 @@ def bottleneck_features(
             perturb = PerturbConfig(redundant=redundant, spurious=spurious)
             dataset = PerturbedDataset(work.dataset, perturb, step.seen)
             store = (
-                work.store
-                if perturb.is_off
-                else open_store(dataset, run, work.device, work.store.measure())
+                work.store if perturb.is_off else open_store(dataset, run, work.device, work.store)
             )
             for start in range(0, len(ids), CHUNK):
                 with torch.no_grad():

@@ -273,13 +273,13 @@ def measure_study(study: StudyConfig, folder: str | Path, device: str = "auto") 
         for run, point in bar:
             bar.set_postfix_str(f"{run.method} {run.modality}")
             with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-                rows += pool.submit(measure, run, point, device).result()
+                rows += pool.submit(measure_point, run, point, device).result()
     table = pd.DataFrame(rows)[COST_COLUMNS]
     results.write_table(table, costs_file(study, folder))
     return table
 
 
-def measure(run: RunConfig, point: Point, device: str) -> list[dict[str, Any]]:
+def measure_point(run: RunConfig, point: Point, device: str) -> list[dict[str, Any]]:
     """Rows of one point, in a process of its own: else memory that other models gave back would be used again."""
     where = pick_device(device)
     state = f"{device_name(where)}, {torch.get_num_threads()} torch threads"

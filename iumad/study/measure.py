@@ -17,7 +17,7 @@ from iumad.data.sample import GOOD
 from iumad.errors import DataError
 from iumad.evaluation.evaluate import Scored, anomaly_maps, compare_details, evaluate, overwritten
 from iumad.evaluation.metrics import image_auroc, image_scores, or_missing, pixel_auroc
-from iumad.features.cache import FeatureStore
+from iumad.features import open_store
 from iumad.models.base import Detector
 from iumad.models.build import method_class
 from iumad.study.diagnosis import FOLDS, bottleneck_features, diagnose, probe
@@ -26,8 +26,8 @@ from iumad.study.measured import (
     KINDS,
     STRENGTHS,
     measured_file,
+    measured_part,
     perturbed,
-    shown_part,
     write_measured,
 )
 from iumad.study.runner import (
@@ -51,7 +51,7 @@ def measure(study: StudyConfig, results: str | Path, kinds: Sequence[str] = tupl
     Parameters
     ----------
     study : StudyConfig
-        Of its runs (`iumad.study.measured.shown_part`) those are measured that are finished.
+        Of its runs (`iumad.study.measured.measured_part`) those are measured that are finished.
     results : path
         Results folder.
     kinds : sequence of str
@@ -63,7 +63,7 @@ def measure(study: StudyConfig, results: str | Path, kinds: Sequence[str] = tupl
         Tables that were written.
     """
     written = 0
-    wanted = {kind: shown_part(study, kind).seeds for kind in kinds}
+    wanted = {kind: measured_part(study, kind).seeds for kind in kinds}
     for run in tqdm(_runs_of(study, kinds), desc="measurements", unit="run"):
         finished, scored = is_trained(run, results), list[Scored]()
         for kind in [kind for kind, seeds in wanted.items() if run.seed in seeds]:
@@ -86,7 +86,7 @@ def measure(study: StudyConfig, results: str | Path, kinds: Sequence[str] = tupl
 
 def _runs_of(study: StudyConfig, kinds: Sequence[str]) -> list[RunConfig]:
     """The runs that one of the kinds is measured of."""
-    runs = [run for kind in kinds for run in shown_part(study, kind).runs()]
+    runs = [run for kind in kinds for run in measured_part(study, kind).runs()]
     return list({run.run_id: run for run in runs}.values())
 
 
@@ -199,9 +199,7 @@ def perturbation(run: RunConfig, results: str | Path) -> pd.DataFrame:
         try:
             for strength in strengths:
                 dataset = perturbed(work.dataset, kind, strength)
-                store = FeatureStore(
-                    dataset, run, device=work.device, preparation=work.store.measure()
-                )
+                store = open_store(dataset, run, work.device, work.store)
                 rows = evaluate(detector, store, categories, run.evaluation)
                 means = rows.groupby("metric", sort=False)["value"].mean().reset_index()
                 tables.append(means.assign(perturbation=kind, strength=strength))

@@ -101,7 +101,7 @@ FIELDS = {"redundant noise": "redundant", "spurious background": "spurious"}
 """Perturbation -> its strengths in the kind "perturbed", and its key in a params file."""
 
 
-def shown_part(study: StudyConfig, kind: str = "") -> StudyConfig:
+def measured_part(study: StudyConfig, kind: str = "") -> StudyConfig:
     """The part of a study that is measured: all methods in the last setting and modality, as a rule first seed."""
     seeds = study.seeds if kind in OF_EVERY_SEED else study.seeds[:1]
     return study.select(settings=study.settings[-1:], modalities=study.modalities[-1:], seeds=seeds)

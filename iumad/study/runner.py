@@ -171,7 +171,7 @@ class RunWork:
         if not self.run.perturb.reaches(step.number):
             return self.store
         dataset = PerturbedDataset(self.dataset, self.run.perturb, step.seen)
-        return open_store(dataset, self.run, self.device, self.store.measure())
+        return open_store(dataset, self.run, self.device, self.store)
 
     @cached_property
     def test_store(self) -> FeatureStore:
@@ -181,7 +181,7 @@ class RunWork:
             return self.store
         base = self.run.steps_of(self.dataset.categories)[0]
         dataset = PerturbedDataset(self.dataset, perturb, base)
-        return open_store(dataset, self.run, self.device, self.store.measure())
+        return open_store(dataset, self.run, self.device, self.store)
 
     def ids(self, categories: Sequence[str], split: str) -> list[str]:
         """Samples of some categories in one split."""
@@ -190,6 +190,7 @@ class RunWork:
     def new_detector(self, step: Step) -> Detector:
         """The method with the weights that a step begins with where there is no earlier one."""
         torch.manual_seed(train.epoch_seed(self.run.seed, step.number, -1))
+        # the first time this makes the backbone, which draws random numbers: published models depend on that order
         run, channels = self.run, self.store.backbone.channels
         spec = InputSpec(run.modalities, channels, run.features.grid, run.data.image_size)
         return make_detector(run.model, spec, len(step.seen)).to(self.device)
@@ -224,7 +225,7 @@ def train_step(work: RunWork, step: Step, earlier: Detector | None) -> None:
     with computing_threads(effort.threads):
         store = work.training_store(step)
         with work.show(work.title(step, "images"), len(ids)) as advance:
-            store.measure(counted(advance, effort))
+            store.preparation(counted(advance, effort))
         with work.show(work.title(step, "features"), len(ids)) as advance:
             store.fill(ids, counted(advance, effort))
         if earlier is not None:
@@ -244,7 +245,7 @@ def train_step(work: RunWork, step: Step, earlier: Detector | None) -> None:
                 plan, watch = StepPlan.of(run, step.number), Watch(counted(advance, effort))
                 log = train.fit_step(detector, store, ids, plan, remembered, step.partial, watch)
     write_step_table(pd.DataFrame(log, columns=["epoch", "term", "value"]), step.log)
-    prepared = work.store.measure().model_dump(mode="json")
+    prepared = work.store.preparation().model_dump(mode="json")
     params = run.model_dump(mode="json") | {"preparation": prepared}
     device = device_name(work.device)
     record = record_provenance(run.run_id, params, device, effort.finish())
