@@ -5,6 +5,7 @@ PYTHON = python3
 VENV = .venv
 PARAMS = params/smoke.yaml
 MARK = not slow
+export PYTHONDONTWRITEBYTECODE =  # empty: rewritten tests are kept for the next time
 
 .PHONY: study test attack check book bench clean
 

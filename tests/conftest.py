@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import tiny
 import yaml
 from hypothesis import HealthCheck, settings
 
+# nbformat loads this where it is installed: seconds for the grammar of addresses, which no notebook has
+sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
 pytest_plugins = ["attack.tally"]
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -81,13 +81,22 @@ def test_a_notebook_is_told_what_to_show(small_repository, own, given, shown):
     assert told.get("params_file", f"../params/{own}.yaml") == shown
 
 
-def test_an_executed_notebook_shows_what_it_was_told_and_names_no_machine(small_repository):
-    root = small_repository("print(params_file, results, run)")
+def test_an_executed_notebook_shows_what_it_was_told_and_keeps_its_figure(small_repository):
+    root = small_repository("print(params_file, results, run)\n" + FIGURE)
+    path = root / "notebooks" / "01_one.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[-1].metadata["mystnb"] = {"figure": {"name": "curve", "caption": "A curve."}}
+    nbformat.write(notebook, path)
     params = root / "params" / "two.yaml"
     (path,) = execute_notebooks(params, root / "out", root, root / "runs")
     assert failures(path) == []
     assert last_text(path) == "../params/two.yaml ../runs False"
     assert str(root) not in path.read_text()
+    names = ["curve.png", "curve.svg", "curve.csv"]
+    assert extract_figures(path, root / "figures") == {"curve": names}
+    assert (root / "figures" / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert "</svg>" in (root / "figures" / "curve.svg").read_text()
+    assert (root / "figures" / "curve.csv").read_text() == "x\n1\n2\n"
 
 
 def test_published_pages_see_the_published_tables_alone(small_repository):
@@ -114,20 +123,6 @@ def test_a_page_that_needs_what_is_absent_is_kept_as_published(small_repository,
     (kept,) = republish(root / "out", root)
     assert kept.read_text() == "published"
     assert "01_one: kept as published, executing it needs absent_package" in capsys.readouterr().out
-
-
-def test_figures_of_tables_are_kept_as_svg_and_csv(small_repository):
-    root = small_repository(FIGURE)
-    path = root / "notebooks" / "01_one.ipynb"
-    notebook = nbformat.read(path, as_version=4)
-    notebook.cells[-1].metadata["mystnb"] = {"figure": {"name": "curve", "caption": "A curve."}}
-    nbformat.write(notebook, path)
-    (path,) = execute_notebooks(root / "params" / "two.yaml", root / "out", root)
-    names = ["curve.png", "curve.svg", "curve.csv"]
-    assert extract_figures(path, root / "figures") == {"curve": names}
-    assert (root / "figures" / "curve.png").read_bytes().startswith(b"\x89PNG")
-    assert "</svg>" in (root / "figures" / "curve.svg").read_text()
-    assert (root / "figures" / "curve.csv").read_text() == "x\n1\n2\n"
 
 
 def test_a_failing_cell_stops_the_run_and_is_remembered(small_repository):

@@ -155,6 +155,7 @@ def test_nothing_usable_says_why(tmp_path):
         check_dataset(tmp_path)
 
 
+@pytest.mark.slow
 def test_real_data_is_clean(real_data):
     report = check_dataset(real_data / "real_rgbd")
     assert report.ok, report.errors

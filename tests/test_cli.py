@@ -107,9 +107,10 @@ def test_all_commands_are_there():
 
 
 def test_run_loads_what_is_finished_and_plan_counts_it(iumad, finished):
-    code, out, _ = iumad("run", finished.params, "--results", finished.results)
+    part = ("--results", finished.results, "--method", "bank")  # the others are measured long
+    code, out, _ = iumad("run", finished.params, *part)
     assert code == 0
-    for text in ("ib-iumad", "iuf", "bank", "rgb+depth", "2-1", "i_auroc", "aupro"):
+    for text in ("bank", "rgb+depth", "2-1", "i_auroc", "aupro"):
         assert text in out
     code, out, _ = iumad("plan", finished.params, "--results", finished.results)
     assert code == 0

@@ -2,6 +2,7 @@
 
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ import tiny
 from iumad.config.files import load_params
 from iumad.errors import ConfigError
 from iumad.study import efficiency, measured
-from iumad.study.efficiency import Point, measure, measure_speeds, points_of
+from iumad.study.efficiency import Point, measure_point, measure_speeds, points_of
 from iumad.study.load import Speed, needs, plan
 from iumad.study.results import write_table
 
@@ -22,10 +23,12 @@ KEYS = ["categories", "image_size", "batch"]
 def table() -> pd.DataFrame:
     """All points of a network and a bank (measured in this process)."""
     rows = []
-    for method in ("ib-iumad", "bank"):
-        run = tiny.run(method, settings=["3-0"])
-        for point in points_of(run):
-            rows += measure(run, point, "cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(efficiency, "Backbone", cache(efficiency.Backbone))  # most of the time
+        for method in ("ib-iumad", "bank"):
+            run = tiny.run(method, settings=["3-0"])
+            for point in points_of(run):
+                rows += measure_point(run, point, "cpu")
     return pd.DataFrame(rows)[measured.COST_COLUMNS]
 
 
@@ -82,11 +85,14 @@ def test_only_the_bank_grows_with_categories(table):
     assert (logits < np.diff(bank) / 10).all()
 
 
+@pytest.mark.slow
 def test_a_process_is_charged_for_what_the_model_adds():
     """In a process of its own a bank of 100 categories adds its bytes, and is not charged for libraries."""
     (run,) = tiny.study(methods={"bank": {}}, settings=["3-0"], data={"n_train": 400}).runs()
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        rows = pd.DataFrame(pool.submit(measure, run, Point(100, tiny.SIZE, 1, 0), "cpu").result())
+        rows = pd.DataFrame(
+            pool.submit(measure_point, run, Point(100, tiny.SIZE, 1, 0), "cpu").result()
+        )
     values = rows.groupby("metric")["value"].median()
     size, added = values["model (MB)"], values["added memory (MB)"]
     assert (
@@ -97,7 +103,7 @@ def test_a_process_is_charged_for_what_the_model_adds():
 
 def test_a_model_that_is_too_large_has_its_size_only(monkeypatch):
     monkeypatch.setattr(efficiency, "LIMIT", 0)
-    (row,) = measure(tiny.run("bank", settings=["3-0"]), Point(100, tiny.SIZE, 1, 0), "cpu")
+    (row,) = measure_point(tiny.run("bank", settings=["3-0"]), Point(100, tiny.SIZE, 1, 0), "cpu")
     assert row["metric"] == "model (MB)"
 
 
@@ -135,7 +141,7 @@ def test_costs_are_found_again_whatever_the_seed(table, tmp_path):
 
 def test_fpfh_is_not_measured_rather_than_measured_wrongly():
     with pytest.raises(ConfigError, match="FPFH"):
-        measure(tiny.run("btf"), Point(3, tiny.SIZE, 1, 0), "cpu")
+        measure_point(tiny.run("btf"), Point(3, tiny.SIZE, 1, 0), "cpu")
 
 
 def test_a_model_without_times_has_its_size_in_the_summary():

@@ -54,7 +54,7 @@ def test_the_first_error_is_raised(tmp_path):
         run_parallel(study, tmp_path, "cpu", jobs=2)
 
 
-@pytest.mark.parametrize("target", ["worker", "parent"])
+@pytest.mark.parametrize("target", ["worker", pytest.param("parent", marks=pytest.mark.slow)])
 def test_killed_processes(grid, tmp_path, target):
     """A killed worker is told with its run; a killed parent takes its workers with it; both go on later."""
     study, _ = grid

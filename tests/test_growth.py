@@ -65,8 +65,7 @@ def test_what_is_remembered_grows_with_zeros():
 
 
 @pytest.mark.parametrize("strategy", ["projection", "ewc"])
-def test_logits_grow_with_every_step(tmp_path, monkeypatch, strategy):
-    monkeypatch.setenv("IUMAD_CACHE", str(tmp_path / "cache"))
+def test_logits_grow_with_every_step(tmp_path, strategy):
     run = tiny.run(settings=["1-1"], increment={"epochs": 1, "strategy": strategy})
     rows = run_one(run, tmp_path, "cpu")
     assert rows["step"].max() == 2
@@ -76,8 +75,7 @@ def test_logits_grow_with_every_step(tmp_path, monkeypatch, strategy):
     assert sizes == [1, 2, 3]
 
 
-def test_a_finished_run_goes_on_with_more_categories(tmp_path, monkeypatch):
-    monkeypatch.setenv("IUMAD_CACHE", str(tmp_path / "cache"))
+def test_a_finished_run_goes_on_with_more_categories(tmp_path):
     two = tiny.run(data={"categories": list(tiny.CATEGORIES[:2])}, settings=["2-0"])
     three = tiny.run(settings=["2-1"])
     run_one(two, tmp_path, "cpu")

@@ -338,6 +338,7 @@ def rows_of_ib_iumad(finished: tiny.Finished) -> pd.DataFrame:
     return finished.rows[finished.rows["method"] == "ib-iumad"].reset_index(drop=True)
 
 
+@pytest.mark.slow  # in test_grid.py they are workers of one command
 def test_two_processes_on_one_folder_share_the_work(finished, other_process):
     assert sorted((other_process / "trained.txt").read_text().split()) == ["0", "1"]
     only = load_params(other_process / "params.yaml")
