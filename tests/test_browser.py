@@ -16,6 +16,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 WIDTHS = (1280, 400)  # a laptop, a telephone
 LOCAL = ("file:", "data:", "blob:")
+PATIENCE = 300_000  # milliseconds: shared machines are slow
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +31,13 @@ def browser() -> Iterator:
         instance = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield instance
         instance.close()
+
+
+def new_page(browser, **options):
+    """A page that waits long enough."""
+    page = browser.new_page(**options)
+    page.set_default_timeout(PATIENCE)
+    return page
 
 
 def pages(built_book: Path) -> list[Path]:
@@ -49,6 +57,7 @@ def screenshots(repository) -> Path:
 def test_pages_work_alone(browser, built_book, screenshots, width):
     trouble = []
     with browser.new_context(viewport={"width": width, "height": 900}) as context:
+        context.set_default_timeout(PATIENCE)
         for path in pages(built_book):
             name = str(path.relative_to(built_book).with_suffix("")).replace("/", "_")
             page = context.new_page()
@@ -91,7 +100,7 @@ MEASURE = """() => {
 
 def measured(browser, built_book: Path, width: int) -> dict[str, dict]:
     """What `MEASURE` finds on each page in a window of some width."""
-    page, found = browser.new_page(viewport={"width": width, "height": 900}), {}
+    page, found = new_page(browser, viewport={"width": width, "height": 900}), {}
     for path in pages(built_book):
         if "<article" in path.read_text(encoding="utf-8") and "index" not in path.stem:
             page.goto(path.as_uri(), wait_until="load")
@@ -124,7 +133,7 @@ def test_long_tables_are_sorted_and_searched(browser, repository):
     head = "<thead><tr><th>name</th><th>value</th></tr></thead>"
     script = (repository / "book" / "_theme" / "book.js").read_text()
     table = f"<table>{head}<tbody>{body}</tbody></table>"
-    page = browser.new_page()
+    page = new_page(browser)
     page.set_content(
         f'<div class="bd-article"><div class="iumad">{table}</div></div><script>{script}</script>'
     )
@@ -140,16 +149,16 @@ def test_long_tables_are_sorted_and_searched(browser, repository):
 
 
 def test_formulas_are_typeset(browser, built_book):
-    page = browser.new_page()
+    page = new_page(browser)
     page.goto((built_book / "method.html").as_uri())
-    page.wait_for_selector("mjx-container svg", timeout=20_000)
+    page.wait_for_selector("mjx-container svg")
     assert page.locator("mjx-container").count() > 10
     assert page.locator("mjx-merror").count() == 0
     page.close()
 
 
 def test_dark_mode_darkens(browser, built_book):
-    page = browser.new_page(color_scheme="dark")
+    page = new_page(browser, color_scheme="dark")
     page.goto((built_book / "intro.html").as_uri())
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     channels = [int(part) for part in ground.strip("rgba()").split(",")[:3]]
@@ -166,7 +175,7 @@ def test_pages_are_accessible(browser, built_book):
     parts = {"include": [["article"]], "exclude": [["mjx-container"]]}  # MathJax speaks for itself
     trouble = {}
     for scheme in ("light", "dark"):
-        page = browser.new_page(color_scheme=scheme)
+        page = new_page(browser, color_scheme=scheme)
         for path in pages(built_book):
             if scheme == "dark" and path.stem not in DARK_PAGES:
                 continue  # the colours that could differ are all on these
@@ -184,7 +193,7 @@ def test_pages_are_accessible(browser, built_book):
 
 
 def test_print_view_shows_the_article_alone(browser, built_book):
-    page = browser.new_page()
+    page = new_page(browser)
     page.goto((built_book / "intro.html").as_uri())
     page.emulate_media(media="print")
     assert page.locator(
@@ -197,10 +206,10 @@ def test_print_view_shows_the_article_alone(browser, built_book):
 
 
 def test_explorers_of_the_book_are_alive(browser, built_book):
-    page = browser.new_page()
+    page = new_page(browser)
     page.goto((built_book / "executed" / "30_explore.html").as_uri())
     for kind in ("samples", "maps", "forgetting", "perturbation"):
-        page.wait_for_selector(f"#iumad-{kind}[data-ready]", timeout=20_000)
+        page.wait_for_selector(f"#iumad-{kind}[data-ready]")
     threshold = page.locator("#iumad-maps").get_by_role("slider", name="Threshold")
     before = page.locator("#iumad-maps .values").inner_text()
     threshold.press("Home")
@@ -211,9 +220,9 @@ def test_explorers_of_the_book_are_alive(browser, built_book):
 
 
 def test_search_finds_a_word(browser, built_book):
-    page = browser.new_page()
+    page = new_page(browser)
     page.goto((built_book / "search.html").as_uri() + "?q=bottleneck")
-    page.wait_for_selector("#search-results li", timeout=20_000)
+    page.wait_for_selector("#search-results li")
     assert page.locator("#search-results li a").count() >= 2
     page.close()
 
@@ -253,7 +262,7 @@ def test_nothing_from_data_runs_in_a_page(browser, repository, tmp_path):
     (root / "book" / "figures").mkdir()
     html = build_book([notebook], tmp_path / "out", root).parent / "executed" / "hostile.html"
 
-    page, dialogs = browser.new_page(), []
+    page, dialogs = new_page(browser), []
     page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
     page.goto(html.as_uri(), wait_until="load")
     page.wait_for_selector("#iumad-forgetting[data-ready]")
