@@ -143,6 +143,8 @@ def test_the_landing_page_says_yes_no_or_open(page, word, begins):
     assert lost.endswith("IB-IUMAD 10.0 points and IUF 30.0 points.")
     assert end.endswith("IB-IUMAD 85.0 % and IUF 75.5 %.")
     assert text.in_short(no_rows(), compared) == [text.NOT_ANSWERED]
+    ours = page.part().query("method == 'ib-iumad'")
+    assert [plain(each) for each in text.in_short(ours, compared)] == ["Not run yet: iuf."]
 
 
 def test_every_line_of_a_comparison_is_of_its_method_and_cell(study, tmp_path):

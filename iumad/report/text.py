@@ -45,7 +45,7 @@ PARTS = {
     "fusion": "the fusion",
     "bottleneck": "the bottleneck",
 }
-NOT_ANSWERED = Markup("Not answered yet: no run is finished.")
+NOT_ANSWERED = Markup("Not answered yet: no run that it needs is finished.")
 
 
 def in_words(modality: str) -> str:
@@ -151,8 +151,11 @@ def in_short(rows: pd.DataFrame, compared: pd.DataFrame) -> list[Markup]:
         Their comparison with `BASELINE` (`iumad.report.page.Page.compared`).
     """
     shown = [name for name in WHO if name in set(rows["method"])]
+    missing = [name for name in (OURS, BASELINE) if name not in shown]
+    if missing:
+        return [NOT_ANSWERED if rows.empty else _not_run(missing)]
     found = compared[(compared["method"] == OURS) & (compared["metric"] == "fm_i_auroc")]
-    if not {OURS, BASELINE} <= set(shown) or found.empty:
+    if found.empty:  # a single step
         return [NOT_ANSWERED]
     means, word = _means(rows[rows["method"].isin(shown)]), found["verdict"].iloc[0]
     said = []
@@ -199,10 +202,12 @@ def learning_in_steps(rows: pd.DataFrame, compared: pd.DataFrame) -> list[Markup
             fill("Points forgotten of categories learnt earlier: {}.", Markup(", ").join(forgotten))
         )
     if len(trained) < 2:
-        said.append(
-            fill("Not run yet: {}.", _names([n for n in (OURS, BASELINE) if n not in have]))
-        )
+        said.append(_not_run([n for n in (OURS, BASELINE) if n not in have]))
     return [*said, *verdict(compared[compared["metric"].isin(["i_auroc", "fm_i_auroc"])])]
+
+
+def _not_run(methods: Sequence[str]) -> Markup:
+    return fill("Not run yet: {}.", _names(methods))
 
 
 def against_the_mark(rows: pd.DataFrame, mark: str = MARK) -> list[Markup]:
