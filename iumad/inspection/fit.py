@@ -130,19 +130,9 @@ def fit_folder(
         detector, store, run, categories, held, false_alarm_rate, progress, None
     )
     memory = _remember(detector, store, learnt, run, {})
-    card = Card(
-        iumad=version("iumad"),
-        created=started.isoformat(timespec="seconds"),
-        run=_without_root(run),
-        categories=categories,
-        channels=store.backbone.channels,
-        modalities=run.modalities,
-        preparation=store.preparation(),
-        n_train={name: len(dataset.ids("train", [name])) for name in categories},
-        thresholds=thresholds,
-        alone=alone,
-        seconds=round(time.monotonic() - clock, 1),
-        torch=torch.__version__,
+    seconds = time.monotonic() - clock
+    card = _card(
+        run, store, categories, thresholds, started.isoformat(timespec="seconds"), seconds, alone
     )
     kept = {name: _kept(store, held[name] or dataset.ids("train", [name])) for name in categories}
     model = Model(card, run, detector.eval(), store.backbone, kept, memory)
@@ -175,19 +165,7 @@ def pack_run(run: RunConfig, results: Path, false_alarm_rate: float) -> Fitted:
         for name in categories
     }
     provenance = read_provenance(step.provenance)
-    card = Card(
-        iumad=version("iumad"),
-        created=provenance.started,
-        run=_without_root(run),
-        categories=tuple(categories),
-        channels=store.backbone.channels,
-        modalities=run.modalities,
-        preparation=store.preparation(),
-        n_train={name: len(work.dataset.ids("train", [name])) for name in categories},
-        thresholds=thresholds,
-        seconds=provenance.duration_s,
-        torch=torch.__version__,
-    )
+    card = _card(run, store, categories, thresholds, provenance.started, provenance.duration_s)
     kept = {name: _kept(store, held[name]) for name in categories}
     memory = remembered_after(work, step) if detector.trained and _protects(run) else {}
     model = Model(card, run, detector.eval(), store.backbone, kept, memory)
@@ -278,6 +256,32 @@ def learn_folder(
     grown = Model(card, model.run, detector.eval(), model.backbone, kept, memory)
     table = _table(grown, store, dataset, dataset.categories)
     return Fitted(grown, table), _lost(model, full, before[0], after[0])
+
+
+def _card(
+    run: RunConfig,
+    store: FeatureStore,
+    categories: Sequence[str],
+    thresholds: dict[str, Threshold],
+    created: str,
+    seconds: float,
+    alone: dict[str, Threshold] | None = None,
+) -> Card:
+    """What a new model file says of itself."""
+    return Card(
+        iumad=version("iumad"),
+        created=created,
+        run=_without_root(run),
+        categories=tuple(categories),
+        channels=store.backbone.channels,
+        modalities=run.modalities,
+        preparation=store.preparation(),
+        n_train={name: len(store.dataset.ids("train", [name])) for name in categories},
+        thresholds=thresholds,
+        alone=alone or {},
+        seconds=round(seconds, 1),
+        torch=torch.__version__,
+    )
 
 
 def _epochs(images: int) -> int:

@@ -169,7 +169,7 @@ def epochs(run: RunConfig, results: str | Path) -> pd.DataFrame:
     """Image AUROC on the test images after each epoch of the last step, which is trained once more to watch it."""
     work, config = RunWork(run), run.evaluation
     last = steps_of(run, results, work.dataset)[-1]
-    ids, index = work.ids(last.categories, "train"), work.dataset.index
+    ids, index = work.dataset.ids("train", last.categories), work.dataset.index
     records = []
 
     def look(detector: Detector, epoch: int) -> None:

@@ -9,7 +9,7 @@ folder keeps two processes from doing the same work twice.
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -183,10 +183,6 @@ class RunWork:
         dataset = PerturbedDataset(self.dataset, perturb, base)
         return open_store(dataset, self.run, self.device, self.store)
 
-    def ids(self, categories: Sequence[str], split: str) -> list[str]:
-        """Samples of some categories in one split."""
-        return self.dataset.ids(split, categories)
-
     def new_detector(self, step: Step) -> Detector:
         """The method with the weights that a step begins with where there is no earlier one."""
         torch.manual_seed(train.epoch_seed(self.run.seed, step.number, -1))
@@ -219,7 +215,7 @@ def load_detector(work: RunWork, step: Step) -> Detector:
 
 def train_step(work: RunWork, step: Step, earlier: Detector | None) -> None:
     """Train a step from the model of the one before, and write all that belongs to it; the checkpoint is last."""
-    run, ids = work.run, work.ids(step.categories, "train")
+    run, ids = work.run, work.dataset.ids("train", step.categories)
     detector = work.new_detector(step)  # first: a wrong size shows here
     effort, log = Effort(step.unfinished, work.threads), []
     with computing_threads(effort.threads):
@@ -266,7 +262,7 @@ def take_trunk(
 
 def evaluate_step(work: RunWork, step: Step, detector: Detector) -> None:
     """Score the test images of all categories met so far and write the rows."""
-    ids = work.ids(step.seen, "test")
+    ids = work.dataset.ids("test", step.seen)
     with exclusive(work, step), computing_threads(work.threads):
         if step.rows.exists():
             return
@@ -286,7 +282,7 @@ def remembered_after(work: RunWork, step: Step) -> increments.Memory:
         with exclusive(work, step):
             detector, epochs = load_detector(work, step), StepPlan.of(work.run, step.number).epochs
             detector.begin_epoch(epochs - 1, epochs)  # what is remembered is that of the last loss
-            store, ids = work.training_store(step), work.ids(step.categories, "train")
+            store, ids = work.training_store(step), work.dataset.ids("train", step.categories)
             config, seed = work.run.increment, work.run.seed
             found = increments.remember(detector, store, ids, config, earlier, seed)
             save_checkpoint(step.remembered, {"key": {"step": step.key}, "memory": found})
@@ -311,7 +307,7 @@ def watch_training(
     if step.previous:
         load_grown(detector, trained_detector(work, step.previous).state_dict())
         remembered = remembered_after(work, step.previous)
-    store, ids = work.training_store(step), work.ids(step.categories, "train")
+    store, ids = work.training_store(step), work.dataset.ids("train", step.categories)
     plan = StepPlan.of(work.run, step.number)
     with computing_threads(work.threads):
         train.fit_step(detector, store, ids, plan, remembered, watch=Watch(epoch=after_epoch))

@@ -334,12 +334,7 @@ class Cnd(Detector):
 
     reads_features = False
 
-    def __init__(
-        self,
-        config: CndConfig,
-        spec: InputSpec,
-        n_categories: int,
-    ) -> None:
+    def __init__(self, config: CndConfig, spec: InputSpec, n_categories: int) -> None:
         super().__init__(config, spec, n_categories, standardise=False)
         self.constrained = config.warm_up == 0
         self.encoder = make_encoder(config, spec.image_size)

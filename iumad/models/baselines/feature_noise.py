@@ -31,20 +31,10 @@ from iumad.models.reconstruction import EncoderLayer, half_window, hide_neighbou
 class SimpleNet(Detector):
     """Adaptor and discriminator on patches; two modalities are joined along channels, so there is one map.
 
-    Parameters
-    ----------
-    config : SimpleNetConfig
-    spec : InputSpec
-    n_categories : int
-        Not used: SimpleNet does not classify.
+    SimpleNet does not classify: `n_categories` is not used.
     """
 
-    def __init__(
-        self,
-        config: SimpleNetConfig,
-        spec: InputSpec,
-        n_categories: int,
-    ) -> None:
+    def __init__(self, config: SimpleNetConfig, spec: InputSpec, n_categories: int) -> None:
         super().__init__(config, spec, n_categories, targets=spec.modalities[:1])
         width = spec.channels * len(spec.modalities)
         self.adaptor = nn.Linear(width, width)
@@ -175,20 +165,10 @@ class MaskedCondition(nn.Module):
 class CdadFeat(Detector):
     """Denoise the joint features of all modalities; what comes back different is anomalous.
 
-    Parameters
-    ----------
-    config : CdadFeatConfig
-    spec : InputSpec
-    n_categories : int
-        Not used: nothing is classified.
+    Nothing is classified: `n_categories` is not used.
     """
 
-    def __init__(
-        self,
-        config: CdadFeatConfig,
-        spec: InputSpec,
-        n_categories: int,
-    ) -> None:
+    def __init__(self, config: CdadFeatConfig, spec: InputSpec, n_categories: int) -> None:
         super().__init__(config, spec, n_categories)
         joint = spec.channels * len(spec.modalities)
         self.condition = MaskedCondition(joint, spec.grid, config)

@@ -229,12 +229,7 @@ class PyramidDecoder(nn.Module):
 class MambaAD(Detector):
     """One decoder for each modality; their maps are combined as those of all methods.
 
-    Parameters
-    ----------
-    config : MambaADLiteConfig
-    spec : InputSpec
-    n_categories : int
-        Not used: MambaAD does not classify.
+    MambaAD does not classify: `n_categories` is not used.
 
     Raises
     ------
@@ -242,12 +237,7 @@ class MambaAD(Detector):
         The grid is too small: each stage but the last has half the grid of the next one, at least 2.
     """
 
-    def __init__(
-        self,
-        config: MambaADLiteConfig,
-        spec: InputSpec,
-        n_categories: int,
-    ) -> None:
+    def __init__(self, config: MambaADLiteConfig, spec: InputSpec, n_categories: int) -> None:
         super().__init__(config, spec, n_categories)
         smallest = 2 ** (len(config.depths) - 1) + 1
         if spec.grid < smallest:

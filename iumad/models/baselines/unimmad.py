@@ -679,10 +679,7 @@ class MixtureDetector(Detector):
 class UniMMAD(MixtureDetector):
     """The full method: it reads the images, with its own frozen and its own trained backbone.
 
-    Parameters
-    ----------
-    config, spec : see `Detector`; of the study's features only the grid is used, for residual maps
-    n_categories : not used, the method knows no categories
+    Of the study's features only the grid is used, for residual maps. `n_categories` is not used.
 
     Raises
     ------
@@ -692,12 +689,7 @@ class UniMMAD(MixtureDetector):
 
     reads_features = False
 
-    def __init__(
-        self,
-        config: UniMMADConfig,
-        spec: InputSpec,
-        n_categories: int,
-    ) -> None:
+    def __init__(self, config: UniMMADConfig, spec: InputSpec, n_categories: int) -> None:
         if spec.image_size % 32 or spec.image_size < 64:
             raise ConfigError(
                 f"unimmad needs an image_size that 32 divides, at least 64, got {spec.image_size}"
@@ -725,10 +717,7 @@ class UniMMAD(MixtureDetector):
 class UniMMADLite(MixtureDetector):
     """Frozen features on one grid take the place of both image networks; there is one level, and no image is read.
 
-    Parameters
-    ----------
-    config, spec : see `Detector`
-    n_categories : not used, the method knows no categories
+    The method knows no categories: `n_categories` is not used.
 
     Raises
     ------
@@ -736,12 +725,7 @@ class UniMMADLite(MixtureDetector):
         4 does not divide the grid, which two bottlenecks halve, or it is less than 8.
     """
 
-    def __init__(
-        self,
-        config: UniMMADLiteConfig,
-        spec: InputSpec,
-        n_categories: int,
-    ) -> None:
+    def __init__(self, config: UniMMADLiteConfig, spec: InputSpec, n_categories: int) -> None:
         if spec.grid % 4 or spec.grid < 8:
             raise ConfigError(
                 f"unimmad-lite needs a features.grid that 4 divides, at least 8, got {spec.grid}"
