@@ -126,6 +126,7 @@ def test_geometric_of_the_published_defects():
     assert geometric_by_name("wobble") is None
 
 
+@pytest.mark.slow
 def test_full_tree_has_the_published_counts(tmp_path):
     root = trees.full_mvtec3d(tmp_path / "mvtec_3d_ad")
     dataset = MVTec3D(root)

@@ -54,7 +54,8 @@ def test_the_first_error_is_raised(tmp_path):
         run_parallel(study, tmp_path, "cpu", jobs=2)
 
 
-@pytest.mark.parametrize("target", ["worker", pytest.param("parent", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["worker", "parent"])
 def test_killed_processes(grid, tmp_path, target):
     """A killed worker is told with its run; a killed parent takes its workers with it; both go on later."""
     study, _ = grid

@@ -70,9 +70,12 @@ RESUMED = [
     (0, {}),
     (0, {"training": {"schedule": "step", "batch_size": 2}}),
     (1, {"increment": {"strategy": "projection", "pull": 0.05}}),
-    (1, {"increment": {"strategy": "projection", "optimizer": "sgd", "lr": 0.1}}),
-    (1, {"increment": {"strategy": "ewc"}}),
     (1, {"increment": {"strategy": "replay", "replay_images": 1}}),
+    pytest.param(
+        *(1, {"increment": {"strategy": "projection", "optimizer": "sgd", "lr": 0.1}}),
+        marks=pytest.mark.slow,
+    ),
+    pytest.param(1, {"increment": {"strategy": "ewc"}}, marks=pytest.mark.slow),
 ]
 
 
