@@ -42,7 +42,7 @@ def after_each_step(tmp_path_factory) -> tuple[RunWork, list[Step], list[KeepDet
 def test_maps_of_old_categories_stay_the_same_bits(after_each_step):
     work, _, models = after_each_step
     for number, name in enumerate(tiny.CATEGORIES):
-        batch = work.store.batch(work.ids([name], "test"))
+        batch = work.store.batch(work.dataset.ids("test", [name]))
         maps = [model.maps_and_logits(batch) for model in models[number:]]
         for later, logits in maps[1:]:
             assert (logits.argmax(dim=1) == number).all()
@@ -115,12 +115,12 @@ def test_a_map_is_one_on_average_on_the_good_images_it_is_measured_on():
 
 def test_watching_a_step_does_not_disturb_its_training(after_each_step):
     work, steps, models = after_each_step
-    old = work.store.batch(work.ids([FIRST], "test"))
+    old = work.store.batch(work.dataset.ids("test", [FIRST]))
     states = []
     for epoch in (lambda model, _epoch: model.eval().residual_maps(old), Watch().epoch):
         detector = work.new_detector(steps[1])
         load_grown(detector, models[0].state_dict())
-        ids, plan = work.ids([SECOND], "train"), StepPlan.of(work.run, 1)
+        ids, plan = work.dataset.ids("train", [SECOND]), StepPlan.of(work.run, 1)
         fit_step(detector, work.store, ids, plan, {}, watch=Watch(epoch=epoch))
         states.append(detector.state_dict())
     first, second = (state.pop("_extra_state")["own"]["1"] for state in states)
