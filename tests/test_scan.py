@@ -354,6 +354,7 @@ for a, b in zip(*(torch.autograd.grad(out.square().sum(), arguments) for out in 
 """
 
 
+@pytest.mark.slow
 def test_triton_in_the_interpreter():
     """What needs a card, on the CPU: Triton decides at import whether it compiles or interprets."""
     environment = os.environ | {"TRITON_INTERPRET": "1"}
