@@ -367,6 +367,7 @@ def test_triton_in_the_interpreter():
 
 @pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED or not INSTALLED["triton"], reason="needs Triton's compiler")
+@pytest.mark.filterwarnings("ignore:AnnAssign:DeprecationWarning")  # Triton's, on Python 3.13
 @pytest.mark.parametrize("capability", [80, 90, 100])
 @pytest.mark.parametrize("name", ["_forward", "_backward"])
 def test_triton_kernels_compile_without_a_card(name, capability):
