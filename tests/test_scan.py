@@ -4,13 +4,14 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
 import torch
 
 from iumad.errors import ConfigError
-from iumad.models.scan import INSTALLED, RUN, selective_scan
+from iumad.models.scan import INSTALLED, RUN, fastest, selective_scan
 
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
 CUDA = torch.cuda.is_available()
@@ -420,6 +421,19 @@ def test_auto_chooses_by_device_and_dtype(monkeypatch):
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         selective_scan(*tensors(draw(1, 2, 3, 1), dtype))
     assert used == ["cpu", "cpu", "reference"]
+
+
+def test_the_faster_backend_is_found_forward_and_backward(monkeypatch):
+    def slow(u, *rest):
+        time.sleep(0.01)
+        return RUN["vectorised"](u, *rest)
+
+    monkeypatch.setitem(RUN, "triton", slow)
+    state = torch.get_rng_state()
+    with torch.inference_mode():
+        size = (torch.device("cpu"), torch.float32, torch.Size([1, 2, 3]), 1)
+        assert fastest(("triton", "vectorised"), *size) == "vectorised"
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_an_exported_scan_has_plain_operators_only():

@@ -17,8 +17,11 @@ Glossary, with the letters of the Mamba paper (Gu & Dao 2023, arXiv:2312.00752, 
 Not included: complex A, a B or C that does not vary in time, returning the last state.
 """
 
+import functools
 import importlib.util
+import math
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -64,8 +67,9 @@ def selective_scan(
         ``cpu`` is compiled by numba, ``triton`` by Triton for CUDA, ``mamba-ssm`` calls the package of
         that name (extra ``cuda``). In plain torch, on any device: ``reference`` is a loop over time,
         ``vectorised`` works on all steps at once and needs memory for all states. ``auto`` takes the
-        compiled one of the device, the first there is, else ``vectorised``; the latter too while a
-        model is exported, and ``reference`` for float64.
+        compiled one of the device, on CUDA the faster of two (timed once for each size, Triton's while
+        a graph is recorded), else ``vectorised``; the latter too while a model is exported, and
+        ``reference`` for float64.
 
     Returns
     -------
@@ -84,7 +88,7 @@ def selective_scan(
     if backend not in BACKENDS:
         raise ConfigError(f"scan backend: need one of {', '.join(BACKENDS)}, got {backend!r}")
     _check(u, {"delta": delta, "z": z}, A, {"B": B, "C": C}, {"D": D, "delta_bias": delta_bias})
-    chosen, dtype = _choose(backend, u), u.dtype
+    chosen, dtype = _choose(backend, u, A.shape[-1]), u.dtype
     B, C = (x.unsqueeze(1) if x.ndim == 3 else x for x in (B, C))
     wide = torch.promote_types(dtype, torch.float32)
     # None: as it is; Triton reads half precision and computes in float32
@@ -201,7 +205,7 @@ INSTALLED = {
 }
 
 
-def _choose(backend: str, u: Tensor) -> str:
+def _choose(backend: str, u: Tensor, d_state: int) -> str:
     """Replace "auto" by a backend; raise if the one asked for cannot be used."""
     device = u.device.type
     if backend == "auto":
@@ -210,7 +214,10 @@ def _choose(backend: str, u: Tensor) -> str:
         if u.dtype == torch.float64:
             return "reference"
         if device == "cuda":
-            return next((name for name in INSTALLED if INSTALLED[name]), "vectorised")
+            names = tuple(name for name in INSTALLED if INSTALLED[name]) or ("vectorised",)
+            recorded = torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing()
+            choose = len(names) > 1 and not recorded
+            return fastest(names, u.device, u.dtype, u.shape, d_state) if choose else names[0]
         return "cpu" if device == "cpu" else "vectorised"
     if not INSTALLED.get(backend, True):
         raise ConfigError(
@@ -221,6 +228,33 @@ def _choose(backend: str, u: Tensor) -> str:
     if device != needed and not (backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1"):
         raise ConfigError(f"scan backend {backend!r} needs tensors on {needed}, got {u.device}")
     return backend
+
+
+@functools.cache
+def fastest(
+    names: tuple[str, ...],
+    device: torch.device,
+    dtype: torch.dtype,
+    shape: tuple[int, int, int],
+    d_state: int,
+) -> str:
+    """The backend that takes the least time forward and backward on random inputs of a size, best of three."""
+    generator = torch.Generator(device).manual_seed(0)
+    best = dict.fromkeys(names, math.inf)
+    plain = torch.autocast(device.type, enabled=False)
+    with torch.inference_mode(False), torch.enable_grad(), plain:
+        like = {"generator": generator, "device": device}
+        u, delta = (torch.rand(shape, dtype=dtype, **like).requires_grad_() for _ in range(2))
+        a = -torch.rand(shape[1], d_state, **like)
+        b, c = (torch.rand(shape[0], 1, d_state, shape[2], dtype=dtype, **like) for _ in range(2))
+        for name in names * 3:
+            start = time.perf_counter()
+            out = RUN[name](u, delta, a, b, c, None, None, None, False)
+            torch.autograd.grad(out.sum(), (u, delta))
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            best[name] = min(best[name], time.perf_counter() - start)
+    return min(names, key=best.__getitem__)
 
 
 def _check(
