@@ -217,7 +217,9 @@ def _choose(backend: str, u: Tensor, d_state: int) -> str:
             names = tuple(name for name in INSTALLED if INSTALLED[name]) or ("vectorised",)
             recorded = torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing()
             choose = len(names) > 1 and not recorded
-            return fastest(names, u.device, u.dtype, u.shape, d_state) if choose else names[0]
+            return (
+                fastest(names, u.device, u.dtype, tuple(u.shape), d_state) if choose else names[0]
+            )
         return "cpu" if device == "cpu" else "vectorised"
     if not INSTALLED.get(backend, True):
         raise ConfigError(
@@ -235,7 +237,7 @@ def fastest(
     names: tuple[str, ...],
     device: torch.device,
     dtype: torch.dtype,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     d_state: int,
 ) -> str:
     """The backend that takes the least time forward and backward on random inputs of a size, best of three."""
@@ -243,10 +245,10 @@ def fastest(
     best = dict.fromkeys(names, math.inf)
     plain = torch.autocast(device.type, enabled=False)
     with torch.inference_mode(False), torch.enable_grad(), plain:
-        like = {"generator": generator, "device": device}
-        u, delta = (torch.rand(shape, dtype=dtype, **like).requires_grad_() for _ in range(2))
-        a = -torch.rand(shape[1], d_state, **like)
-        b, c = (torch.rand(shape[0], 1, d_state, shape[2], dtype=dtype, **like) for _ in range(2))
+        draw = functools.partial(torch.rand, generator=generator, device=device)
+        u, delta = (draw(shape, dtype=dtype).requires_grad_() for _ in range(2))
+        a = -draw((shape[1], d_state))
+        b, c = (draw((shape[0], 1, d_state, shape[2]), dtype=dtype) for _ in range(2))
         for name in names * 3:
             start = time.perf_counter()
             out = RUN[name](u, delta, a, b, c, None, None, None, False)
