@@ -345,7 +345,7 @@ SPURIOUS = (
     ),
     Claim(
         "both harm two modalities",
-        "With both modalities the results fall in the same way.",
+        "With both modalities, redundant and spurious features lower the results too.",
         "Sec. 2.3, observation 2",
         "spurious",
         SPURIOUS_PAGE,
