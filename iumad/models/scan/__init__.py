@@ -215,11 +215,11 @@ def _choose(backend: str, u: Tensor, d_state: int) -> str:
             return "reference"
         if device == "cuda":
             names = tuple(name for name in INSTALLED if INSTALLED[name]) or ("vectorised",)
-            recorded = torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing()
-            choose = len(names) > 1 and not recorded
-            return (
-                fastest(names, u.device, u.dtype, tuple(u.shape), d_state) if choose else names[0]
-            )
+            if len(names) == 1 or torch.compiler.is_compiling():
+                return names[0]
+            if torch.cuda.is_current_stream_capturing():  # nothing may be timed in a graph
+                return names[0]
+            return fastest(names, u.device, u.dtype, tuple(u.shape), d_state)
         return "cpu" if device == "cpu" else "vectorised"
     if not INSTALLED.get(backend, True):
         raise ConfigError(
