@@ -69,6 +69,7 @@ def defects(inside: dict[tuple[str, str], list[float]]) -> pd.DataFrame:
         pd.DataFrame(
             {
                 "category": list("aabb"),
+                "defect": ["dent", "hole", "hole", "hole"],
                 "sample_id": list("1234"),
                 "share": [1 / 128, 1 / 32, 1 / 8, 1 / 2],
                 "found": [0.5, 0.5, 1.0, 1.0],
@@ -97,6 +98,16 @@ def test_size_classes_in_cells():
     assert inside.to_dict() == pytest.approx(
         {"0 to 0.25 (1)": 50, "0.25 to 1 (1)": 60, "1 to 4 (1)": 70, "over 4 (1)": 80}
     )
+
+
+def test_each_kind_of_defect_by_hand():
+    two = {("plain", "rgb"): [0.5, 0.6, 0.7, 0.9], ("bank", "rgb"): [1.0] * 4}
+    table = transfer.kind_table(defects(two), "inside")
+    assert list(table["category"] + " " + table["defect"]) == ["a dent", "a hole", "b hole"]
+    assert list(table["images"]) == [1, 1, 2]
+    assert list(table["area (%)"]) == pytest.approx([100 / 128, 100 / 32, 100 * 5 / 16])
+    plain, bank = table.iloc[:, 4], table.iloc[:, 5]
+    assert [*plain, *bank] == pytest.approx([50, 60, 80, 100, 100, 100])
 
 
 def test_forgetting_after_each_step():

@@ -263,6 +263,24 @@ def size_table(defects: pd.DataFrame, grid: int) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
+def kind_table(defects: pd.DataFrame, value: str) -> pd.DataFrame:
+    """How well each kind of defect is found or localised: a line a kind, a column a method.
+
+    Parameters
+    ----------
+    defects : DataFrame
+        Measurements of the kind "defects" of one modality and seed.
+    value : str
+        "found" (share of good images with a lower score) or "inside" (pixel AUROC inside the image), in percent.
+    """
+    keys = ["category", "defect"]
+    images = defects.drop_duplicates("sample_id").groupby(keys, sort=False)["share"]
+    sizes = 100 * images.mean().rename("area (%)")
+    wide = 100 * defects.pivot_table(value, keys, "method", sort=False)
+    table = images.size().rename("images").to_frame().join(sizes).join(wide.rename(columns=code))
+    return table.reset_index()
+
+
 def forgetting_by_step(rows: pd.DataFrame, metric: str = "aupro") -> pd.DataFrame:
     """Forgetting after each step, in points: `iumad.study.results.continual_table` of the steps up to there.
 
