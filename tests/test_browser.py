@@ -208,7 +208,7 @@ def test_print_view_shows_the_article_alone(browser, built_book):
 def test_explorers_of_the_book_are_alive(browser, built_book):
     page = new_page(browser)
     page.goto((built_book / "executed" / "30_explore.html").as_uri())
-    for kind in ("samples", "maps", "forgetting", "perturbation"):
+    for kind in ("samples", "maps", "scores", "forgetting", "perturbation"):
         page.wait_for_selector(f"#iumad-{kind}[data-ready]")
     threshold = page.locator("#iumad-maps").get_by_role("slider", name="Threshold")
     before = page.locator("#iumad-maps .values").inner_text()

@@ -18,7 +18,7 @@ from iumad.study.load import load_rows
 from iumad.study.measured import load_measured
 from iumad.study.results import ROW_SCHEMA
 
-STATIC = ("samples", "maps", "forgetting", "perturbation")
+STATIC = ("samples", "maps", "scores", "forgetting", "perturbation")
 
 
 def decoded(address: str) -> np.ndarray:
@@ -73,6 +73,7 @@ def data(measured) -> dict:
     return {
         "samples": explorers.samples_data(study.runs()[0]),
         "maps": explorers.maps_data(study, load_measured(study, "samples", results)),
+        "scores": explorers.scores_data({"sweets": load_measured(study, "samples", results)}),
         "forgetting": explorers.forgetting_data(load_rows(study, results)),
         "perturbation": explorers.perturbation_data(
             study, load_measured(study, "perturbed", results)
@@ -179,6 +180,22 @@ def test_maps_tell_the_score_of_the_sample(page, data):
     score = data["maps"]["runs"][int(method)]["categories"][2]["samples"][0]["score"]
     told = float(re.search(r"image score ([\d.e+-]+)\.", now[2])[1])
     assert told == pytest.approx(score, rel=5e-3)  # three digits
+
+
+@pytest.mark.browser
+def test_scores_count_false_alarms_and_misses(page, data):
+    _, now = after(
+        page,
+        "scores",
+        lambda root: root.get_by_role("slider", name="False alarms").press("Home"),
+    )
+    (group,) = data["scores"]["groups"]
+    for line, place in zip(now[2].split("missed.")[:2], group["start"], strict=True):
+        good, *defects = group["methods"][place]["categories"][0]["kinds"]
+        assert good["name"] == "good"
+        scores = [score for kind in defects for score in kind["scores"]]
+        missed = sum(score <= max(good["scores"]) for score in scores)
+        assert f"0 false alarms, {missed} of {len(scores)} " in line
 
 
 @pytest.mark.browser

@@ -363,5 +363,67 @@ window.iumadExplorers = window.iumadExplorers || (function () {
     draw();
   }
 
-  return { maps, forgetting, perturbation, samples };
+  // The threshold above which `allowed` of the good images lie (fewer where scores are equal); kinds[0] are the good ones.
+  function cutAt(kinds, allowed) {
+    const good = [...kinds[0].scores].sort((a, b) => b - a);
+    return good[Math.min(allowed, good.length - 1)];
+  }
+
+  function strips(parent, kinds, cut, title) {
+    const width = 400, left = 104, right = 44, row = 22, top = 10, base = top + row * kinds.length;
+    const all = kinds.flatMap((kind) => kind.scores), low = Math.min(...all), high = Math.max(...all);
+    const px = (value) => left + (high > low ? (value - low) / (high - low) : 0.5) * (width - left - right);
+    const above = kinds.map((kind) => kind.scores.filter((value) => value > cut).length);
+    const node = frame(parent, width, base + 34, `Image scores by ${title}; above the threshold: ` + kinds.map((kind, k) => `${above[k]} of ${kind.scores.length} ${kind.name}`).join(", ") + ".");
+    kinds.forEach((kind, k) => {
+      const y = top + row * (k + 0.5);
+      node.append(svg("line", { x1: left, x2: width - right, y1: y, y2: y, class: "grid" }));
+      node.append(svg("text", { x: left - 8, y: y + 4, "text-anchor": "end" }, kind.name));
+      node.append(svg("text", { x: width - right + 8, y: y + 4 }, `${above[k]}/${kind.scores.length}`));
+      for (const value of kind.scores) {
+        node.append(svg("line", { x1: px(value), x2: px(value), y1: y - 7, y2: y + 7, stroke: COLOURS[k ? 1 : 0], "stroke-width": 1.6, opacity: value > cut ? 0.9 : 0.35 }));
+      }
+    });
+    node.append(svg("line", { x1: px(cut), x2: px(cut), y1: 2, y2: base, class: "now" }));
+    node.append(svg("line", { x1: left, x2: width - right, y1: base, y2: base, class: "axis" }));
+    node.append(svg("text", { x: left, y: base + 14 }, say(low)), svg("text", { x: width - right, y: base + 14, "text-anchor": "end" }, say(high)));
+    node.append(svg("text", { x: (left + width - right) / 2, y: base + 28, "text-anchor": "middle" }, "image score"));
+  }
+
+  function scores(root, data) {
+    const controls = el("div", { class: "controls" }), shown = el("div", { class: "pictures" });
+    const values = el("p", { class: "values", "aria-live": "polite" }), table = el("table");
+    root.append(controls, shown, values, el("details", {}, el("summary", {}, "The same as a table"), table));
+    const of = () => data.groups[group.value], names = () => of().methods.map((one) => one.name);
+    const kindsOf = (method) => method.categories[category.value].kinds, goods = () => kindsOf(of().methods[0])[0].scores.length;
+    const changed = () => { allowed.limit(Math.max(0, goods() - 1)); allowed.tell(); draw(); };
+    const group = choice(controls, "Data", data.groups.map((one) => one.name), () => { category.fill(of().methods[0].categories.map((one) => one.name), 0); pair.forEach((each, k) => each.fill(names(), of().start[k])); changed(); });
+    const category = choice(controls, "Category", of().methods[0].categories.map((one) => one.name), changed);
+    const pair = ["Method", "Beside it"].map((label, k) => choice(controls, label, names(), () => draw(), of().start[k]));
+    const allowed = slider(controls, "False alarms allowed", Math.max(2, goods() - 1), 1, () => draw(), (many) => `${many} of ${goods()} good images`);
+    const charts = pair.map(() => {
+      const chart = el("div", { class: "chart" }), caption = el("figcaption", {});
+      shown.append(el("figure", { class: "wide" }, chart, caption));
+      return { chart, caption };
+    });
+
+    function draw() {
+      const found = pair.map((each) => of().methods[each.value]), cuts = found.map((method) => cutAt(kindsOf(method), allowed.value));
+      const counted = found.map((method, k) => kindsOf(method).map((kind) => kind.scores.filter((value) => value > cuts[k]).length));
+      charts.forEach(({ chart, caption }, k) => {
+        strips(chart, kindsOf(found[k]), cuts[k], found[k].name);
+        caption.textContent = found[k].name;
+      });
+      values.replaceChildren(...found.map((method, k) => {
+        const defects = kindsOf(method).slice(1).map((kind) => kind.scores.length).reduce((a, b) => a + b, 0);
+        const hits = counted[k].slice(1).reduce((a, b) => a + b, 0);
+        return el("span", {}, `${method.name}: threshold ${say(cuts[k])}; ${counted[k][0]} false alarms, ${defects - hits} of ${defects} defective images missed.`);
+      }));
+      tabulate(table, ["kind", "images", ...found.map((method) => `above, ${method.name}`)], kindsOf(found[0]).map((kind, i) => [kind.name, String(kind.scores.length), ...counted.map((each) => String(each[i]))]));
+      root.dataset.ready = [group.value, category.value, ...pair.map((each) => each.value), allowed.value].join("-");
+    }
+    allowed.tell(); draw();
+  }
+
+  return { maps, forgetting, perturbation, samples, scores };
 })();

@@ -7,7 +7,7 @@ in JupyterLab, with own results as with published ones.
 import base64
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any, Literal
 
@@ -28,9 +28,10 @@ from iumad.report.style import METRICS, Html, colours_of, fill
 from iumad.study.measured import perturbed
 from iumad.study.results import continual_table
 
-Kind = Literal["maps", "forgetting", "perturbation", "samples"]
+Kind = Literal["maps", "scores", "forgetting", "perturbation", "samples"]
 TITLES: dict[Kind, str] = {
     "maps": "Explorer of anomaly maps",
+    "scores": "Explorer of image scores",
     "forgetting": "Explorer of forgetting",
     "perturbation": "Explorer of perturbations",
     "samples": "Explorer of the data",
@@ -129,6 +130,38 @@ def maps_data(study: StudyConfig, samples: pd.DataFrame) -> dict[str, Any] | Non
         "runs": runs,
         "start": _start(categories, runs),
     }
+
+
+def scores_data(samples: Mapping[str, pd.DataFrame]) -> dict[str, Any] | None:
+    """Data of the explorer of image scores; None without any.
+
+    Parameters
+    ----------
+    samples : name of a data set -> DataFrame
+        Measurements of the kind "samples" of runs of one setting, modality and seed.
+    """
+    groups = []
+    for name, table in samples.items():
+        table = table.assign(label=table["defect"] != GOOD).sort_values("label", kind="stable")
+        methods = []
+        for method, of_run in table.groupby("method", sort=False):
+            categories = [
+                {
+                    "name": category,
+                    "kinds": [
+                        {"name": kind, "scores": [_short(score) for score in of_kind["score"]]}
+                        for kind, of_kind in part.groupby("defect", sort=False)
+                    ],
+                }
+                for category, part in of_run.groupby("category", sort=False)
+                if not part["label"].all()  # a threshold needs good images
+            ]
+            methods.append({"name": method, "categories": categories})
+        names = [method["name"] for method in methods]
+        if names:
+            start = [_first(names, OURS, 0), _first(names, BESIDE, len(names) - 1)]
+            groups.append({"name": name, "methods": methods, "start": start})
+    return {"groups": groups} if groups else None
 
 
 def forgetting_data(rows: pd.DataFrame) -> dict[str, Any] | None:
