@@ -16,7 +16,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from iumad.config.files import load_params
-from iumad.config.schema import RunConfig
+from iumad.config.schema import RunConfig, StudyConfig
 from iumad.features.cache import Batch
 from iumad.models.base import InputSpec
 from iumad.models.detector import ReconstructionDetector
@@ -63,8 +63,7 @@ def full_size(method: str, changes: list[str]) -> RunConfig:
     return chosen.runs()[0]
 
 
-def small(profile: str, method: str) -> RunConfig:
-    study = load_params(PARAMS / f"{profile}.yaml")
+def small(study: StudyConfig, method: str) -> RunConfig:
     chosen = study.select(methods=[method], modalities=["rgb+depth"], seeds=study.seeds[:1])
     return chosen.runs()[0]
 
@@ -102,11 +101,11 @@ def main() -> None:
         f"full {name}": Case(full_size(name, arguments.set), arguments.batch, device)
         for name in arguments.methods
     }
-    for study in ("mini", "unified"):
-        for name in arguments.methods:
-            if name in load_params(PARAMS / f"{study}.yaml").methods:
-                run = small(study, name)
-                cases[f"{study} {name}"] = Case(run, run.training.batch_size, device)
+    study = load_params(PARAMS / "mini.yaml")
+    for name in arguments.methods:
+        if name in study.methods:
+            run = small(study, name)
+            cases[f"mini {name}"] = Case(run, run.training.batch_size, device)
     calls = {
         (name, kind): getattr(case, kind)
         for name, case in cases.items()
