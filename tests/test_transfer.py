@@ -44,6 +44,15 @@ def test_differences_by_hand():
     assert set(judged["n"]) == {3}
 
 
+def test_means_over_seeds_have_their_spread():
+    table = rows({("plain", "rgb"): [0.5, 0.7], ("bank", "rgb"): [0.8]})
+    shown = transfer.result_table(table, ["aupro", "fm_aupro", "accuracy"])
+    assert shown.iloc[:, 3:].to_numpy().tolist() == [
+        ["60.0 ± 14.1", "10.0 ± 0.0"],
+        ["80.0", "10.0"],
+    ]
+
+
 def test_one_image_has_no_second_one():
     table = rows({("ib-iumad", "rgb"): [0.5, 0.6], ("bank-unified", "rgb"): [0.5, 0.5]})
     judged = transfer.answers({"colour": table, "none": table.iloc[:0]})

@@ -395,7 +395,7 @@ def _column(
     for (modality, method), printed in zip(lines, paper, strict=True):
         if (modality, method) in found.index:
             row = found.loc[modality, method]
-            cell = _mean_and_sd(100 * row["mean"], 100 * row["sd"], (modality, method) in best)
+            cell = mean_and_sd(100 * row["mean"], 100 * row["sd"], (modality, method) in best)
         elif (modality, setting, method) in grid and not _cannot(
             metric, summary, setting, modality, method
         ):
@@ -424,7 +424,8 @@ def _best(found: pd.DataFrame, metric: str) -> set[tuple[str, str]]:
     return best
 
 
-def _mean_and_sd(mean: float, sd: float, best: bool) -> Markup:
+def mean_and_sd(mean: float, sd: float, best: bool = False) -> Markup:
+    """Text of a cell: ``87.0 ± 0.6``, or the mean alone of a single seed."""
     if np.isnan(mean):
         return Markup("undefined")
     text = f"{round(mean, 1) + 0.0:.1f}" + ("" if np.isnan(sd) else f" ± {sd:.1f}")  # no -0.0

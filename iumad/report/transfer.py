@@ -9,7 +9,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from iumad.report.style import ABSENT, code, fill, label_of, verdict_word
-from iumad.report.tables import interval_text
+from iumad.report.tables import interval_text, mean_and_sd
 from iumad.study.results import continual_table, final_table, last_step
 from iumad.study.statistics import MARGIN, judge
 from iumad.study.verdicts import FLOOR
@@ -302,10 +302,18 @@ def forgetting_by_step(rows: pd.DataFrame, metric: str = "aupro") -> pd.DataFram
 
 
 def result_table(rows: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
-    """Means over categories after the last step, in percent: a line a method and modality, without floors."""
+    """Means over categories after the last step, in percent: a line a method and modality, without floors.
+
+    With several seeds a cell is their mean ± standard deviation.
+    """
     table = final_table(rows[~rows["method"].str.startswith(FLOOR)])
     keys = ["modality", "method", "setting"]
-    wide = 100 * table.pivot_table("value", keys, "metric", sort=False)
+    seeds = table.assign(value=100 * table["value"]).groupby([*keys, "metric"], sort=False)["value"]
+    summary = seeds.agg(["mean", "std"]).reset_index()
+    cells = [mean_and_sd(*both) for both in summary[["mean", "std"]].to_numpy()]
+    summary = summary.assign(cell=cells)
+    wide = summary.pivot_table("cell", keys, "metric", aggfunc="first", sort=False)
+    wide = wide.fillna(Markup(ABSENT))
     known = [metric for metric in metrics if metric in wide]
     wide = wide[known].rename(columns=label_of).reset_index()
     wide = wide.rename(columns={"accuracy": "Category told (%)"})
