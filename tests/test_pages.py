@@ -71,6 +71,16 @@ def test_a_table_in_the_paper_s_shape_by_hand(study):
     assert [("<b>" in row[3], "<b>" in row[4]) for row in cells] == [(False, False), (True, True)]
 
 
+def test_what_an_attempt_gives_by_hand():
+    both, rows = ("ib-iumad", "iuf"), rows_of(TWO_SEEDS)
+    attempts = {"more": (rows, *both, "6-1"), "none": (rows, *both, "10-0")}
+    table = tables.attempts_table(attempts, ["i_auroc", "fm_i_auroc", "p_auroc"])
+    # 85 against 75 and 76: 10 and 9, sd 0.71, times 12.7 / sqrt(2); 10 points forgotten against 30
+    assert table.to_numpy().tolist() == [
+        ["more", "6-1", 2, "9.5 [3.1, 15.9]", "-20.0 (every seed)", style.ABSENT]
+    ]
+
+
 def test_a_study_without_rows_still_has_its_tables(study):
     table = tables.paper_table(study, no_rows(), ["i_auroc"])
     assert len(table) == 4

@@ -3,7 +3,7 @@
 Detection metrics are shown in percent, what learning in steps did in percentage points.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from markupsafe import Markup
 from iumad.config.schema import StudyConfig
 from iumad.data.minicandies import MiniCandies
 from iumad.evaluation.metrics import image_auroc, or_missing
-from iumad.report.style import ABSENT, fill, verdict_word
+from iumad.report.style import ABSENT, fill, label_of, verdict_word
 from iumad.study.load import RUN_LABELS, load_provenance
 from iumad.study.results import (
     LABELS,
@@ -363,6 +363,36 @@ def best_epoch(epochs: pd.DataFrame) -> pd.DataFrame:
         labels = dict(zip(RUN_LABELS, keys, strict=True))
         tables.append(pair.assign(**labels, detail="best epoch on test images", metric="i_auroc"))
     return pd.concat(tables)[columns] if tables else pd.DataFrame(columns=columns)
+
+
+def attempts_table(
+    attempts: Mapping[str, tuple[pd.DataFrame, str, str, str]], metrics: Sequence[str]
+) -> pd.DataFrame:
+    """What becomes of the difference of two methods when something else is tried.
+
+    Parameters
+    ----------
+    attempts : what is tried -> (rows of one modality, first method, second method, setting)
+    metrics : names in `iumad.study.results.final_table`
+
+    Returns
+    -------
+    DataFrame
+        tried, setting, seeds, and for each metric the first method's value minus the second's, in points, the mean
+        over seeds with its 95 % interval; an attempt that was not run has no line.
+    """
+    lines = []
+    for tried, (rows, first, second, setting) in attempts.items():
+        chosen = rows[(rows["setting"] == setting) & rows["method"].isin([first, second])]
+        wide = final_table(chosen).pivot_table("value", ["metric", "seed"], "method")
+        if not {first, second} <= set(wide):
+            continue
+        values = 100 * (wide[first] - wide[second]).rename("value").dropna()
+        found = summarise(values.reset_index(), ["metric"]).set_index("metric")
+        texts = found[["mean", "low", "high"]].apply(lambda row: interval_text(*row), axis=1)
+        line = {"tried": tried, "setting": setting, "seeds": int(found["n"].max())}
+        lines.append(line | {label_of(name): texts.get(name, ABSENT) for name in metrics})
+    return pd.DataFrame(lines, columns=["tried", "setting", "seeds", *map(label_of, metrics)])
 
 
 def interval_text(mean: float, low: float, high: float) -> str:
