@@ -391,8 +391,9 @@ def attempts_table(
         found = summarise(values.reset_index(), ["metric"]).set_index("metric")
         texts = found[["mean", "low", "high"]].apply(lambda row: interval_text(*row), axis=1)
         line = {"tried": tried, "setting": setting, "seeds": int(found["n"].max())}
-        lines.append(line | {label_of(name): texts.get(name, ABSENT) for name in metrics})
-    return pd.DataFrame(lines, columns=["tried", "setting", "seeds", *map(label_of, metrics)])
+        lines.append(line | {name: texts.get(name, ABSENT) for name in metrics})
+    table = pd.DataFrame(lines, columns=["tried", "setting", "seeds", *metrics])
+    return table.rename(columns={name: label_of(name).split(" (")[0] for name in metrics})
 
 
 def interval_text(mean: float, low: float, high: float) -> str:
