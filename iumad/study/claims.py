@@ -317,7 +317,7 @@ def _more_relative_harm(modality: str) -> Contrast:
 SPURIOUS = (
     Claim(
         "redundant features harm one modality",
-        "With one modality, redundant features lower the results and raise forgetting.",
+        "With one modality, redundant features lower the results.",
         "Sec. 2.3, observation 1",
         "spurious",
         SPURIOUS_PAGE,
@@ -325,8 +325,17 @@ SPURIOUS = (
         (
             _harm("iuf", NOISY, "depth"),
             *(_harm("iuf", NOISY, modality, "aupro") for modality in ("rgb", "depth")),
-            *(_harm("iuf", NOISY, modality, "fm_i_auroc") for modality in ("rgb", "depth")),
         ),
+        "harm",
+    ),
+    Claim(
+        "redundant features make one modality forget",
+        "With one modality, redundant features raise forgetting.",
+        "Sec. 2.3, observation 1",
+        "spurious",
+        SPURIOUS_PAGE,
+        _harm("iuf", NOISY, "rgb", "fm_i_auroc"),
+        (_harm("iuf", NOISY, "depth", "fm_i_auroc"),),
         "harm",
     ),
     Claim(
@@ -394,7 +403,7 @@ SPURIOUS = (
 CREDIT = (  # which part of observation 3 is the bottleneck's own
     Claim(
         "attention relieves without a bottleneck",
-        "Cross-attention and the sum over channels, without a bottleneck, already reduce the harm.",
+        "Cross-attention without a bottleneck already reduces the harm.",
         "control",
         "spurious",
         SPURIOUS_PAGE,
