@@ -206,6 +206,16 @@ def test_the_floor_of_another_study_serves_a_share_above_the_floor():
     assert without["reason"] == "not run: floors (rgb+depth)"
 
 
+def test_there_is_no_share_of_what_ends_near_the_floor():
+    share = Contrast((Harm(1, "clean", "noisy", BOTH),), "2-0", "i_auroc", exempt=("noisy",))
+    rows = {"clean": [0.9, 0.8], "noisy": [0.7, 0.6]}
+    (one,) = judged(at_once(rows | {"floor-a": [0.5, 0.75]}), share)
+    assert (one["n"], one["estimate"]) == (1, pytest.approx(50))
+    (none,) = judged(at_once(rows | {"floor-a": [0.85, 0.75]}), share)
+    assert none["verdict"] == UNTRAINED
+    assert "no share" in none["reason"]
+
+
 # --- gates --------------------------------------------------------------------------------------
 
 

@@ -217,7 +217,10 @@ class Term(NamedTuple):
 
 
 class Harm(NamedTuple):
-    """What a perturbation takes away of what lies above the floor: (clean - noisy) / (clean - best floor)."""
+    """What a perturbation takes away of what lies above the floor: (clean - noisy) / (clean - best floor).
+
+    Missing for a seed whose clean result does not end `ABOVE_FLOORS` above its best floor: nothing has no share.
+    """
 
     sign: int
     clean: str
@@ -484,7 +487,8 @@ def _sum_of(contrast: Contrast, cell: pd.DataFrame) -> pd.Series:
             part = cell[cell["modality"] == term.modality]
             clean, noisy = (_of(part, name) for name in (term.clean, term.noisy))
             floors = part[part["method"].str.startswith(FLOOR)].groupby("seed")["value"].max()
-            value = (clean - noisy) / (clean - floors)
+            above = (clean - floors).where(lambda points: points >= ABOVE_FLOORS)
+            value = (clean - noisy) / above
         else:
             value = _of(cell[cell["modality"] == term.modality], term.method)
         total = total + contrast.sign * term.sign * value
@@ -501,7 +505,11 @@ def _with_gates(
 ) -> tuple[str, str]:
     """The final verdict and its reason."""
     if numbers["n"] == 0:
-        return NOT_RUN, f"not run: {', '.join(_absent(contrast, values)) or 'any seed of all'}"
+        absent = _absent(contrast, values)
+        if not absent and any(isinstance(term, Harm) for term in contrast.terms):
+            points = f"{100 * ABOVE_FLOORS:.0f} points above the best floor"
+            return UNTRAINED, f"no seed in which all clean results end {points}, so no share of it"
+        return NOT_RUN, f"not run: {', '.join(absent) or 'any seed of all'}"
     missed = gates[gates["state"] == MISSED]["text"]
     if len(missed):
         return UNTRAINED, "; ".join(missed)
