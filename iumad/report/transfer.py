@@ -117,7 +117,7 @@ def answer_table(judged: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     """`answers` with a line for each question and a column for each data set."""
     cells = {
         (row.statement, row.data): fill(
-            "{} {}",
+            "{}<br>{}",
             verdict_word(row.verdict) if row.n > 1 else "one seed:",
             interval_text(row.mean, row.low, row.high),
         )
