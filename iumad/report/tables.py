@@ -400,6 +400,7 @@ def interval_text(mean: float, low: float, high: float) -> str:
     """A number with its interval, both already in the unit shown; without one for a single seed."""
     if np.isnan(mean):
         return "undefined"
+    mean = round(mean, 1) + 0.0  # no -0.0
     if np.isnan(low):
         return f"{mean:.1f}"
     if high - low < 1e-9:  # a method without randomness
