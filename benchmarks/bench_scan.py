@@ -128,7 +128,6 @@ def measure(jobs: dict[str, Callable[[], object]], repeats: int) -> dict[str, tu
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in jobs}
 
     def once(name: str) -> None:
-        jobs[name]()  # else it pays for the caches that the candidate before it has emptied
         clock, processor = time.perf_counter(), time.process_time()
         jobs[name]()
         times[name].append((time.perf_counter() - clock, time.process_time() - processor))
