@@ -81,6 +81,17 @@ def test_what_an_attempt_gives_by_hand():
     ]
 
 
+def test_aims_by_hand(study):
+    sizes, times = {"ib-iumad": 1.4, "iuf": 200.0}, {"iuf": 1.0}
+    table = tables.aims_table(rows_of(TWO_SEEDS), ["ib-iumad"], "iuf", sizes, times)
+    # iuf ends at 75 and 76, ib-iumad at 85 in both metrics; b: 90 and 92 in the end, 90 right after its step; forgets 10
+    absent = style.ABSENT
+    expected = ["-9.5 ± 0.7", "-9.5 ± 0.7", "1.0 ± 1.4", "10.0 ± 0.0", absent, "1", absent]
+    assert table["ib-iumad, 6-1"].tolist() == expected
+    empty = tables.aims_table(no_rows(), ["ib-iumad"], "iuf", sizes, times)
+    assert [*empty.columns] == ["aim", "at most"]
+
+
 def test_a_study_without_rows_still_has_its_tables(study):
     table = tables.paper_table(study, no_rows(), ["i_auroc"])
     assert len(table) == 4

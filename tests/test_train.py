@@ -71,6 +71,7 @@ RESUMED = [
     (0, {"training": {"schedule": "step", "batch_size": 2}}),
     (1, {"increment": {"strategy": "projection", "pull": 0.05}}),
     (1, {"increment": {"strategy": "replay", "replay_images": 1}}),
+    (1, {"preset": "ib-iumad-keep"}),
     pytest.param(
         *(1, {"increment": {"strategy": "projection", "optimizer": "sgd", "lr": 0.1}}),
         marks=pytest.mark.slow,
@@ -84,11 +85,12 @@ RESUMED = [
 def test_an_interrupted_step_ends_with_the_same_bits(store, tmp_path, step, changes):
     sections = {"training": {"epochs": 4}, "increment": {"epochs": 4}}
     sections = {key: value | changes.get(key, {}) for key, value in sections.items()}
-    run = tiny.run(model={"dropout": 0.1}, **sections)
+    run = tiny.run(changes.get("preset", "ib-iumad"), model={"dropout": 0.1}, **sections)
     start = tiny.trainable(store, run)
     memory = {}
     if step:
         start.fit(store, base_ids(store), torch.Generator())
+        start.calibrate(store, base_ids(store))
         memory = remember(start, store, base_ids(store), run.increment, {}, 0)
     straight, stopped = copy.deepcopy(start), copy.deepcopy(start)
     log = fit(straight, store, run, tmp_path / "straight.pt", step, memory)

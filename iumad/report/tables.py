@@ -21,6 +21,7 @@ from iumad.study.results import (
     MEAN,
     RUN_COLUMNS,
     beside_paper,
+    continual_table,
     final_table,
     last_step,
     paper_results,
@@ -28,6 +29,16 @@ from iumad.study.results import (
 from iumad.study.statistics import CONTRADICTED, SUPPORTED, summarise
 
 NOT_RUN = "not run"
+MAIN = ("i_auroc", "aupro")
+AIMS = {  # of a method that learns in steps, and how much it may be
+    "image AUROC below training on all at once (points)": 3,
+    "AUPRO below it (points)": 3,
+    "new categories' image AUROC below it (points)": 3,
+    "forgetting, image AUROC (points)": 2,
+    "images whose category is not recognised (%)": 2,
+    "kB that a category adds": 1000,
+    "time for an image, times that of ib-iumad": 1.3,
+}
 CELL = ["modality", "setting", "method"]
 BETTER_OR_WORSE = {SUPPORTED: "better", CONTRADICTED: "worse"}  # of a method against a reference
 LESS_IS_BETTER = "fm_"
@@ -192,6 +203,82 @@ def incremental(rows: pd.DataFrame) -> pd.DataFrame:
     if rows.empty:
         return rows
     return rows[rows.groupby(RUN_COLUMNS)["step"].transform("max") > 0]
+
+def below_joint(rows: pd.DataFrame, method: str, bound: str) -> pd.DataFrame:
+    """By how many points runs in steps end below training on all categories at once; negative: above.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Rows of one modality.
+    method, bound : str
+        What learns in steps, and what is trained on all categories at once; runs of one setting and seed are paired.
+
+    Returns
+    -------
+    DataFrame
+        setting, seed, metric, value: ``i_auroc`` and ``aupro``, means after the last step, and ``new_i_auroc``, the
+        categories of the increments right after their step.
+    """
+    cell = ["setting", "seed", "metric"]
+    of = {name: rows[rows["method"] == name] for name in (method, bound)}
+    base = of[method].loc[of[method]["step"] == 0, ["setting", "seed", "category"]]
+    learnt = last_step(of[bound]).merge(base.drop_duplicates(), how="left", indicator=True)
+    later = learnt[learnt["_merge"] == "left_only"].groupby(cell)["value"].mean()
+    new = later.rename(lambda metric: f"new_{metric}", level="metric")
+    final = {name: final_table(part).set_index(cell)["value"] for name, part in of.items()}
+    joint = pd.concat([final[bound].drop(new.index, errors="ignore"), new])
+    gaps = 100 * (joint - final[method]).dropna().rename("value")
+    return gaps[gaps.index.isin([*MAIN, "new_i_auroc"], level="metric")].reset_index()
+
+
+def aims_table(
+    rows: pd.DataFrame,
+    methods: Sequence[str],
+    bound: str,
+    kilobytes: Mapping[str, float],
+    time: Mapping[str, float],
+) -> pd.DataFrame:
+    """What a method that learns in steps should reach, and what it reaches: mean ± standard deviation over seeds.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Rows of one modality.
+    methods : sequence of str
+    bound : str
+        The method that is trained on all categories at once.
+    kilobytes, time : mapping
+        Of a method: what a category adds, and the time for an image beside that of `ib-iumad`.
+    """
+    table = pd.DataFrame({"aim": [*AIMS]} | {"at most": [f"{most:g}" for most in AIMS.values()]})
+    for method in methods:
+        part = rows[rows["method"] == method]
+        told = last_step(part[part["metric"] == "accuracy"])
+        told = told.groupby(["setting", "seed"])["value"].mean()
+        forgotten = continual_table(part[part["metric"] == "i_auroc"])
+        forgotten = forgotten[forgotten["metric"] == "fm_i_auroc"]
+        each = {
+            "fm_i_auroc": 100 * forgotten.set_index(["setting", "seed"])["value"],
+            "told": 100 * (1 - told),
+        }
+        values = pd.concat(each, names=["metric"]).rename("value").reset_index()
+        values = pd.concat([below_joint(rows, method, bound), values]).dropna()
+        summary = summarise(values, ["setting", "metric"]).set_index(["setting", "metric"])
+        for setting in part["setting"].unique():
+            cells = [
+                mean_and_sd(*summary.loc[(setting, name), ["mean", "sd"]])
+                if (setting, name) in summary.index
+                else Markup(ABSENT)
+                for name in ("i_auroc", "aupro", "new_i_auroc", "fm_i_auroc", "told")
+            ]
+            once = ((kilobytes, ".0f"), (time, ".2f"))
+            cells += [
+                Markup(format(given[method], form)) if method in given else Markup(ABSENT)
+                for given, form in once
+            ]
+            table[f"{method}, {setting}"] = cells
+    return table
 
 
 def runs_table(study: StudyConfig, results: str | Path) -> pd.DataFrame:

@@ -11,13 +11,12 @@ from markupsafe import Markup, escape
 
 from iumad.data.sample import Dataset
 from iumad.report.style import code, fill, verdict_word
-from iumad.report.tables import BETTER_OR_WORSE
-from iumad.study.results import LABELS, final_table, last_step
+from iumad.report.tables import BETTER_OR_WORSE, MAIN, below_joint
+from iumad.study.results import LABELS, final_table
 from iumad.study.statistics import CONTRADICTED, NO_DIFFERENCE, SUPPORTED, summarise
 from iumad.study.verdicts import ABOVE_FLOORS, FLOOR, NOT_RUN
 
 OURS, BASELINE, MARK = "ib-iumad", "iuf", "bank"
-MAIN = ("i_auroc", "aupro")
 WORDS = {"rgb": "colour alone", "depth": "depth alone", "rgb+depth": "colour and depth"}
 DECIDED = (SUPPORTED, CONTRADICTED, NO_DIFFERENCE)
 UNMEASURED = (
@@ -276,20 +275,14 @@ def against_forgetting(rows: pd.DataFrame, ours: str, bound: str, kilobytes: flo
             circumstances(mine),
         )
     ]
-    if (bound, "i_auroc") in value:
-        base = mine.loc[mine["step"] == 0, "category"].unique()
-        theirs = last_step(rows[(rows["method"] == bound) & (rows["metric"] == "i_auroc")])
-        theirs = theirs[~theirs["category"].isin(base)]
-        new = value[ours, "new_i_auroc"]
-        gaps = (
-            value[ours, "i_auroc"] - value[bound, "i_auroc"],
-            new - 100 * theirs["value"].mean(),
-        )
+    gaps = below_joint(rows, ours, bound).groupby("metric")["value"].mean()
+    if len(gaps):
         said.append(
             fill(
                 "New categories reach {} % right after their step. Against {}, trained on all at once: {} "
                 "points of image AUROC, {} on new categories.",
-                *(f"{new:.1f}", code(bound), *(f"{gap:+.1f}" for gap in gaps)),
+                *(f"{value[ours, 'new_i_auroc']:.1f}", code(bound)),
+                *(f"{-gaps[metric]:+.1f}" for metric in ("i_auroc", "new_i_auroc")),
             )
         )
     return said
