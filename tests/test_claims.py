@@ -212,7 +212,7 @@ def test_there_is_no_share_of_what_ends_near_the_floor():
     (one,) = judged(at_once(rows | {"floor-a": [0.5, 0.75]}), share)
     assert (one["n"], one["estimate"]) == (1, pytest.approx(50))
     (none,) = judged(at_once(rows | {"floor-a": [0.85, 0.75]}), share)
-    assert none["verdict"] == UNTRAINED
+    assert none["verdict"] == UNDECIDED
     assert "no share" in none["reason"]
 
 

@@ -63,7 +63,7 @@ def test_every_study_that_a_notebook_shows_is_run():
     compared = re.search(r'COMPARED = "(.*)"', WORKFLOW.read_text())[1].split()
     photographs = {name for name in named if name.startswith("real_")}  # of data that lie elsewhere
     assert named - photographs - {"mini", "efficiency", "mvtec3d"} == set(compared)
-    assert {"settings", "protection", "bottleneck", "baselines"} <= named
+    assert {"settings", "protection", "rescue", "baselines"} <= named
 
 
 @pytest.mark.parametrize("profile", ["local", "slurm"])

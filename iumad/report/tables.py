@@ -152,7 +152,10 @@ def comparison(compared: pd.DataFrame) -> pd.DataFrame:
 
 
 def claim_table(answers: pd.DataFrame) -> pd.DataFrame:
-    """One row a claim (`iumad.study.claims.verdicts`): statement, verdict, difference, the paper's, reason."""
+    """One row a claim (`iumad.study.claims.verdicts`): statement, verdict, difference, the paper's, reason.
+
+    The paper's difference lies above, below or inside the interval of ours.
+    """
     intervals = [
         interval_text(row.estimate, row.low, row.high) if row.n and row.n > 0 else ""
         for row in answers.itertuples()
@@ -167,10 +170,18 @@ def claim_table(answers: pd.DataFrame) -> pd.DataFrame:
             "verdict": [verdict_word(word) for word in answers["verdict"]],
             "difference": intervals,
             "paper": answers["paper"].astype(float),
+            "paper lies": [_paper_lies(row) for row in answers.itertuples()],
             "detectable": answers["detectable"].astype(float),
             "why": answers["reason"],
         }
     )
+
+
+def _paper_lies(row: Any) -> str:
+    """Where the paper's difference is, seen from the interval of ours."""
+    if pd.isna(row.paper) or pd.isna(row.low):
+        return ""
+    return "above" if row.paper > row.high else "below" if row.paper < row.low else "inside"
 
 
 def cost_table(summary: pd.DataFrame) -> pd.DataFrame:
@@ -204,6 +215,7 @@ def incremental(rows: pd.DataFrame) -> pd.DataFrame:
         return rows
     return rows[rows.groupby(RUN_COLUMNS)["step"].transform("max") > 0]
 
+
 def below_joint(rows: pd.DataFrame, method: str, bound: str) -> pd.DataFrame:
     """By how many points runs in steps end below training on all categories at once; negative: above.
 
@@ -212,13 +224,14 @@ def below_joint(rows: pd.DataFrame, method: str, bound: str) -> pd.DataFrame:
     rows : DataFrame
         Rows of one modality.
     method, bound : str
-        What learns in steps, and what is trained on all categories at once; runs of one setting and seed are paired.
+        What learns in steps, and what is trained on all categories at once; runs of one setting and seed are
+        paired.
 
     Returns
     -------
     DataFrame
-        setting, seed, metric, value: ``i_auroc`` and ``aupro``, means after the last step, and ``new_i_auroc``, the
-        categories of the increments right after their step.
+        setting, seed, metric, value: ``i_auroc`` and ``aupro``, means after the last step, and ``new_i_auroc``,
+        the categories of the increments right after their step.
     """
     cell = ["setting", "seed", "metric"]
     of = {name: rows[rows["method"] == name] for name in (method, bound)}
@@ -452,10 +465,11 @@ def best_epoch(epochs: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(tables)[columns] if tables else pd.DataFrame(columns=columns)
 
 
-def attempts_table(
-    attempts: Mapping[str, tuple[pd.DataFrame, str, str, str]], metrics: Sequence[str]
-) -> pd.DataFrame:
-    """What becomes of the difference of two methods when something else is tried.
+Attempts = Mapping[str, tuple[pd.DataFrame, str, str, str]]
+
+
+def attempts_table(attempts: Attempts, metrics: Sequence[str]) -> pd.DataFrame:
+    """What becomes of two methods when something else is tried.
 
     Parameters
     ----------
@@ -465,22 +479,45 @@ def attempts_table(
     Returns
     -------
     DataFrame
-        tried, setting, seeds, and for each metric the first method's value minus the second's, in points, the mean
-        over seeds with its 95 % interval; an attempt that was not run has no line.
+        tried, setting, seeds, and for each metric the first method's mean, the second's, and the first minus the
+        second, in points, with its 95 % interval over seeds; an attempt that was not run has no line.
     """
     lines = []
-    for tried, (rows, first, second, setting) in attempts.items():
-        chosen = rows[(rows["setting"] == setting) & rows["method"].isin([first, second])]
-        wide = final_table(chosen).pivot_table("value", ["metric", "seed"], "method")
-        if not {first, second} <= set(wide):
+    for tried, (*_, setting) in attempts.items():
+        found = paired(attempts[tried])
+        if found.empty:
             continue
-        values = 100 * (wide[first] - wide[second]).rename("value").dropna()
-        found = summarise(values.reset_index(), ["metric"]).set_index("metric")
-        texts = found[["mean", "low", "high"]].apply(lambda row: interval_text(*row), axis=1)
+        cells = {
+            metric: fill(
+                "{}, {}:<br>{}",
+                *(f"{row[side]:.1f}" for side in ("first", "second")),
+                interval_text(*row[["mean", "low", "high"]]),
+            )
+            for metric, row in found.iterrows()
+        }
         line = {"tried": tried, "setting": setting, "seeds": int(found["n"].max())}
-        lines.append(line | {name: texts.get(name, ABSENT) for name in metrics})
+        lines.append(line | {name: cells.get(name, ABSENT) for name in metrics})
     table = pd.DataFrame(lines, columns=["tried", "setting", "seeds", *metrics])
     return table.rename(columns={name: label_of(name).split(" (")[0] for name in metrics})
+
+
+def paired(attempt: tuple[pd.DataFrame, str, str, str]) -> pd.DataFrame:
+    """Both methods of an attempt (`attempts_table`) and their difference over the seeds that both have.
+
+    Returns
+    -------
+    DataFrame
+        By metric: first, second, mean, low, high (percent and points), n; empty where it was not run.
+    """
+    rows, first, second, setting = attempt
+    chosen = rows[(rows["setting"] == setting) & rows["method"].isin([first, second])]
+    wide = 100 * final_table(chosen).pivot_table("value", ["metric", "seed"], "method")
+    if not {first, second} <= set(wide):
+        return pd.DataFrame()
+    wide = wide.dropna()
+    values = (wide[first] - wide[second]).rename("value").reset_index()
+    sides = wide.groupby("metric").mean().rename(columns={first: "first", second: "second"})
+    return summarise(values, ["metric"]).set_index("metric").join(sides)
 
 
 def interval_text(mean: float, low: float, high: float) -> str:

@@ -4,16 +4,30 @@ Sentences are `Markup`, so names in them are escaped (`iumad.report.style`).
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from iumad.data.sample import Dataset
 from iumad.report.style import code, fill, verdict_word
-from iumad.report.tables import BETTER_OR_WORSE, MAIN, below_joint
+from iumad.report.tables import (
+    BETTER_OR_WORSE,
+    MAIN,
+    Attempts,
+    below_joint,
+    interval_text,
+    paired,
+)
 from iumad.study.results import LABELS, final_table
-from iumad.study.statistics import CONTRADICTED, NO_DIFFERENCE, SUPPORTED, summarise
+from iumad.study.statistics import (
+    CONTRADICTED,
+    NO_DIFFERENCE,
+    SUPPORTED,
+    UNDECIDED,
+    summarise,
+)
 from iumad.study.verdicts import ABOVE_FLOORS, FLOOR, NOT_RUN
 
 OURS, BASELINE, MARK = "ib-iumad", "iuf", "bank"
@@ -26,16 +40,18 @@ WHO = {  # in words that need no other page
     OURS: "IB-IUMAD",
     BASELINE: "IUF",
     "finetune": "IB-IUMAD without any protection",
-    "bank-unified": "a bank of stored features, which trains nothing,",
+    "bank-unified": "one bank of stored features for all, which trains nothing,",
 }
 FORGETS = {
-    SUPPORTED: "<b>IB-IUMAD forgets less than IUF, on which it builds</b>: {}.",
-    CONTRADICTED: "<b>No: IB-IUMAD forgets more than IUF</b>, on which it builds ({} is that it forgets less).",
-    NO_DIFFERENCE: "<b>No: IB-IUMAD forgets as much as IUF</b>, on which it builds ({}).",
+    SUPPORTED: "<b>IB-IUMAD forgets less than IUF</b>, on which it builds",
+    CONTRADICTED: "<b>IB-IUMAD forgets more than IUF</b>, on which it builds",
+    NO_DIFFERENCE: "<b>IB-IUMAD forgets as much as IUF</b>, on which it builds",
+    UNDECIDED: "<b>IB-IUMAD is not shown to forget less than IUF</b>, on which it builds",
 }
-IN_SHORT = {
-    "fm_i_auroc": "Image AUROC lost of the categories learnt earlier: {}.",
-    "i_auroc": "Image AUROC of all categories in the end: {}.",
+CHANGES = {
+    "i_auroc": "{}",
+    "new_i_auroc": "new categories right after their step go {}",
+    "fm_i_auroc": "forgetting goes {}",
 }
 PARTS = {
     "backbone": "the frozen backbone",
@@ -114,28 +130,33 @@ def verdict(compared: pd.DataFrame, ours: str = OURS) -> list[Markup]:
     for row in compared[compared["method"] == ours].itertuples():
         if row.verdict == NOT_RUN:
             continue
-        forgets = row.metric.startswith("fm_")
-        verb, *direction = ("forgets", "less", "more") if forgets else ("has", "more", "less")
-        better, worse = direction
-        seen = [row.low, row.high] if row.estimate >= 0 else [-row.high, -row.low]
-        beside = (
-            "one seed" if np.isnan(row.low) else f"95 % interval {seen[0]:.1f} to {seen[1]:.1f}"
-        )
-        if not np.isnan(row.paper):
-            beside += f"; the paper: {abs(row.paper):.1f} {better if row.paper >= 0 else worse}"
         said.append(
             fill(
                 "{} {} {} points {} {} than {} ({}): {}.",
                 code(ours),
-                verb,
+                "forgets" if row.metric.startswith("fm_") else "has",
                 f"{abs(row.estimate):.1f}",
-                better if row.estimate >= 0 else worse,
+                _direction(row, row.estimate),
                 LABELS[row.metric].removeprefix("FM "),
                 code(row.reference),
-                beside,
+                _interval(row),
                 verdict_word(BETTER_OR_WORSE.get(row.verdict, row.verdict)),
             )
         )
+    return said
+
+
+def _direction(row: Any, value: float) -> str:
+    better, worse = ("less", "more") if row.metric.startswith("fm_") else ("more", "less")
+    return better if value >= 0 else worse
+
+
+def _interval(row: Any) -> str:
+    """How sure a difference is, in its direction, and the paper's."""
+    low, high = (row.low, row.high) if row.estimate >= 0 else (-row.high, -row.low)
+    said = "one seed" if np.isnan(low) else f"95 % interval {low:.1f} to {high:.1f}"
+    if not np.isnan(row.paper):
+        said += f"; the paper: {abs(row.paper):.1f} {_direction(row, row.paper)}"
     return said
 
 
@@ -156,20 +177,30 @@ def in_short(rows: pd.DataFrame, compared: pd.DataFrame) -> list[Markup]:
     found = compared[(compared["method"] == OURS) & (compared["metric"] == "fm_i_auroc")]
     if found.empty:  # a single step
         return [NOT_ANSWERED]
-    means, word = _means(rows[rows["method"].isin(shown)]), found["verdict"].iloc[0]
-    said = []
-    for metric, sentence in IN_SHORT.items():
-        values = [
-            fill("{} {}", WHO[name], _quantity(100 * means[name, metric], metric))
-            for name in shown
-            if (name, metric) in means.index
-        ]
-        said.append(fill(sentence, _and(values)))
+    means, (row, *_) = 100 * _means(rows[rows["method"].isin(shown)]), found.itertuples()
+    open_question = "Whether IB-IUMAD forgets less than IUF, on which it builds, is open"
+    of = {name: means.xs(name, level="metric") for name in ("fm_i_auroc", "i_auroc")}
+    others = [
+        fill("{} {}", WHO[name], f"{round(of['fm_i_auroc'][name], 1) + 0.0:.1f}")
+        for name in shown
+        if name in of["fm_i_auroc"] and name not in (OURS, BASELINE)
+    ]
+    said = [
+        fill(
+            "{}: it loses {} points of the image AUROC of categories learnt earlier, IUF {}{} ({} {}, {}): {}.",
+            Markup(FORGETS.get(row.verdict, open_question)),
+            *(f"{of['fm_i_auroc'][name]:.1f}" for name in (OURS, BASELINE)),
+            fill("; {}", _and(others)) if others else "",
+            *(f"{abs(row.estimate):.1f}", _direction(row, row.estimate), _interval(row)),
+            verdict_word(row.verdict),
+        )
+    ]
+    if row.paper > row.high:
+        said.append(Markup("A gain as large as the paper's lies outside the interval."))
+    ends = [fill("{} {} %", WHO[name], f"{of['i_auroc'][name]:.1f}") for name in shown]
+    said.append(fill("Image AUROC of all categories in the end: {}.", _and(ends)))
     where = circumstances(rows[rows["method"].isin([OURS, BASELINE])])
-    answer = FORGETS.get(
-        word, "Whether IB-IUMAD forgets less than IUF, on which it builds, is open: {}."
-    )
-    return [fill(answer, verdict_word(word)), *said, fill("Measured on {}.", where)]
+    return [*said, fill("Measured on {}.", where)]
 
 
 def learning_in_steps(rows: pd.DataFrame, compared: pd.DataFrame) -> list[Markup]:
@@ -311,7 +342,7 @@ def how_trained(seen: int | None, rows: pd.DataFrame, log: pd.DataFrame) -> list
     enough = trained >= floors.max() + ABOVE_FLOORS
     said = [
         fill(
-            "A model sees {} training images, the paper's about 2.9 million.",
+            "A model sees {} training images, the paper's about 2.7 million.",
             "some" if seen is None else f"{seen:,}",
         ),
         fill(
@@ -330,6 +361,35 @@ def how_trained(seen: int | None, rows: pd.DataFrame, log: pd.DataFrame) -> list
         )
         said.append(fill("{}, {}.", sentence, reached))
     return said
+
+
+def with_more_training(rows: pd.DataFrame, few: str, many: str) -> list[Markup]:
+    """What a larger budget still gives: validation error and image AUROC of each method that has both.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Rows of one setting and modality, methods named like ``iuf[epochs=15]``.
+    few, many : str
+        Ends of the methods' names.
+    """
+    means = _means(rows) if len(rows) else pd.Series()
+    said = [
+        fill(
+            "{} image AUROC {}, validation error {} %",
+            code(name),
+            f"{100 * (after['i_auroc'] - before['i_auroc']):+.1f}",
+            f"{100 * (after['validation_error'] / before['validation_error'] - 1):+.0f}",
+        )
+        for name in dict.fromkeys(rows["method"].str.partition("[")[0])
+        if {name + few, name + many} <= set(means.index.get_level_values(0))
+        for before, after in [(means[name + few], means[name + many])]
+    ]
+    if not said:
+        return []
+    return [
+        fill("Not trained to the end. With three times the images: {}.", Markup("; ").join(said))
+    ]
 
 
 def _names(methods: Sequence[str]) -> Markup:
@@ -380,24 +440,33 @@ def kept_by_the_bottleneck(table: pd.DataFrame) -> list[Markup]:
     return said
 
 
-def verdict_counts(answers: pd.DataFrame) -> list[Markup]:
-    """The claims that have a verdict, each verdict in a sentence, and why the others have none.
+def verdict_counts(answers: pd.DataFrame, shown: Sequence[str] = DECIDED) -> list[Markup]:
+    """The claims that have a verdict, with their difference, and why the others have none.
 
     Parameters
     ----------
     answers : DataFrame
-        statement, verdict (`iumad.study.claims.verdicts`).
+        `iumad.study.claims.verdicts`.
+    shown : sequence of str
+        Verdicts whose claims are quoted.
     """
-    said = [
-        fill("{}: {}", verdict_word(word), Markup(" ").join(map(escape, part["statement"])))
-        for word in DECIDED
-        if len(part := answers[answers["verdict"] == word])
-    ]
+    said = []
+    for word in shown:
+        for row in answers[answers["verdict"] == word].itertuples():
+            here = interval_text(row.estimate, row.low, row.high)
+            paper = "" if pd.isna(row.paper) else f"; the paper: {row.paper:.1f}"
+            unit = row.unit if row.unit != "doublings" else "doublings, a factor of two each"
+            said.append(
+                fill("{}: “{}” Here {} {}{}.", verdict_word(word), row.statement, here, unit, paper)
+            )
     left = answers[~answers["verdict"].isin(DECIDED)]["verdict"].value_counts()
     counts = [fill("{} {}", number, verdict_word(str(word))) for word, number in left.items()]
     if counts:
-        what = fill("{} of {} claims have no verdict", left.sum(), len(answers))
-        said.append(fill("{}: {}.", what, Markup(", ").join(counts)))
+        decided = len(answers) - int(left.sum())
+        what = fill(
+            "{} of {} claims {} decided", decided, len(answers), "is" if decided == 1 else "are"
+        )
+        said.append(fill("{}; of the others {}.", what, Markup(", ").join(counts)))
     return said
 
 
@@ -409,31 +478,29 @@ def changed_by(rows: pd.DataFrame, pairs: Sequence[tuple[str, str]], what: str) 
     rows : DataFrame
         Result rows of one data set.
     pairs : sequence of (method, method)
-        Before and after; those that are not run are left out.
+        Before and after, on the seeds that both have; those that are not run are left out.
     what : str
         What makes the difference, as the sentence begins.
     """
     several, said = len(set(rows["setting"])) > 1, []
     for pair in pairs:
-        parts: dict[str, list[Markup]] = {"i_auroc": [], "fm_i_auroc": []}
+        found: dict[str, list[Markup]] = {name: [] for name in CHANGES}
         for (modality, setting), part in rows.groupby(["modality", "setting"], sort=False):
-            means = _means(part)
-            for metric, found in parts.items():
+            seeds = [set(part.loc[part["method"] == name, "seed"]) for name in pair]
+            part = part[part["seed"].isin(set.intersection(*seeds)) & part["method"].isin(pair)]
+            means = 100 * _means(part) if len(part) else pd.Series()
+            where = in_words(str(modality)) + (f", {setting}" if several else "")
+            for metric, values in found.items():
                 if all((name, metric) in means.index for name in pair):
-                    before, after = (100 * means[name, metric] for name in pair)
+                    before, after = (means[name, metric] for name in pair)
                     end = _quantity(after, metric)
-                    where = in_words(str(modality)) + (f", {setting}" if several else "")
-                    found.append(fill("from {} to {} ({})", f"{before:.1f}", end, where))
-        if parts["i_auroc"]:
-            sentence = fill(
-                "{} takes the image AUROC of {} {}", what, code(pair[0]), _and(parts["i_auroc"])
+                    values.append(fill("from {} to {} ({})", f"{before:.1f}", end, where))
+        if found["i_auroc"]:
+            first, *others = (
+                fill(CHANGES[name], _and(values)) for name, values in found.items() if values
             )
-            lost = (
-                fill("; forgetting goes {}", _and(parts["fm_i_auroc"]))
-                if parts["fm_i_auroc"]
-                else ""
-            )
-            said.append(fill("{}{}.", sentence, lost))
+            start = fill("{} takes the image AUROC of {} {}", what, code(pair[0]), first)
+            said.append(fill("{}.", Markup("; ").join([start, *others])))
     return said or [NOT_ANSWERED]
 
 
@@ -458,19 +525,31 @@ def what_is_missed(missed: pd.DataFrame, method: str) -> list[Markup]:
     ]
 
 
+def overwritten(luck: pd.DataFrame) -> list[Markup]:
+    """How far one evaluation moves when test images overwrite each other (measurements of the kind "lottery")."""
+    if luck.empty:
+        return list(UNMEASURED)
+    low, high = (luck["low"].min(), luck["high"].max())
+    return [
+        fill(
+            "Where test images of one name overwrite each other, as in the release, one evaluation of one model "
+            "moves by <b>{} to {} points</b> of image AUROC (the middle 95 % of {}, the most of {} methods).",
+            *(f"{low:+.1f}", f"{high:+.1f}", f"{luck['evaluations'].iloc[0]:.0f}", len(luck)),
+        )
+    ]
+
+
 def largest_shift(shifts: pd.DataFrame) -> list[Markup]:
-    """The detail of evaluation that moves a number most, and how many do so beyond chance."""
+    """The detail of evaluation that moves a number most."""
     if shifts.empty:
         return list(UNMEASURED)
     worst = shifts.loc[shifts["shift"].abs().idxmax()]
-    clear = shifts[(shifts["low"] > 0) | (shifts["high"] < 0)]
     return [
         fill(
-            "From the same anomaly maps of {}, <i>{}</i> gives <b>{} points</b> of {}, the largest shift of all.",
+            "From the same anomaly maps of {}, <i>{}</i> gives {} points of {}, the largest shift below.",
             *(code(worst["method"]), worst["detail"], f"{worst['shift']:+.1f}"),
             LABELS[worst["metric"]],
-        ),
-        fill("The 95 % interval of {} of {} shifts leaves out zero.", len(clear), len(shifts)),
+        )
     ]
 
 
@@ -539,6 +618,29 @@ def inside(table: pd.DataFrame) -> list[Markup]:
             )
         )
     return said
+
+
+def attempted(attempts: Attempts, *metrics: str) -> list[Markup]:
+    """A sentence for each attempt that was run (`iumad.report.tables.attempts_table`)."""
+    said = []
+    for tried, attempt in attempts.items():
+        found = paired(attempt)
+        parts = [
+            fill(
+                "{} {} for {} and {} for {}, difference {}",
+                *(LABELS[metric], f"{row['first']:.1f}", code(attempt[1].partition("[")[0])),
+                *(f"{row['second']:.1f}", code(attempt[2].partition("[")[0])),
+                interval_text(*row[["mean", "low", "high"]]),
+            )
+            for metric in metrics
+            if metric in found.index
+            for row in [found.loc[metric]]
+        ]
+        if parts:
+            seeds = int(found["n"].max())
+            many = f"{seeds} seed" + "s" * (seeds > 1)
+            said.append(fill("{} ({}, {}): {}.", tried, attempt[3], many, Markup("; ").join(parts)))
+    return said or [NOT_ANSWERED]
 
 
 def over_settings(rows: pd.DataFrame, compared: pd.DataFrame) -> list[Markup]:

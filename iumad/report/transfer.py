@@ -3,16 +3,17 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
 from iumad.report.style import ABSENT, code, fill, label_of, verdict_word
-from iumad.report.tables import interval_text, mean_and_sd
+from iumad.report.tables import BETTER_OR_WORSE, interval_text, mean_and_sd
 from iumad.study.results import continual_table, final_table, last_step
-from iumad.study.statistics import MARGIN, judge
-from iumad.study.verdicts import FLOOR
+from iumad.study.statistics import CONTRADICTED, MARGIN, SUPPORTED, UNTRAINED, judge
+from iumad.study.verdicts import FLOOR, MISSED, measure_gates
 
 GIVEN_AWAY = 0.8  # image AUROC of a floor above which image scores say nothing of a method
 GIVEN = "given away"  # a column
@@ -20,6 +21,7 @@ _KEYS = ["metric", "method", "modality", "seed"]
 ALL = "all"  # the modality of a run that sees all images of a data set
 SIZES = (0.0, 0.25, 1.0, 4.0, np.inf)  # of defects, in cells of the grid
 DRAWS = 2000
+DECIDED = (SUPPORTED, CONTRADICTED)
 
 
 @dataclass(frozen=True)
@@ -89,18 +91,22 @@ def answers(rows_of: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     -------
     DataFrame
         data, statement and the columns of `iumad.study.statistics.judge`, values in points; the questions of a
-        data set are one family. A question is missing where a data set has no second image, or no such runs.
+        data set are one family. A question is missing where a data set has no second image, or no such runs. Where
+        a method misses a gate (`missed_gates`), the verdict is "not trained enough".
     """
-    found = []
+    found, untrained = [], set()
     for name, rows in rows_of.items():
         whole = max(rows["modality"].unique(), key=lambda each: (each.count("+"), each), default="")
         table = final_table(rows) if len(rows) else pd.DataFrame(columns=[*_KEYS, "value"])
         values = table.set_index(_KEYS)["value"].sort_index()
+        missed = missed_gates(rows)
         for question in QUESTIONS:
             keys = [
                 (question.metric, method, whole if modality == ALL else modality)
                 for method, modality in (question.first, question.second)
             ]
+            if any(key[1:] in missed.index for key in keys):
+                untrained.add((name, question.statement))
             if keys[0] == keys[1] or not all(key in values.index for key in keys):
                 continue
             difference = (values.loc[keys[0]] - values.loc[keys[1]]).dropna()
@@ -110,7 +116,30 @@ def answers(rows_of: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
             found.append(table.assign(**labels))
     if not found:
         return pd.DataFrame(columns=["data", "statement", "n", "mean", "low", "high", "verdict"])
-    return judge(pd.concat(found, ignore_index=True), ["data", "statement"], ["data"])
+    judged = judge(pd.concat(found, ignore_index=True), ["data", "statement"], ["data"])
+    short = [key in untrained for key in zip(judged["data"], judged["statement"], strict=True)]
+    return judged.assign(verdict=judged["verdict"].mask(short, UNTRAINED))
+
+
+def _word(row: Any) -> str:
+    """The verdict, where seeds can decide: a bank of the same photographs gives the same number for each."""
+    same = row.n < 2 or row.high - row.low < 1e-9
+    return "no verdict" if same and row.verdict != UNTRAINED else row.verdict
+
+
+def missed_gates(rows: pd.DataFrame) -> pd.Series:
+    """Gates that trained methods miss: texts by method and modality.
+
+    The gate of the floors is measured on categories that no floor gives away (`GIVEN_AWAY`), where there are any.
+    """
+    floors_here = rows[rows["method"].str.startswith(FLOOR) & (rows["metric"] == "i_auroc")]
+    given = floors_here.loc[floors_here["value"] > GIVEN_AWAY, "category"].unique()
+    gates = measure_gates(rows)
+    above = measure_gates(rows[~rows["category"].isin(given)])
+    gates = pd.concat([gates[gates["gate"] != "floors"], above[above["gate"] == "floors"]])
+    trained = ~gates["method"].str.startswith("bank")
+    missed = gates[trained & (gates["state"] == MISSED)]
+    return missed.groupby(["method", "modality"], sort=False)["text"].agg("; ".join)
 
 
 def answer_table(judged: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
@@ -118,7 +147,7 @@ def answer_table(judged: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     cells = {
         (row.statement, row.data): fill(
             "{}<br>{}",
-            verdict_word(row.verdict) if row.n > 1 else "one seed:",
+            verdict_word(_word(row)),
             interval_text(row.mean, row.low, row.high),
         )
         for row in judged.itertuples()
@@ -153,25 +182,35 @@ def floors(rows_of: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 def summary(judged: pd.DataFrame, table: pd.DataFrame, known: str) -> list[Markup]:
     """Where IB-IUMAD ends beside others, how often that is as on the data set `known`, and what is given away."""
-    means = judged.pivot_table("mean", "statement", "data", sort=False)
-    others = [name for name in means if name != known]
-    sentences = []
-    for name in others:
+    sentences, names = [], [*dict.fromkeys(judged["data"])]
+    rows = {(row.data, row.statement): row for row in judged.itertuples()}
+    for name in names:
         beside = [
-            fill("{} points {} {}", f"{abs(value):.1f}", "above" if value > 0 else "below", rival)
+            fill(
+                "{} points {} {} ({}: {})",
+                *(f"{abs(row.mean):.1f}", "above" if row.mean > 0 else "below", rival),
+                interval_text(row.mean, row.low, row.high).partition(" ")[2].strip("()"),
+                verdict_word(BETTER_OR_WORSE.get(word := _word(row), word)),
+            )
             for statement, rival in RIVALS.items()
-            if (value := means[name].get(statement, np.nan)) == value
+            if (row := rows.get((name, statement)))
         ]
-        seeds = int(judged.loc[judged["data"] == name, "n"].max())
-        if beside:
+        if beside and name != known:
+            seeds = int(judged.loc[judged["data"] == name, "n"].max())
             many = f"{seeds} seeds" if seeds > 1 else "one seed"
             ends = Markup(", ").join(beside)
             sentences.append(fill("{} ({}): AUPRO of IB-IUMAD ends {}.", name, many, ends))
-    if known in means:
-        pairs = [pair for name in others for pair in means[[known, name]].dropna().to_numpy()]
-        same = sum(first * second > 0 for first, second in pairs)
-        sentence = "{} of {} differences point where they do on {}."
-        sentences.append(fill(sentence, same, len(pairs), known))
+    if known in names:
+        decided = {key: row.mean > 0 for key, row in rows.items() if _word(row) in DECIDED}
+        same = [
+            sign == decided[known, statement]
+            for (name, statement), sign in decided.items()
+            if name != known and (known, statement) in decided
+        ]
+        sentence = (
+            "Of {} differences that are decided on {} and on photographs, {} point the same way."
+        )
+        sentences.append(fill(sentence, len(same), known, sum(same)))
     given = table[table[GIVEN] == "yes"]
     if len(table):
         cells = table[["data", "category"]].drop_duplicates()
@@ -290,11 +329,13 @@ def forgetting_by_step(rows: pd.DataFrame, metric: str = "aupro") -> pd.DataFram
         method, categories (learnt so far), metric, value, averaged over seeds.
     """
     part, tables = rows[rows["metric"] == metric], []
+    last = part.groupby("run_id")["step"].transform("max")
     for step in sorted(part["step"].unique())[1:]:
-        so_far = part[part["step"] <= step]
+        so_far = part[(part["step"] <= step) & (last >= step)]
         table = continual_table(so_far)
         table = table[table["metric"] == f"fm_{metric}"]
-        tables.append(table.assign(categories=so_far["category"].nunique()))
+        learnt = so_far.groupby("run_id")["category"].nunique()
+        tables.append(table.assign(categories=table["run_id"].map(learnt)))
     if not tables:
         return pd.DataFrame(columns=["method", "categories", "metric", "value"])
     whole = pd.concat(tables).groupby(["method", "categories"], sort=False)["value"].mean()

@@ -6,7 +6,7 @@ not judged. Claims of one family are corrected together where their main contras
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -158,8 +158,8 @@ def compare(
 ) -> pd.DataFrame:
     """Every method against a reference in the same modality and setting.
 
-    What a claim of the paper, or a question of ours, asks is judged with its claim, so that all pages say the
-    same; the rest is judged with the other methods of its cell of the grid.
+    What a claim of the paper, or a question of ours, asks of the study or of the settings is judged with its
+    claim, so that all pages say the same; the rest is judged with the other methods of its cell of the grid.
 
     Parameters
     ----------
@@ -178,7 +178,11 @@ def compare(
         reference.
     """
     name = study.rsplit("/", 1)[-1]
-    asked = {claim.name: claim for claim in (*PAPER_CLAIMS, *QUESTIONS) if claim.study == name}
+    asked = {
+        claim.name: replace(claim, study=name)
+        for claim in (*PAPER_CLAIMS, *QUESTIONS)
+        if claim.study in (name, REFERENCES[0])
+    }
     judged = evaluate_claims(tuple(asked.values()), {name: evidence})
     found: dict[tuple, dict] = {}
     for row in judged[judged["role"] == "main"].to_dict("records"):

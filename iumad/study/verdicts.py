@@ -59,8 +59,8 @@ def measure_gates(rows: pd.DataFrame, references: pd.DataFrame | None = None) ->
     rows : pandas.DataFrame
         Result rows (`iumad.study.results.ROW_SCHEMA`) of the study.
     references : pandas.DataFrame, optional
-        Rows of other studies with the same data and training, in which floors and runs of one step are looked for
-        where the study has none.
+        Rows of other studies with the same data and training: their floors count too, and runs of one step are
+        looked for in them where the study has none.
 
     Returns
     -------
@@ -136,23 +136,22 @@ def _learnt(rows: pd.DataFrame) -> _Learnt:
 
 def _above_floors(cell: tuple[str, str, str], own: _Learnt, other: _Learnt) -> tuple:
     method, modality, setting = cell
-    for source in (own, other):
-        floors = {
-            keys: values
-            for keys, values in source.levels.items()
-            if keys[0].startswith(FLOOR) and keys[1] == modality
-        }
-        here = {keys: values for keys, values in floors.items() if keys[2] == setting}
-        gains = {
-            name: (own.levels[cell] - values).mean()
-            for (name, *_), values in (here or floors).items()
-        }
-        gains = {name: gain for name, gain in gains.items() if not np.isnan(gain)}
-        if gains:
-            name = min(gains, key=lambda key: gains[key])
-            text = f"{_named(cell)} is {100 * gains[name]:.1f} points above {name}, 10 are needed"
-            return _measured(gains[name], ABOVE_FLOORS, text)
-    return _unmeasured(f"{method} ({modality}): no floors of its seeds")
+    floors = {
+        keys: values
+        for source in (other, own)
+        for keys, values in source.levels.items()
+        if keys[0].startswith(FLOOR) and keys[1] == modality
+    }
+    here = {keys: values for keys, values in floors.items() if keys[2] == setting}
+    gains = {
+        name: (own.levels[cell] - values).mean() for (name, *_), values in (here or floors).items()
+    }
+    gains = {name: gain for name, gain in gains.items() if not np.isnan(gain)}
+    if not gains:
+        return _unmeasured(f"{method} ({modality}): no floors of its seeds")
+    name = min(gains, key=lambda key: gains[key])
+    text = f"{_named(cell)} is {100 * gains[name]:.1f} points above {name}, 10 are needed"
+    return _measured(gains[name], ABOVE_FLOORS, text)
 
 
 def _classifier(cell: tuple[str, str, str], own: _Learnt) -> tuple:
@@ -508,7 +507,7 @@ def _with_gates(
         absent = _absent(contrast, values)
         if not absent and any(isinstance(term, Harm) for term in contrast.terms):
             points = f"{100 * ABOVE_FLOORS:.0f} points above the best floor"
-            return UNTRAINED, f"no seed in which all clean results end {points}, so no share of it"
+            return UNDECIDED, f"no share of it: in no seed do all clean results end {points}"
         return NOT_RUN, f"not run: {', '.join(absent) or 'any seed of all'}"
     missed = gates[gates["state"] == MISSED]["text"]
     if len(missed):
@@ -556,7 +555,9 @@ def _reason(verdict: str, numbers: dict, contrast: Contrast) -> str:
     reason = (
         f"{where} has 0 in it" if low <= 0 <= high else f"{where} does not have 0 in it{corrected}"
     )
-    if abs(numbers["paper"]) < numbers["detectable"]:
+    if numbers["paper"] > high:
+        reason += "; a difference as large as the paper's lies above it"
+    elif abs(numbers["paper"]) < numbers["detectable"]:
         reason += "; the paper's own difference is smaller than these runs could show"
     return reason
 
