@@ -379,6 +379,36 @@ def test_a_killed_process_is_resumed_to_the_same_bits(finished, other_process, m
     assert tiny.same_tensors(*states)
 
 
+def test_a_step_without_its_model_trains_no_finished_epoch_again(finished, tmp_path, monkeypatch):
+    def full_disk(*_arguments):
+        raise OSError("no space left")
+
+    run = one(finished, "iuf")
+    base, _ = steps_of(run, tmp_path)
+    monkeypatch.setattr(train.Unfinished, "SECONDS", 0.0)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"):
+        patch.setattr(study, "save_checkpoint", full_disk)
+        study.run_one(run, tmp_path)
+    assert base.partial.exists()
+    assert base.unfinished.exists()
+    epochs: list[tuple[int, int]] = []
+    end = train.LossLog.end
+
+    def counted(log, epoch, detector):
+        epochs.append((log.step, epoch))
+        end(log, epoch, detector)
+
+    monkeypatch.setattr(train.LossLog, "end", counted)
+    study.run_one(run, tmp_path)
+    assert epochs == [(1, 0), (1, 1)]  # none of the base
+    assert not base.partial.exists()
+    assert not base.unfinished.exists()
+    there, work = steps_of(run, finished.results)[0], RunWork(run, "cpu")
+    states = [load_detector(work, step).state_dict() for step in (base, there)]
+    assert tiny.same_tensors(*states)
+    assert base.log.read_bytes() == there.log.read_bytes()
+
+
 def test_a_run_in_work_elsewhere_is_left_for_later(finished, copied, monkeypatch):
     """The base of both is locked at first: the bank, which does not need it, comes first."""
     both = finished.study.select(methods=["ib-iumad", "bank"])

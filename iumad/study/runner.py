@@ -315,7 +315,7 @@ def watch_training(
 
 @contextmanager
 def exclusive(work: RunWork, step: Step) -> Iterator[None]:
-    """Work on the folder of a step that no other process has; what a killed one left half written is removed."""
+    """Work on the folder of a step that no other process has; what is not needed any more is removed."""
     step.folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(step.lock)
     try:
@@ -328,6 +328,9 @@ def exclusive(work: RunWork, step: Step) -> Iterator[None]:
     try:
         remove_stale(step.folder, older_than=0.0)
         yield
+        if step.checkpoint.exists():
+            step.partial.unlink(missing_ok=True)
+            step.unfinished.unlink(missing_ok=True)
     finally:
         lock.release()
 

@@ -103,7 +103,8 @@ def fit_step(
     store, sample_ids : the step's training data, nothing else is read
     plan : StepPlan
     memory : what is remembered of earlier steps (`iumad.training.increments.remember`)
-    unfinished : file; training goes on from it where it exists, it is deleted at the end. None: nothing is saved
+    unfinished : file; training goes on from it where it exists. Whoever has saved the detector deletes it. None:
+        nothing is saved
     watch : Watch
 
     Returns
@@ -146,7 +147,6 @@ def fit_step(
         saved.save_when_due(epoch + 1)
         watch.epoch(detector, epoch)
     detector.eval().calibrate(store, sample_ids)
-    saved.remove()
     return log.rows
 
 
@@ -259,7 +259,7 @@ class Unfinished:
         updates: Updates,
         log: LossLog,
     ) -> None:
-        self.path, self.epochs, self.log = path, plan.epochs, log
+        self.path, self.log = path, log
         self.key = {
             "run": plan.key,
             "step": plan.step,
@@ -283,18 +283,12 @@ class Unfinished:
         return saved["epoch"]
 
     def save_when_due(self, epoch: int) -> None:
-        """Save after `epoch` epochs, if the last save was long ago and there is more to come."""
-        due = time.monotonic() - self._last_save >= self.SECONDS
-        if self.path is None or not due or epoch == self.epochs:
+        """Save after `epoch` epochs, if the last save was long ago."""
+        if self.path is None or time.monotonic() - self._last_save < self.SECONDS:
             return
         state = {name: part.state_dict() for name, part in self._parts.items()}
         save_checkpoint(self.path, {"key": self.key, "epoch": epoch, "log": self.log.rows} | state)
         self._last_save = time.monotonic()
-
-    def remove(self) -> None:
-        """The step is finished."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
 
 
 def make_optimizer(detector: nn.Module, plan: StepPlan) -> torch.optim.Optimizer:
