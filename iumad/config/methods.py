@@ -21,6 +21,8 @@ from iumad.config.sections import (
 )
 from iumad.errors import ConfigError
 
+Fusion = Literal["addition", "concatfc", "linearglu", "cross-attention"]
+
 
 class ReconstructionConfig(Section):
     """IB-IUMAD and the reconstruction methods that are special cases of it."""
@@ -56,7 +58,7 @@ class ReconstructionConfig(Section):
     )
     d_state: Width = Field(16, description="N of the state space model")
     expand: Annotated[int, Field(ge=1, le=16)] = 2
-    fusion: Literal["addition", "concatfc", "linearglu", "cross-attention"] = "cross-attention"
+    fusion: Fusion = "cross-attention"
     bottleneck: bool = Field(
         True, description="the information bottleneck module of Eq. 5 and its KL"
     )

@@ -285,9 +285,7 @@ class EyecandiesConfig(_DiskData):
 
 
 AnyData = MiniCandiesConfig | FolderConfig | EyecandiesConfig
-DataConfig = Annotated[
-    MiniCandiesConfig | FolderConfig | EyecandiesConfig, Field(discriminator="name")
-]
+DataConfig = Annotated[AnyData, Field(discriminator="name")]
 
 
 def data_of_run(data: DataConfig, seed: int) -> DataConfig:

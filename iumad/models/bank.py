@@ -10,7 +10,7 @@ localisation (`has_map`). A method that does not beat the floors has learnt noth
 """
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import ClassVar, assert_never
 
 import torch
 from jaxtyping import Float, Int
@@ -365,8 +365,10 @@ class Floor(Detector):
                 return images.mean(dim=1).flatten(1).std(dim=1, keepdim=True)
             case "histogram":
                 return histograms(images, self.config.bins)
-            case _:
+            case "image":
                 return functional.adaptive_avg_pool2d(images, THUMBNAIL).flatten(1)
+            case _:
+                assert_never(self.config.statistic)
 
     @torch.no_grad()
     def fit(

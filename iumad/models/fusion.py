@@ -12,12 +12,14 @@ d  width; level  one decoder layer of one modality.
 """
 
 import math
+from typing import assert_never
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from iumad.config.methods import Fusion
 from iumad.models.reconstruction import Attention
 
 
@@ -86,7 +88,7 @@ class LinearGLU(nn.Module):
         return self.dropout(functional.glu(normed, dim=-1))
 
 
-def fusion_operator(name: str, dim: int, heads: int, n_modalities: int) -> nn.Module:
+def fusion_operator(name: Fusion, dim: int, heads: int, n_modalities: int) -> nn.Module:
     """One of the four operators of Table 6."""
     match name:
         case "addition":
@@ -95,8 +97,10 @@ def fusion_operator(name: str, dim: int, heads: int, n_modalities: int) -> nn.Mo
             return ConcatFC(dim, n_modalities)
         case "linearglu":
             return LinearGLU(dim, n_modalities)
-        case _:
+        case "cross-attention":
             return CrossLevelAttention(dim, heads, n_modalities)
+        case _:
+            assert_never(name)
 
 
 class InformationBottleneck(nn.Module):

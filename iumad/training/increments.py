@@ -28,7 +28,7 @@ Symbols: d  inputs of a layer (a convolution: of one window); r  rank; S  = X X^
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 from jaxtyping import Float
@@ -169,8 +169,10 @@ def remember(
         case "feature-replay":
             kept = _choose(store, sample_ids, config.replay_images, seed)
             return with_features(earlier, store.batch(kept))
-        case _:
+        case "none" | "joint":
             return {}
+        case _:
+            assert_never(config.strategy)
     return {
         key: value + with_rows(earlier[key], len(value)) if key in earlier else value
         for key, value in now.items()

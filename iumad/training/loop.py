@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, assert_never
 
 import torch
 from jaxtyping import Float
@@ -317,8 +317,10 @@ def make_scheduler(
             )
         case "step":
             return torch.optim.lr_scheduler.StepLR(optimizer, step_size=max(1, round(0.8 * total)))
-        case _:
+        case "constant":
             return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+        case _:
+            assert_never(plan.training.schedule)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
