@@ -376,6 +376,16 @@ def test_a_trained_network_cannot_do_without_the_second_image(folder):
         Predictor(model, allow_missing=True)
 
 
+def test_a_method_that_recognises_no_product_has_to_be_given_it(folder):
+    run = own_run(folder, "plain", assignments=[*TRAINED, "training.epochs=1"])
+    model = fit_folder(folder, run, 0.05, silent).model
+    image, cloud = pair(folder, "pretzel")
+    with pytest.raises(ConfigError, match=r"plain does not say which product .* --category"):
+        Predictor(model)(image, cloud)
+    given = Predictor(model)(image, cloud, "pretzel")
+    assert (given.category, given.recognised, given.confidence) == ("pretzel", False, 1.0)
+
+
 def test_a_threshold_can_be_changed_at_prediction(folder, file):
     image, cloud = pair(folder, "chocolate")
     low = Predictor.load(file, {"chocolate": 1e-6})(image, cloud, "chocolate")

@@ -148,7 +148,7 @@ def predict(
     """Score images with a model file. Exit code 0: all good, 3: some are anomalous.
 
     A folder may hold pairs as MVTec 3D-AD has them (rgb/ and xyz/ or depth/ beside each other). Without --category
-    the model tells the category of each image itself.
+    the model recognises the category of each image itself, where its method can.
     """
     from iumad.inspection.outputs import keys_of
     from iumad.inspection.predictor import Predictor
