@@ -155,9 +155,9 @@ def predict(
 
     predictor = Predictor.load(model, _thresholds(model, threshold or []), allow_missing)
     pairs = _pairs(paths, second or [], predictor.modalities, allow_missing)
-    told = [path_category(path, predictor.categories, category) for path, _ in pairs]
+    given = [path_category(path, predictor.categories, category) for path, _ in pairs]
     keys = keys_of([path for path, _ in pairs])
-    scored = list(_scored(predictor, pairs, told, keys))
+    scored = list(_scored(predictor, pairs, given, keys))
     _write(scored, out, overlays, maps, report, model.stem)
     unsure = [each for each in scored if each.prediction.unsure]
     if unsure:
@@ -258,10 +258,10 @@ def learn(
     _said(out, fitted.model.card.seconds)
 
 
-def path_category(path: Path, categories: Sequence[str], told: str | None) -> str | None:
-    """The category of an image as told: a name, or with `folder` the nearest folder above it that names one."""
-    if told != "folder":
-        return told
+def path_category(path: Path, categories: Sequence[str], given: str | None) -> str | None:
+    """The category of an image as given: a name, or with `folder` the nearest folder above it that names one."""
+    if given != "folder":
+        return given
     for part in reversed(path.resolve().parts[:-1]):
         if part in categories:
             return part
@@ -353,7 +353,7 @@ def _images(path: Path, apart: set[str]) -> list[Path]:
 def _scored(
     predictor: "Predictor",
     pairs: Sequence[tuple[Path, dict[str, Path]]],
-    told: Sequence[str | None],
+    given: Sequence[str | None],
     keys: Sequence[str],
 ) -> Iterator["Scored"]:
     from iumad.inspection.outputs import Scored
@@ -361,7 +361,7 @@ def _scored(
     with tqdm(total=len(pairs), desc="predict", unit="img", disable=len(pairs) == 1) as bar:
         for start in range(0, len(pairs), BATCH):
             part = slice(start, start + BATCH)
-            predictions = predictor.batch(pairs[part], told[part])
+            predictions = predictor.batch(pairs[part], given[part])
             for (path, _), key, prediction in zip(
                 pairs[part], keys[part], predictions, strict=True
             ):

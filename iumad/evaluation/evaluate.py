@@ -89,7 +89,7 @@ def evaluate(
     for category in categories:
         test = index[(index["category"] == category) & (index["split"] == "test")]
         ids, labels = test["sample_id"].tolist(), test["label"].to_numpy(dtype=int)
-        maps, told = _score(detector, store, ids, config.batch_size, advance)
+        maps, predicted = _score(detector, store, ids, config.batch_size, advance)
         masked = test["masked"].to_numpy(dtype=bool)  # pixels of defects without a mask are unknown
         masks = store.masks(test.loc[masked, "sample_id"].tolist())
         if detector.has_map:
@@ -103,9 +103,9 @@ def evaluate(
             "p_auroc": pixels,
             "aupro": regions,
         }
-        if told is not None and (labels == 0).any():
+        if predicted is not None and (labels == 0).any():
             number = store.dataset.categories.index(category)
-            values["accuracy"] = float((told[labels == 0] == number).mean())
+            values["accuracy"] = float((predicted[labels == 0] == number).mean())
         validation = index[(index["category"] == category) & (index["split"] == "validation")]
         if detector.trained and len(validation):
             held_out = validation["sample_id"].tolist()
@@ -128,19 +128,19 @@ def _score(
     Float32[np.ndarray, "n size size"],
     Int[np.ndarray, " n"] | None,
 ]:
-    """Anomaly maps and the categories told (None: the method classifies nothing); one pass."""
+    """Anomaly maps and the predicted categories (None: the method classifies nothing); one pass."""
     detector.eval()
-    maps, told = [], []
+    maps, predicted = [], []
     for start in range(0, len(sample_ids), batch_size):
         ids = sample_ids[start : start + batch_size]
         batch = store.batch(ids).to(store.device)
         each, logits = detector.maps_and_logits(batch)
         maps.append(each.cpu().numpy())
         if logits is not None:
-            told.append(logits.argmax(dim=1).cpu().numpy())
+            predicted.append(logits.argmax(dim=1).cpu().numpy())
         if advance:
             advance(len(ids))
-    return np.concatenate(maps), np.concatenate(told) if told else None
+    return np.concatenate(maps), np.concatenate(predicted) if predicted else None
 
 
 N_THRESHOLDS = (10, 100, 1000)

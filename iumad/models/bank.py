@@ -223,8 +223,8 @@ class UnifiedBank(PatchMemory):
             )
             means = distances.mean(dim=1).unflatten(0, (len(batch), self.grid, self.grid))
             maps[modality] = means / self.scales[modality]
-            told = self.categories[modality][nearest[:, 0]].unflatten(0, patches.shape[:2])
-            votes = votes.scatter_add(1, told, torch.ones_like(told, dtype=votes.dtype))
+            voted = self.categories[modality][nearest[:, 0]].unflatten(0, patches.shape[:2])
+            votes = votes.scatter_add(1, voted, torch.ones_like(voted, dtype=votes.dtype))
         return maps, ((votes + 1) / (votes + 1).sum(dim=1, keepdim=True)).log()
 
     def get_extra_state(self) -> dict[str, dict]:

@@ -243,8 +243,8 @@ class Detector(nn.Module):
 
     def token_map_of(self, batch: Batch, category: int) -> Float[Tensor, "b g g"]:
         """The token map of images that are all said to be of one category."""
-        told = torch.full_like(batch.category, category)
-        return self.token_map(replace(batch, category=told))
+        given = torch.full_like(batch.category, category)
+        return self.token_map(replace(batch, category=given))
 
     def combine(self, residuals: dict[str, Float[Tensor, "b g g"]]) -> Float[Tensor, "b g g"]:
         """The token map of residual maps."""

@@ -242,7 +242,7 @@ CATEGORIES = (
     30,
     100,
 )  # beside the study's own number; what a bank of so many would hold is made up
-LIMIT = 4e9  # bytes of a model above which only its size is told
+LIMIT = 4e9  # bytes of a model above which only its size is stated
 N_TRAIN = 250  # images a category that a bank keeps where the configuration does not say; MVTec 3D-AD: 210 to 361
 
 
