@@ -43,8 +43,9 @@ class StepPlan:
         Number of the step (0 is the base), and what it has of its own.
     seed : int
         The run's.
-    key : str
-        What decides the model after the step; runs that share it may finish each other's training.
+    recipe : str
+        Hash of all that decides how the step is trained, but for its images; runs that agree in both may finish
+        each other's training (`Unfinished`).
     training, increment : sections of the configuration
     """
 
@@ -53,7 +54,7 @@ class StepPlan:
     lr: float
     optimizer: str
     seed: int
-    key: str
+    recipe: str
     training: TrainingConfig
     increment: IncrementConfig
 
@@ -66,8 +67,8 @@ class StepPlan:
             if step
             else (base.epochs, base.lr, "adamw")
         )
-        key = run.step_key([()] * (step + 1))
-        return cls(step, *own, run.seed, key, base, increment)
+        without_names = [()] * (step + 1)  # the images say which categories they are
+        return cls(step, *own, run.seed, run.step_key(without_names), base, increment)
 
 
 @dataclass(frozen=True)
@@ -261,7 +262,7 @@ class Unfinished:
     ) -> None:
         self.path, self.log = path, log
         self.key = {
-            "run": plan.key,
+            "run": plan.recipe,
             "step": plan.step,
             "samples": hashlib.sha256("\n".join(samples).encode()).hexdigest(),
         }
