@@ -65,7 +65,7 @@ LOG_SCHEMA = pa.DataFrameSchema(
     strict=True,
     ordered=True,
 )
-"""One term of the loss, mean over one epoch; epochs count from 0 or 1 within each step."""
+"""One term of the loss, mean over one epoch; epochs count from 0 within each step."""
 
 
 def validate(table: pd.DataFrame, schema: pa.DataFrameSchema) -> pd.DataFrame:

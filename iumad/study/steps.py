@@ -1,7 +1,9 @@
 """Steps of a run: their files in a results folder and where they came from; runs nothing, needs no torch.
 
     results/steps/<step key>/   checkpoint.pt  log.csv  remembered-<hash>.pt  rows-<hash>.csv  provenance.json
-                                partial.pt  unfinished.json (until the model is saved)  lock
+                                <kind>-<hash>.csv (`iumad.study.measured`)  lock
+                                until checkpoint.pt is there: unfinished.json, and partial.pt, which is saved after
+                                an epoch, at most once a minute
 
 A step key covers all that decides the model after that step, so runs share what they have in common: settings
 6-4 and 6-1 their base, all increment strategies theirs. The provenance has parameters, code, packages, machine,
