@@ -39,7 +39,7 @@ COSTS = "efficiency"  # the study that is measured, not trained
 REFERENCES = ("settings", "baselines")  # have floors and joint training, for the gates of all
 COMPARED = (*FRACTIONS, "fm_i_auroc", "fm_aupro", "new_i_auroc")  # metrics of comparisons
 SEEN_BY_FLOORS = ("data", "evaluation")  # sections by which floors differ
-SEEN_BY_MODELS = (*SEEN_BY_FLOORS, "features", "model", "training")  # sections by which models differ
+SEEN_BY_MODELS = (*SEEN_BY_FLOORS, "features", "model", "training")  # by which models differ
 
 
 @dataclass(frozen=True)
