@@ -226,8 +226,8 @@ class StudyConfig(Section):
     training: TrainingConfig = TrainingConfig()
     base_epochs: dict[str, Count] | None = Field(
         None,
-        description="setting: training.epochs of its runs, so that a base step of fewer categories sees as many "
-        "images; joint training keeps training.epochs",
+        description="setting: epochs of its runs, in place of training.epochs even of a file on top, so that "
+        "a base step of fewer categories sees as many images; joint training keeps training.epochs",
     )
     increment: dict[str, Any] = Field({}, description="changes for all methods' increments")
     evaluation: EvaluationConfig = EvaluationConfig()
