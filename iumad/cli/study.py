@@ -41,7 +41,8 @@ def run(
 ) -> None:
     """Train and evaluate the runs of a params file, or a part of them.
 
-    What is finished is loaded, what was interrupted goes on.
+    What is finished is loaded, what was interrupted goes on. Then what pages show beside the numbers is measured, as
+    by `iumad measure`: for that the last step of each trained method is trained once more, with the first seed.
     """
     from iumad.study.measure import measure as measured
     from iumad.study.parallel import default_jobs, run_parallel
