@@ -369,8 +369,13 @@ ModelConfig = Annotated[
 ]
 
 
-RECONSTRUCTIONS = ("reconstruction", "keep")  # kinds that share the keys of ReconstructionConfig
-UNTRAINED = ("bank", "bank-unified", "floor")  # kinds that no gradient reaches
+# What the classes of `iumad.models`, which may not be imported here, say too; a test compares them.
+RECONSTRUCTIONS = (
+    "reconstruction",
+    "keep",
+)  # share ReconstructionConfig's keys, and protect layers
+UNTRAINED = ("bank", "bank-unified", "floor")  # nothing is learnt by gradient descent
+READ_IMAGES = ("unimmad", "cnd")  # trained methods that encode the images themselves
 
 
 @dataclass(frozen=True)

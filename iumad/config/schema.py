@@ -20,6 +20,7 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator, model_validator
 
 from iumad.config.methods import (
+    READ_IMAGES,
     RECONSTRUCTIONS,
     UNTRAINED,
     KeepConfig,
@@ -135,7 +136,7 @@ class RunConfig(Section):
             )
         condition = getattr(self.model, "condition", "none")
         if self.increment.strategy == "feature-replay" and (
-            condition != "none" or self.model.kind in ("unimmad", "cnd")
+            condition != "none" or self.model.kind in READ_IMAGES
         ):
             raise ConfigError(
                 f"method {self.method!r}: increment.strategy feature-replay keeps features only, but this method "
