@@ -305,9 +305,7 @@ def _store(
 
 def _new_detector(run: RunConfig, store: FeatureStore, n_categories: int) -> Detector:
     torch.manual_seed(run.seed)
-    channels = store.backbone.channels
-    spec = InputSpec(run.modalities, channels, run.features.grid, run.data.image_size)
-    return make_detector(run.model, spec, n_categories)
+    return make_detector(run.model, InputSpec.of(run, store.backbone.channels), n_categories)
 
 
 def _split(

@@ -20,14 +20,13 @@ from torch import Tensor
 from iumad.data.images import read_header
 from iumad.data.prepare import Prepared, prepare_capture
 from iumad.errors import ConfigError, DataError
-from iumad.evaluation.metrics import image_scores
+from iumad.evaluation.metrics import EIGHT_CONNECTED, image_scores
 from iumad.features.backbone import Backbone, one_thread
 from iumad.features.cache import Batch
 from iumad.inspection.model_file import Model, load_model
 from iumad.machine import usable_cores
 
 SURE = 0.5  # below it the runner-up is nearly as likely: within a quarter
-EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
 Image = np.ndarray | Path | str
 Second = Image | Mapping[str, Image] | None
 

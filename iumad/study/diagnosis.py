@@ -32,9 +32,9 @@ from iumad.config.schema import RunConfig
 from iumad.config.sections import PerturbConfig
 from iumad.data.perturb import PerturbedDataset
 from iumad.errors import ConfigError, DataError
+from iumad.evaluation.evaluate import anomaly_maps
 from iumad.features import open_store
 from iumad.features.cache import Batch
-from iumad.models.base import CHUNK
 from iumad.models.detector import Output, ReconstructionDetector, gate_figures
 from iumad.models.fusion import kl_categorical
 from iumad.study.runner import RunWork, remembered_after, trained_detector
@@ -297,9 +297,7 @@ def bottleneck_features(
             store = (
                 work.store if perturb.is_off else open_store(dataset, run, work.device, work.store)
             )
-            for start in range(0, len(ids), CHUNK):
-                with torch.no_grad():
-                    detector.anomaly_maps(store.batch(ids[start : start + CHUNK]).to(work.device))
+            anomaly_maps(detector, store, ids)
             doses_here = {"redundant": redundant, "spurious": spurious}
             labels.append(
                 pd.DataFrame({"sample_id": ids, "category": category[ids].tolist()} | doses_here)

@@ -85,8 +85,7 @@ def model_card(run: RunConfig, n_categories: int) -> pd.DataFrame:
         parts["backbone"], channels = backbone, backbone.channels
         operations["backbone"] = _total(counter, "Global")
     model = with_random_weights(run.model)
-    spec = InputSpec(run.modalities, channels, run.features.grid, run.data.image_size)
-    detector = make_detector(model, spec, n_categories).eval()
+    detector = make_detector(model, InputSpec.of(run, channels), n_categories).eval()
     with _counter() as counter, torch.no_grad():
         detector(Batch(features, images, torch.zeros(1, dtype=torch.long)))
     for name, child in detector.named_children():
@@ -129,8 +128,7 @@ def gradient_reach(run: RunConfig, n_categories: int) -> pd.DataFrame:
     grid, channels, model = run.features.grid, 8, with_random_weights(run.model)
     if "neighbour_mask" in type(model).model_fields:
         model = model.model_copy(update={"neighbour_mask": None})
-    spec = InputSpec(run.modalities, channels, grid, run.data.image_size)
-    detector = make_detector(model, spec, n_categories).train()
+    detector = make_detector(model, InputSpec.of(run, channels), n_categories).train()
     generator = torch.Generator().manual_seed(0)
     size = run.data.image_size
     batch = Batch(

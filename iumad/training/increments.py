@@ -38,7 +38,7 @@ from torch.nn import functional
 from iumad.config.sections import IncrementConfig
 from iumad.errors import ConfigError
 from iumad.features.cache import Batch, FeatureStore
-from iumad.models.base import Detector
+from iumad.models.base import Detector, in_chunks
 from iumad.training.checkpoint import with_rows
 
 IMAGES = 256  # of a step that are looked at, at most; evenly spaced
@@ -78,8 +78,8 @@ def second_moments(
     chosen = sample_ids[:: -(-len(sample_ids) // IMAGES)]
     try:
         with torch.no_grad():
-            for start in range(0, len(chosen), 16):
-                batch = store.batch(chosen[start : start + 16]).to(device)
+            for batch in in_chunks(store, chosen):
+                batch = batch.to(device)
                 detector.losses(batch, generator)
                 detector.residual_maps(batch)
     finally:
@@ -331,8 +331,8 @@ def _gram_matrices(
         for name, layer in layers.items()
     ]
     detector.eval()
-    for start in range(0, len(sample_ids), 16):
-        detector(store.batch(sample_ids[start : start + 16]).to(detector.device))
+    for batch in in_chunks(store, sample_ids):
+        detector(batch.to(detector.device))
     for handle in handles:
         handle.remove()
     return {name: torch.cat(parts).T @ torch.cat(parts) for name, parts in rows.items()}
