@@ -9,8 +9,18 @@ import pandas as pd
 import typer
 from tqdm import tqdm
 
-from iumad.cli.common import Params, Results, Set, print_table, say
-from iumad.config.files import load_params
+from iumad.cli.common import (
+    Method,
+    Modality,
+    Params,
+    Results,
+    Seed,
+    Set,
+    Setting,
+    chosen_study,
+    print_table,
+    say,
+)
 from iumad.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -60,21 +70,19 @@ def pack(
     params: Params,
     out: Annotated[Path, typer.Option("--out", "-o", help="model file to write")],
     results: Results = Path("results"),
-    method: Annotated[str | None, typer.Option(help="default: the last")] = None,
-    modality: Annotated[str | None, typer.Option(help="default: the last")] = None,
-    setting: Annotated[str | None, typer.Option(help="default: the last")] = None,
-    seed: Annotated[int | None, typer.Option(help="default: the last")] = None,
+    method: Method = None,
+    modality: Modality = None,
+    setting: Setting = None,
+    seed: Seed = None,
     false_alarms: Rate = 0.01,
     change: Set = None,
 ) -> None:
-    """Make a model file of a finished run of a study."""
+    """Make a model file of a finished run of a study: of the last one, or the last of a part."""
     from iumad.inspection.fit import pack_run
     from iumad.inspection.model_file import save_model
 
     _require_new(out)
-    study = load_params(params, assignments=change or [])
-    wanted = {"methods": method, "modalities": modality, "settings": setting, "seeds": seed}
-    chosen = study.select(**{k: [v] for k, v in wanted.items() if v is not None})
+    chosen = chosen_study(params, change, method, modality, setting, seed)
     fitted = pack_run(chosen.runs()[-1], results, false_alarms)
     save_model(fitted.model, out)
     print_table(fitted.table)
