@@ -41,7 +41,7 @@ def run(
 ) -> None:
     """Train and evaluate the runs of a params file, or a part of them.
 
-    What is finished is loaded, what was interrupted goes on. Then `iumad measure` follows, which trains the last step
+    What is finished is loaded, what was interrupted goes on. `iumad measure` follows, which trains the last step
     of each trained method once more, with the first seed, to watch it.
     """
     from iumad.study.measure import measure as measured

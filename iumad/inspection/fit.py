@@ -226,7 +226,9 @@ def learn_folder(
     after = [_kept_scores(detector, model, view) for view in views]
     full, *fewer = (
         {
-            name: threshold.moved(old[name], new[name]) if _kept_apart(model, name) else threshold
+            name: threshold.moved(old[name], new[name])
+            if _kept_were_held_out(model, name)
+            else threshold
             for name, threshold in stored.items()
         }
         for stored, old, new in zip(
@@ -465,13 +467,14 @@ def _kept_scores(
     return found
 
 
-def _kept_apart(model: Model, name: str) -> bool:
+def _kept_were_held_out(model: Model, name: str) -> bool:
     """Whether the kept images of a category were held out, so that their scores rise as those of new images do.
 
-    A method in closed form learns all training images; without validation images it has scored just these.
+    Trained methods always hold some out. One in closed form learns all training images, and without validation
+    images it keeps some of these: then there are as many scores as training images.
     """
-    learnt = len(model.card.thresholds[name].good_scores) == model.card.n_train[name]
-    return model.detector.trained or not learnt
+    n_scores = len(model.card.thresholds[name].good_scores)
+    return model.detector.trained or n_scores != model.card.n_train[name]
 
 
 def _lost(
@@ -488,7 +491,7 @@ def _lost(
             {
                 "category": name,
                 "good images": len(before[name]),
-                "held out": _kept_apart(model, name),
+                "held out": _kept_were_held_out(model, name),
                 "score before": float(np.mean(before[name])),
                 "score after": float(np.mean(after[name])),
                 "threshold before": old,

@@ -1,15 +1,15 @@
-"""What a method costs: time and memory of inference, size of the model, and how they grow (paper Table 7).
+"""What a method costs: counted part by part, and measured as time and memory (paper Table 7).
 
-Costs do not depend on what a model has learnt, so detectors here have random weights, and banks hold random
-patches in the number that training would give. Each point is measured in a process of its own: memory is what
-model and bank add to it from their making to the last map, libraries not included. Time includes the backbone,
-from images in memory to anomaly maps; methods that encode the images themselves have none.
+Nothing here depends on what a model has learnt, so weights are random, and banks hold random patches in the
+number that training would give.
 
-The parts of a run's model with their parameters, operations and memory, counted on a forward pass.
+`model_card` counts parameters and operations of each part on one forward pass. A multiplication and an addition
+are two operations. Matrix products, convolutions, attention and the scan count; what works element by element
+(norms, activations, softmax, dropout, interpolation) does not.
 
-A multiplication and an addition are two operations. Counted are matrix products, convolutions and attention (by
-torch's counter and the formulas below) and the scan; not counted is what works element by element: norms,
-activations, softmax, dropout, interpolation.
+`measure_study` times inference, each size in a process of its own, from images in memory to anomaly maps, the
+backbone included. Memory is what making the model and scoring add to the process, libraries not included.
+`measure_speeds` times training too, roughly, for `iumad plan --measure`.
 """
 
 import multiprocessing

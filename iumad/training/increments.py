@@ -1,26 +1,28 @@
-"""What protects earlier categories while a new step is trained.
+"""What protects earlier categories while a new step is trained: one strategy each (`increment.strategy`).
 
-`projection` is IUF's: updates of the second FFN linear of every layer are damped along the directions in which
-earlier categories' features vary most. `svd` is CDAD's, for the inputs of all layers. `ewc` (Kirkpatrick et al.,
-PNAS 2017) and `replay` are controls from below and above; `feature-replay` keeps the backbone's features of a few
-images, and no image; `none` is plain fine-tuning.
+    none, joint     nothing: plain fine-tuning; joint training has no later steps
+    projection      IUF: updates of the second FFN linear of every layer are damped along the directions in which
+                    earlier categories' features vary most
+    svd             CDAD: updates of all layers stay away from the span of earlier inputs
+    ewc             a quadratic penalty on moving weights (Kirkpatrick et al., PNAS 2017)
+    replay          a few images of earlier categories are trained on again; a control from above
+    feature-replay  the same with the backbone's features alone, so that no image is kept
+
 Mixing in the old weights (`increment.pull`) goes with any of them.
 
-A memory is a dictionary of tensors and names, gathered at the end of every step on that step's own training data
-and merged with the memory of the steps before.
+A memory is a dictionary of tensors and names. `remember` makes it from one step's model and training data and
+joins it with the memory of the steps before; in a study the next step asks for it when it begins. `Guard`
+applies it.
 
-CDAD's protection: updates keep away from the span of all earlier inputs (increment strategy `svd`).
+`svd`: a linear layer's answer to earlier inputs X does not change if its update D has D X = 0. So after every
+step an orthonormal basis M of nearly all of X is kept per layer, and later updates become D - D M M^T (Saha et
+al., GPM, ICLR 2021; CDAD: Li et al., CVPR 2025). What is not the weight of a linear layer or a convolution, such
+as biases and norms, stays as it is after the base; only the running statistics of batch norms move.
 
-A linear layer's answer to earlier inputs X does not change if its update D has D X = 0. So after every step an
-orthonormal basis M of nearly all of X is kept per layer, and later updates become D - D M M^T (Saha et al., GPM,
-ICLR 2021; CDAD: Li et al., CVPR 2025, with an iterative SVD because its X is huge). What is not the weight of a
-linear layer or a convolution, such as biases and norms, stays as it is after the base; only the running statistics
-of batch norms move, in methods that have some.
-
-Departures from CDAD's release, which contradicts its own derivation there: the vectors that join M are left
-singular vectors of what M leaves of X, not columns of that rest, so M stays orthonormal; shares are shares of
-energy; and the update is projected, not the gradient, because AdamW's rescaling would leave the allowed space.
-Within a step the second moments X X^T are summed exactly: an iterative SVD approximates their eigenvectors.
+Departures from CDAD's release, which contradicts its own derivation: the vectors that join M are left singular
+vectors of what M leaves of X, so that M stays orthonormal; shares are shares of energy; the update is projected
+and not the gradient, since AdamW's rescaling would leave the allowed space; second moments X X^T are summed
+exactly, where an iterative SVD approximates their eigenvectors.
 
 Symbols: d  inputs of a layer (a convolution: of one window); r  rank; S  = X X^T, summed over a step.
 """
