@@ -32,8 +32,7 @@ Folder = Annotated[
     Path, typer.Argument(help="folder of images, in any layout of `iumad data check`")
 ]
 Rate = Annotated[
-    float,
-    typer.Option("--false-alarms", help="share of good images that may be called anomalous"),
+    float, typer.Option("--false-alarms", help="share of good images that may be called anomalous")
 ]
 SOME_ANOMALOUS = 3  # exit code of `predict`
 IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}

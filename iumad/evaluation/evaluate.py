@@ -46,9 +46,7 @@ def validation_error(
 
 @torch.no_grad()
 def anomaly_maps(
-    detector: Detector,
-    store: FeatureStore,
-    sample_ids: Sequence[str],
+    detector: Detector, store: FeatureStore, sample_ids: Sequence[str]
 ) -> Float32[np.ndarray, "n size size"]:
     """Anomaly maps of these samples, in order; higher is more anomalous."""
     detector.eval()
@@ -124,10 +122,7 @@ def _score(
     sample_ids: Sequence[str],
     batch_size: int,
     advance: Callable[[int], object] | None,
-) -> tuple[
-    Float32[np.ndarray, "n size size"],
-    Int[np.ndarray, " n"] | None,
-]:
+) -> tuple[Float32[np.ndarray, "n size size"], Int[np.ndarray, " n"] | None]:
     """Anomaly maps and the predicted categories (None: the method classifies nothing); one pass."""
     detector.eval()
     maps, predicted = [], []

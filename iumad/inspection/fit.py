@@ -62,10 +62,7 @@ class Fitted:
 
 
 def own_run(
-    root: Path,
-    method: str = METHOD,
-    params: Path | None = None,
-    assignments: Sequence[str] = (),
+    root: Path, method: str = METHOD, params: Path | None = None, assignments: Sequence[str] = ()
 ) -> RunConfig:
     """The configuration of a model for a folder: sizes from the images, all modalities, all categories at once.
 
@@ -169,11 +166,7 @@ def pack_run(run: RunConfig, results: Path, false_alarm_rate: float) -> Fitted:
 
 
 def learn_folder(
-    model: Model,
-    root: Path,
-    false_alarm_rate: float,
-    progress: ShowBar,
-    cache: Path | None = None,
+    model: Model, root: Path, false_alarm_rate: float, progress: ShowBar, cache: Path | None = None
 ) -> tuple[Fitted, pd.DataFrame]:
     """Add the categories of a folder to a model that never heard of them, from their good images only.
 

@@ -123,10 +123,7 @@ class Predictor:
     """
 
     def __init__(
-        self,
-        model: Model,
-        thresholds: dict[str, float] | None = None,
-        allow_missing: bool = False,
+        self, model: Model, thresholds: dict[str, float] | None = None, allow_missing: bool = False
     ) -> None:
         if allow_missing and not model.card.alone:
             raise ConfigError(

@@ -172,9 +172,7 @@ def continual_table(rows: pd.DataFrame) -> pd.DataFrame:
     """
     runs = rows.groupby([*RUN_COLUMNS, "metric"], sort=False)
     table = rows.assign(
-        run=runs.ngroup(),
-        first=runs["step"].transform("min"),
-        last=runs["step"].transform("max"),
+        run=runs.ngroup(), first=runs["step"].transform("min"), last=runs["step"].transform("max")
     )
     table = table[table["first"] < table["last"]]
     columns = [*RUN_COLUMNS, "category", "metric", "value"]

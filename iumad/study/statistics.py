@@ -198,10 +198,7 @@ def bootstrap(
 
 
 def performance_profile(
-    table: pd.DataFrame,
-    by: Sequence[str],
-    thresholds: Float[np.ndarray, " k"],
-    draws: int = 2000,
+    table: pd.DataFrame, by: Sequence[str], thresholds: Float[np.ndarray, " k"], draws: int = 2000
 ) -> pd.DataFrame:
     """Share of all (seed, category) pairs whose value is above each threshold, with its bootstrap interval.
 
