@@ -128,9 +128,8 @@ def test_the_threshold_from_defects_has_the_lowest_cost_or_the_highest_f1():
     good, bad = [1.0, 2.0, 3.0, 10.0], [4.0, 5.0, 20.0]
     found = threshold_from_defects(good, bad, miss_cost=1.0)  # one false alarm, no miss
     assert 3 < found.value < 4 and found.source == "defects"
-    cheap = threshold_from_defects(
-        good, bad, miss_cost=0.1
-    )  # misses of 4 and 5 are better than the alarm at 10
+    # misses of 4 and 5 are better than the alarm at 10
+    cheap = threshold_from_defects(good, bad, miss_cost=0.1)
     assert 10 < cheap.value < 20
     good, bad = [1.0, 2.0, 3.0, 4.0], [2.5]
     assert threshold_from_defects(good, bad, miss_cost=1.0).value == 4  # one miss beats two alarms
@@ -525,11 +524,7 @@ def test_thresholds_stay_where_the_kept_images_were_learnt(folder, tmp_path):
 def test_the_table_counts_false_alarms_and_misses(fitted):
     table = fitted.table.set_index("category")
     assert table["train"].tolist() == [6, 6, 6]
-    assert table["held out"].tolist() == [
-        8,
-        8,
-        8,
-    ]  # cross-fitted training images and two of validation
+    assert table["held out"].tolist() == [8, 8, 8]  # training images, cross-fitted, and two more
     assert ((table["false alarms"] <= 2) & (table["misses"] <= 2)).all()
     assert isinstance(table, pd.DataFrame)
 

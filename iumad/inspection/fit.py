@@ -93,10 +93,7 @@ def own_run(
         "data": data,
         "methods": {method: (content.get("methods") or {}).get(method, {})},
         "modalities": ["+".join(dataset.modalities)],
-        "settings": [
-            f"{len(dataset.categories)}-0",
-            "1-1",
-        ],  # the second lets `increment` act, as learning does
+        "settings": [f"{len(dataset.categories)}-0", "1-1"],  # of the second is `increment`
         "seeds": [0],
     }
     return build_study(content, str(params or root), assignments).runs()[0]

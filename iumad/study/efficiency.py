@@ -235,11 +235,7 @@ def _row(name: str, part: nn.Module, operations: int) -> dict[str, Any]:
 PROCESSES = 3  # for each method and modality at the study's own size; all other points have one
 CPU_BATCH = 4  # of a training step whose time is measured on a CPU, where it hardly matters
 BATCH = 32  # beside batches of one image
-CATEGORIES = (
-    1,
-    30,
-    100,
-)  # beside the study's own number; what a bank of so many would hold is made up
+CATEGORIES = (1, 30, 100)  # beside the study's own number; what a bank would hold is made up
 LIMIT = 4e9  # bytes of a model above which only its size is stated
 N_TRAIN = 250  # images a category that a bank keeps where the configuration does not say; MVTec 3D-AD: 210 to 361
 
@@ -324,9 +320,8 @@ def _time(
     grid = run.features.grid * size // run.data.image_size
     images = torch.rand(batch, 3, size, size, device=where)
     labels = torch.arange(batch, device=where) % point.categories
-    functional.conv2d(
-        images[:1], torch.rand(8, 3, 3, 3, device=where)
-    )  # libraries load what they need
+    # let libraries load what they need
+    functional.conv2d(images[:1], torch.rand(8, 3, 3, 3, device=where))
     before = _memory_mb(where)
     torch.manual_seed(0)
     backbone = None

@@ -157,9 +157,7 @@ class Provenance:
 
     run_id: str
     params: dict[str, Any]  # the run's full configuration, as JSON types
-    commit: (
-        str | None
-    )  # git commits of the code, "; " between them; None if it does not lie in a checkout
+    commit: str | None  # git commits of the code, "; " between them; None outside of a checkout
     modified: bool | None  # whether tracked files differed from a commit
     packages: dict[str, str]  # name -> version, of those installed
     python: str
