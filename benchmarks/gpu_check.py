@@ -253,8 +253,7 @@ def _full_size_model(run: Any, device: torch.device) -> Any:
     from iumad.models.build import make_detector
 
     torch.manual_seed(0)
-    spec = InputSpec(run.modalities, 272, run.features.grid, run.data.image_size)
-    return make_detector(run.model, spec, 10).to(device)
+    return make_detector(run.model, InputSpec.of(run, 272), 10).to(device)
 
 
 def train_full_size(check: Check, precision: str, compiled: bool = False) -> dict[str, Any]:

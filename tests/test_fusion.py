@@ -1,4 +1,5 @@
 import math
+from typing import get_args
 
 import pytest
 import tiny
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
+from iumad.config.methods import Fusion
 from iumad.models.fusion import (
     Addition,
     ConcatFC,
@@ -18,7 +20,7 @@ from iumad.models.fusion import (
     kl_categorical,
 )
 
-OPERATORS = ["addition", "concatfc", "linearglu", "cross-attention"]
+OPERATORS = get_args(Fusion)
 LOGITS = st.lists(st.floats(-20, 20, width=32), min_size=4, max_size=4)
 
 

@@ -128,9 +128,8 @@ def test_the_threshold_from_defects_has_the_lowest_cost_or_the_highest_f1():
     good, bad = [1.0, 2.0, 3.0, 10.0], [4.0, 5.0, 20.0]
     found = threshold_from_defects(good, bad, miss_cost=1.0)  # one false alarm, no miss
     assert 3 < found.value < 4 and found.source == "defects"
-    cheap = threshold_from_defects(
-        good, bad, miss_cost=0.1
-    )  # misses of 4 and 5 are better than the alarm at 10
+    # misses of 4 and 5 are better than the alarm at 10
+    cheap = threshold_from_defects(good, bad, miss_cost=0.1)
     assert 10 < cheap.value < 20
     good, bad = [1.0, 2.0, 3.0, 4.0], [2.5]
     assert threshold_from_defects(good, bad, miss_cost=1.0).value == 4  # one miss beats two alarms
@@ -376,6 +375,16 @@ def test_a_trained_network_cannot_do_without_the_second_image(folder):
         Predictor(model, allow_missing=True)
 
 
+def test_a_method_that_recognises_no_product_has_to_be_given_it(folder):
+    run = own_run(folder, "plain", assignments=[*TRAINED, "training.epochs=1"])
+    model = fit_folder(folder, run, 0.05, silent).model
+    image, cloud = pair(folder, "pretzel")
+    with pytest.raises(ConfigError, match=r"plain does not say which product .* --category"):
+        Predictor(model)(image, cloud)
+    given = Predictor(model)(image, cloud, "pretzel")
+    assert (given.category, given.recognised, given.confidence) == ("pretzel", False, 1.0)
+
+
 def test_a_threshold_can_be_changed_at_prediction(folder, file):
     image, cloud = pair(folder, "chocolate")
     low = Predictor.load(file, {"chocolate": 1e-6})(image, cloud, "chocolate")
@@ -515,11 +524,7 @@ def test_thresholds_stay_where_the_kept_images_were_learnt(folder, tmp_path):
 def test_the_table_counts_false_alarms_and_misses(fitted):
     table = fitted.table.set_index("category")
     assert table["train"].tolist() == [6, 6, 6]
-    assert table["held out"].tolist() == [
-        8,
-        8,
-        8,
-    ]  # cross-fitted training images and two of validation
+    assert table["held out"].tolist() == [8, 8, 8]  # training images, cross-fitted, and two more
     assert ((table["false alarms"] <= 2) & (table["misses"] <= 2)).all()
     assert isinstance(table, pd.DataFrame)
 

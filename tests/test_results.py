@@ -252,7 +252,6 @@ def test_interrupted_parts_of_a_step_add_up_and_keep_their_threads(tmp_path):
     assert told["peak_memory_mb"] == 1e6
     assert told["started"] == kept["started"]
     assert told["commit"].startswith("c0ffee")
-    assert not path.exists()
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"run_id": 3}', "\x00"])

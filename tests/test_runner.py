@@ -379,6 +379,27 @@ def test_a_killed_process_is_resumed_to_the_same_bits(finished, other_process, m
     assert tiny.same_tensors(*states)
 
 
+def test_a_step_without_its_model_trains_no_finished_epoch_again(finished, tmp_path, monkeypatch):
+    run = one(finished, "iuf")
+    base, _ = steps_of(run, tmp_path)
+    monkeypatch.setattr(train.Unfinished, "SECONDS", 0.0)
+    with monkeypatch.context() as patch, pytest.raises(NameError):
+        patch.delattr(study, "save_checkpoint")
+        study.run_one(run, tmp_path)
+    assert base.partial.exists() and base.unfinished.exists()
+    steps, end = [], train.LossLog.end
+    monkeypatch.setattr(
+        train.LossLog, "end", lambda log, *args: steps.append(log.step) or end(log, *args)
+    )
+    study.run_one(run, tmp_path)
+    assert steps == [1, 1]  # no epoch of the base
+    assert not base.partial.exists() and not base.unfinished.exists()
+    there, work = steps_of(run, finished.results)[0], RunWork(run, "cpu")
+    states = [load_detector(work, step).state_dict() for step in (base, there)]
+    assert tiny.same_tensors(*states)
+    assert base.log.read_bytes() == there.log.read_bytes()
+
+
 def test_a_run_in_work_elsewhere_is_left_for_later(finished, copied, monkeypatch):
     """The base of both is locked at first: the bank, which does not need it, comes first."""
     both = finished.study.select(methods=["ib-iumad", "bank"])

@@ -41,7 +41,8 @@ def run(
 ) -> None:
     """Train and evaluate the runs of a params file, or a part of them.
 
-    What is finished is loaded, what was interrupted goes on.
+    What is finished is loaded, what was interrupted goes on. `iumad measure` follows, which trains the last step
+    of each trained method once more, with the first seed, to watch it.
     """
     from iumad.study.measure import measure as measured
     from iumad.study.parallel import default_jobs, run_parallel
@@ -105,23 +106,22 @@ def evaluate(
     """Show every category's metrics after the last step of finished runs; trains nothing."""
     from iumad.study import results as tables
     from iumad.study.load import load_rows, progress
+    from iumad.study.steps import run_name
 
     study = chosen_study(params, change, method, modality, setting, seed)
     rows = load_rows(study, results)
-    missing = progress(study, results).query("not finished")
+    finished = progress(study, results)["finished"]
+    absent = [run_name(run) for run, done in zip(study.runs(), finished, strict=True) if not done]
     if rows.empty:
-        first = missing.iloc[0]
-        name = f"{first['method']} {first['modality']} {first['setting']} seed {first['seed']}"
         raise ConfigError(
-            f"{results}: none of the {len(missing)} runs is trained, here or in the published tables; "
-            f"the first is {name}; train it with `iumad run {params}`"
+            f"{results}: none of the {len(absent)} runs is trained, here or in the published tables; "
+            f"the first is {absent[0]}; train it with `iumad run {params}`"
         )
     last = tables.last_step(rows)
     keys = ["method", "modality", "setting", "seed", "category"]
     print_table(
         last.pivot_table(index=keys, columns="metric", values="value", sort=False).reset_index()
     )
-    absent = [f"{r.method} {r.modality} {r.setting} seed {r.seed}" for r in missing.itertuples()]
     if absent:
         say(f"not trained: {'; '.join(absent)}")
     if csv is not None:

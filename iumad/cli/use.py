@@ -9,8 +9,18 @@ import pandas as pd
 import typer
 from tqdm import tqdm
 
-from iumad.cli.common import Params, Results, Set, print_table, say
-from iumad.config.files import load_params
+from iumad.cli.common import (
+    Method,
+    Modality,
+    Params,
+    Results,
+    Seed,
+    Set,
+    Setting,
+    chosen_study,
+    print_table,
+    say,
+)
 from iumad.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -22,8 +32,7 @@ Folder = Annotated[
     Path, typer.Argument(help="folder of images, in any layout of `iumad data check`")
 ]
 Rate = Annotated[
-    float,
-    typer.Option("--false-alarms", help="share of good images that may be called anomalous"),
+    float, typer.Option("--false-alarms", help="share of good images that may be called anomalous")
 ]
 SOME_ANOMALOUS = 3  # exit code of `predict`
 IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
@@ -60,21 +69,19 @@ def pack(
     params: Params,
     out: Annotated[Path, typer.Option("--out", "-o", help="model file to write")],
     results: Results = Path("results"),
-    method: Annotated[str | None, typer.Option(help="default: the last")] = None,
-    modality: Annotated[str | None, typer.Option(help="default: the last")] = None,
-    setting: Annotated[str | None, typer.Option(help="default: the last")] = None,
-    seed: Annotated[int | None, typer.Option(help="default: the last")] = None,
+    method: Method = None,
+    modality: Modality = None,
+    setting: Setting = None,
+    seed: Seed = None,
     false_alarms: Rate = 0.01,
     change: Set = None,
 ) -> None:
-    """Make a model file of a finished run of a study."""
+    """Make a model file of a finished run of a study: of the last one, or the last of a part."""
     from iumad.inspection.fit import pack_run
     from iumad.inspection.model_file import save_model
 
     _require_new(out)
-    study = load_params(params, assignments=change or [])
-    wanted = {"methods": method, "modalities": modality, "settings": setting, "seeds": seed}
-    chosen = study.select(**{k: [v] for k, v in wanted.items() if v is not None})
+    chosen = chosen_study(params, change, method, modality, setting, seed)
     fitted = pack_run(chosen.runs()[-1], results, false_alarms)
     save_model(fitted.model, out)
     print_table(fitted.table)
@@ -148,16 +155,16 @@ def predict(
     """Score images with a model file. Exit code 0: all good, 3: some are anomalous.
 
     A folder may hold pairs as MVTec 3D-AD has them (rgb/ and xyz/ or depth/ beside each other). Without --category
-    the model tells the category of each image itself.
+    the model recognises the category of each image itself, where its method can.
     """
     from iumad.inspection.outputs import keys_of
     from iumad.inspection.predictor import Predictor
 
     predictor = Predictor.load(model, _thresholds(model, threshold or []), allow_missing)
     pairs = _pairs(paths, second or [], predictor.modalities, allow_missing)
-    told = [path_category(path, predictor.categories, category) for path, _ in pairs]
+    given = [path_category(path, predictor.categories, category) for path, _ in pairs]
     keys = keys_of([path for path, _ in pairs])
-    scored = list(_scored(predictor, pairs, told, keys))
+    scored = list(_scored(predictor, pairs, given, keys))
     _write(scored, out, overlays, maps, report, model.stem)
     unsure = [each for each in scored if each.prediction.unsure]
     if unsure:
@@ -258,10 +265,10 @@ def learn(
     _said(out, fitted.model.card.seconds)
 
 
-def path_category(path: Path, categories: Sequence[str], told: str | None) -> str | None:
-    """The category of an image as told: a name, or with `folder` the nearest folder above it that names one."""
-    if told != "folder":
-        return told
+def path_category(path: Path, categories: Sequence[str], given: str | None) -> str | None:
+    """The category of an image as given: a name, or with `folder` the nearest folder above it that names one."""
+    if given != "folder":
+        return given
     for part in reversed(path.resolve().parts[:-1]):
         if part in categories:
             return part
@@ -353,7 +360,7 @@ def _images(path: Path, apart: set[str]) -> list[Path]:
 def _scored(
     predictor: "Predictor",
     pairs: Sequence[tuple[Path, dict[str, Path]]],
-    told: Sequence[str | None],
+    given: Sequence[str | None],
     keys: Sequence[str],
 ) -> Iterator["Scored"]:
     from iumad.inspection.outputs import Scored
@@ -361,7 +368,7 @@ def _scored(
     with tqdm(total=len(pairs), desc="predict", unit="img", disable=len(pairs) == 1) as bar:
         for start in range(0, len(pairs), BATCH):
             part = slice(start, start + BATCH)
-            predictions = predictor.batch(pairs[part], told[part])
+            predictions = predictor.batch(pairs[part], given[part])
             for (path, _), key, prediction in zip(
                 pairs[part], keys[part], predictions, strict=True
             ):

@@ -6,8 +6,10 @@ What decides a value, later ones winning:
 2. the files named by `base`, the farthest first, then the file itself: its sections `data`, `features`, `model`,
    `training`, `increment` and `evaluation`
 3. what the method is made of (`iumad.config.methods.PRESETS`)
-4. the method's own entry under `methods`, and the value of `vary`
-5. assignments: `--set KEY=VALUE` on the command line, `changes` in a notebook
+4. for `training.epochs` of trained methods, joint training aside: what `base_epochs` says of the setting. A file
+   that builds on one with `base_epochs` has to set it too, to other numbers or null, for its own epochs to count
+5. the method's own entry under `methods`, and the value of `vary`
+6. assignments: `--set KEY=VALUE` on the command line, `changes` in a notebook
 """
 
 import itertools

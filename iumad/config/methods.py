@@ -21,6 +21,8 @@ from iumad.config.sections import (
 )
 from iumad.errors import ConfigError
 
+Fusion = Literal["addition", "concatfc", "linearglu", "cross-attention"]
+
 
 class ReconstructionConfig(Section):
     """IB-IUMAD and the reconstruction methods that are special cases of it."""
@@ -56,7 +58,7 @@ class ReconstructionConfig(Section):
     )
     d_state: Width = Field(16, description="N of the state space model")
     expand: Annotated[int, Field(ge=1, le=16)] = 2
-    fusion: Literal["addition", "concatfc", "linearglu", "cross-attention"] = "cross-attention"
+    fusion: Fusion = "cross-attention"
     bottleneck: bool = Field(
         True, description="the information bottleneck module of Eq. 5 and its KL"
     )
@@ -367,8 +369,13 @@ ModelConfig = Annotated[
 ]
 
 
-RECONSTRUCTIONS = ("reconstruction", "keep")  # kinds that share the keys of ReconstructionConfig
-UNTRAINED = ("bank", "bank-unified", "floor")  # kinds that no gradient reaches
+# What the classes of `iumad.models`, which may not be imported here, say too; a test compares them.
+RECONSTRUCTIONS = (
+    "reconstruction",
+    "keep",
+)  # share ReconstructionConfig's keys, and protect layers
+UNTRAINED = ("bank", "bank-unified", "floor")  # nothing is learnt by gradient descent
+READ_IMAGES = ("unimmad", "cnd")  # trained methods that encode the images themselves
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator, model_validator
 
 from iumad.config.methods import (
+    READ_IMAGES,
     RECONSTRUCTIONS,
     UNTRAINED,
     KeepConfig,
@@ -135,7 +136,7 @@ class RunConfig(Section):
             )
         condition = getattr(self.model, "condition", "none")
         if self.increment.strategy == "feature-replay" and (
-            condition != "none" or self.model.kind in ("unimmad", "cnd")
+            condition != "none" or self.model.kind in READ_IMAGES
         ):
             raise ConfigError(
                 f"method {self.method!r}: increment.strategy feature-replay keeps features only, but this method "
@@ -226,8 +227,8 @@ class StudyConfig(Section):
     training: TrainingConfig = TrainingConfig()
     base_epochs: dict[str, Count] | None = Field(
         None,
-        description="setting: training.epochs of its runs, so that a base step of fewer categories sees as many "
-        "images; joint training keeps training.epochs",
+        description="setting: epochs of its runs, in place of training.epochs even of a file on top, so that "
+        "a base step of fewer categories sees as many images; joint training keeps training.epochs",
     )
     increment: dict[str, Any] = Field({}, description="changes for all methods' increments")
     evaluation: EvaluationConfig = EvaluationConfig()

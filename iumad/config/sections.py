@@ -285,9 +285,7 @@ class EyecandiesConfig(_DiskData):
 
 
 AnyData = MiniCandiesConfig | FolderConfig | EyecandiesConfig
-DataConfig = Annotated[
-    MiniCandiesConfig | FolderConfig | EyecandiesConfig, Field(discriminator="name")
-]
+DataConfig = Annotated[AnyData, Field(discriminator="name")]
 
 
 def data_of_run(data: DataConfig, seed: int) -> DataConfig:
@@ -322,7 +320,7 @@ class FeaturesConfig(Section):
 class TrainingConfig(Section):
     """The base step; increments take what `IncrementConfig` does not set."""
 
-    epochs: Count = Field(40, description="of the base step; the paper: 1000")
+    epochs: Count = Field(40, description="of the base step, see base_epochs; the paper: 1000")
     batch_size: Count = 8
     lr: PositiveFloat = Field(1.0e-3, description="the paper: 1e-4")
     weight_decay: NonNegative = 1.0e-4

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import assert_never
 
 from iumad.config.sections import DataConfig, EyecandiesConfig, MiniCandiesConfig
 from iumad.data.minicandies import MiniCandies
@@ -57,7 +58,12 @@ def open_dataset(config: DataConfig) -> Dataset:
         )
     if isinstance(config, EyecandiesConfig):
         return Eyecandies(config.root, config.categories, config.light)
-    if config.name == "mvtec":
-        return MVTec(config.root, config.categories)
-    layout = MVTec3D if config.name == "mvtec3d" else OwnDataset
-    return layout(config.root, config.categories, config.remove_plane)
+    match config.name:
+        case "mvtec":
+            return MVTec(config.root, config.categories)
+        case "mvtec3d":
+            return MVTec3D(config.root, config.categories, config.remove_plane)
+        case "folder":
+            return OwnDataset(config.root, config.categories, config.remove_plane)
+        case _:
+            assert_never(config.name)

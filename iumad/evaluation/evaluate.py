@@ -20,11 +20,11 @@ from iumad.evaluation.metrics import (
     image_auroc,
     image_scores,
     or_missing,
-    partial_area,
     pixel_auroc,
+    region_of_defect_pixels,
 )
 from iumad.features.cache import FeatureStore
-from iumad.models.base import Detector
+from iumad.models.base import Detector, in_chunks
 
 
 @torch.no_grad()
@@ -38,24 +38,22 @@ def validation_error(
     """
     detector.eval()
     total = 0.0
-    for start in range(0, len(sample_ids), batch_size):
-        batch = store.batch(sample_ids[start : start + batch_size]).to(store.device)
-        maps = torch.stack(list(detector.residual_maps(batch).values()))
+    for batch in in_chunks(store, sample_ids, batch_size):
+        maps = torch.stack(list(detector.residual_maps(batch.to(store.device)).values()))
         total += float(maps.double().mean(dim=(0, 2, 3)).sum())
     return total / len(sample_ids)
 
 
 @torch.no_grad()
 def anomaly_maps(
-    detector: Detector,
-    store: FeatureStore,
-    sample_ids: Sequence[str],
+    detector: Detector, store: FeatureStore, sample_ids: Sequence[str]
 ) -> Float32[np.ndarray, "n size size"]:
     """Anomaly maps of these samples, in order; higher is more anomalous."""
     detector.eval()
-    parts = (sample_ids[start : start + 16] for start in range(0, len(sample_ids), 16))
-    batches = (store.batch(ids).to(store.device) for ids in parts)
-    return np.concatenate([detector.anomaly_maps(batch).cpu().numpy() for batch in batches])
+    batches = in_chunks(store, sample_ids)
+    return np.concatenate(
+        [detector.anomaly_maps(x.to(store.device)).cpu().numpy() for x in batches]
+    )
 
 
 def evaluate(
@@ -89,7 +87,7 @@ def evaluate(
     for category in categories:
         test = index[(index["category"] == category) & (index["split"] == "test")]
         ids, labels = test["sample_id"].tolist(), test["label"].to_numpy(dtype=int)
-        maps, told = _score(detector, store, ids, config.batch_size, advance)
+        maps, predicted = _score(detector, store, ids, config.batch_size, advance)
         masked = test["masked"].to_numpy(dtype=bool)  # pixels of defects without a mask are unknown
         masks = store.masks(test.loc[masked, "sample_id"].tolist())
         if detector.has_map:
@@ -103,9 +101,9 @@ def evaluate(
             "p_auroc": pixels,
             "aupro": regions,
         }
-        if told is not None and (labels == 0).any():
+        if predicted is not None and (labels == 0).any():
             number = store.dataset.categories.index(category)
-            values["accuracy"] = float((told[labels == 0] == number).mean())
+            values["accuracy"] = float((predicted[labels == 0] == number).mean())
         validation = index[(index["category"] == category) & (index["split"] == "validation")]
         if detector.trained and len(validation):
             held_out = validation["sample_id"].tolist()
@@ -124,29 +122,23 @@ def _score(
     sample_ids: Sequence[str],
     batch_size: int,
     advance: Callable[[int], object] | None,
-) -> tuple[
-    Float32[np.ndarray, "n size size"],
-    Int[np.ndarray, " n"] | None,
-]:
-    """Anomaly maps and the categories told (None: the method classifies nothing); one pass."""
+) -> tuple[Float32[np.ndarray, "n size size"], Int[np.ndarray, " n"] | None]:
+    """Anomaly maps and the predicted categories (None: the method classifies nothing); one pass."""
     detector.eval()
-    maps, told = [], []
-    for start in range(0, len(sample_ids), batch_size):
-        ids = sample_ids[start : start + batch_size]
-        batch = store.batch(ids).to(store.device)
-        each, logits = detector.maps_and_logits(batch)
+    maps, predicted = [], []
+    for batch in in_chunks(store, sample_ids, batch_size):
+        each, logits = detector.maps_and_logits(batch.to(store.device))
         maps.append(each.cpu().numpy())
         if logits is not None:
-            told.append(logits.argmax(dim=1).cpu().numpy())
+            predicted.append(logits.argmax(dim=1).cpu().numpy())
         if advance:
-            advance(len(ids))
-    return np.concatenate(maps), np.concatenate(told) if told else None
+            advance(len(batch))
+    return np.concatenate(maps), np.concatenate(predicted) if predicted else None
 
 
 N_THRESHOLDS = (10, 100, 1000)
 N_EVALUATIONS = 1000  # as many as a training of 1000 epochs that is tested after each of them
 FOUR_CONNECTED = ndimage.generate_binary_structure(2, 1)
-EIGHT_CONNECTED = ndimage.generate_binary_structure(2, 2)
 
 
 @dataclass(frozen=True)
@@ -199,13 +191,8 @@ def compare_details(
         ("below 0.5 becomes 1 - AUROC", name, max(here[name], 1 - here[name]))
         for name in ("i_auroc", "p_auroc")
     ]
-    found.append(
-        (
-            "4-connected regions",
-            "aupro",
-            or_missing(aupro_of_regions, maps, masks, FOUR_CONNECTED, limit),
-        )
-    )
+    four_connected = or_missing(aupro, maps, masks, limit, FOUR_CONNECTED)
+    found.append(("4-connected regions", "aupro", four_connected))
     found += [
         (f"{n} thresholds", "aupro", or_missing(aupro_from_thresholds, maps, masks, n, limit))
         for n in N_THRESHOLDS
@@ -260,15 +247,6 @@ def overwritten(
     )
 
 
-def aupro_of_regions(
-    maps: np.ndarray, masks: np.ndarray, structure: np.ndarray, fpr_limit: float
-) -> float:
-    """AUPRO as `iumad.evaluation.metrics.aupro` with another neighbourhood of pixels (3 x 3, bool)."""
-    region = _regions(masks, structure)
-    share = 1.0 / np.bincount(region)[region]
-    return partial_area(maps[~masks], maps[masks], share, fpr_limit)
-
-
 def aupro_from_thresholds(
     maps: np.ndarray, masks: np.ndarray, n_thresholds: int, fpr_limit: float
 ) -> float:
@@ -277,7 +255,9 @@ def aupro_from_thresholds(
     The thresholds are good pixels' scores at equidistant ranks; what is larger is positive. The curve ends in
     (1, 1), is interpolated linearly at the limit and divided by it.
     """
-    region = _regions(masks, EIGHT_CONNECTED)
+    if masks.all() or not masks.any():
+        raise MetricError("AUPRO needs good and defect pixels")
+    region = region_of_defect_pixels(masks)
     good, defect = np.sort(maps[~masks]), maps[masks]
     order = np.argsort(defect)
     share = (1.0 / np.bincount(region)[region])[order] / (region.max() + 1)
@@ -290,12 +270,3 @@ def aupro_from_thresholds(
     at_limit = np.interp(fpr_limit, fpr, pro)
     area = np.trapezoid(np.append(pro[inside], at_limit), np.append(fpr[inside], fpr_limit))
     return float(area / fpr_limit)
-
-
-def _regions(masks: np.ndarray, structure: np.ndarray) -> np.ndarray:
-    """Region number, from 0, of each defect pixel in the order of ``masks[masks]``."""
-    if masks.all() or not masks.any():
-        raise MetricError("AUPRO needs good and defect pixels")
-    stacked = np.zeros((3, 3, 3), dtype=bool)
-    stacked[1] = structure  # no neighbours across images
-    return ndimage.label(masks, structure=stacked)[0][masks].astype(np.int64) - 1

@@ -74,9 +74,7 @@ def partial_area(
     return min(float(area / limit), 1.0)  # rounding may leave 1 + 1e-16
 
 
-# Eight neighbours inside an image, none across images of the stack.
-EIGHT_CONNECTED = np.zeros((3, 3, 3), dtype=bool)
-EIGHT_CONNECTED[1] = True
+EIGHT_CONNECTED = ndimage.generate_binary_structure(2, 2)
 
 
 def image_auroc(scores: np.ndarray, labels: np.ndarray) -> float:
@@ -124,7 +122,12 @@ def pixel_auroc(anomaly_maps: np.ndarray, masks: np.ndarray) -> float:
     return _roc_area(anomaly_maps, masks)
 
 
-def aupro(anomaly_maps: np.ndarray, masks: np.ndarray, fpr_limit: float = 0.3) -> float:
+def aupro(
+    anomaly_maps: np.ndarray,
+    masks: np.ndarray,
+    fpr_limit: float = 0.3,
+    structure: np.ndarray = EIGHT_CONNECTED,
+) -> float:
     """Area under the per-region-overlap curve up to a false positive rate.
 
     Regions are the 8-connected components of each mask and weigh the same whatever their size.
@@ -140,6 +143,8 @@ def aupro(anomaly_maps: np.ndarray, masks: np.ndarray, fpr_limit: float = 0.3) -
         Ground truth, True on defect pixels; good images are all False and count for the FPR.
     fpr_limit : float
         Upper end of the integration, in (0, 1].
+    structure : bool array (3, 3)
+        Which neighbours of a pixel belong to its region.
 
     Returns
     -------
@@ -156,7 +161,7 @@ def aupro(anomaly_maps: np.ndarray, masks: np.ndarray, fpr_limit: float = 0.3) -
     anomaly_maps, masks = _checked(anomaly_maps, masks, ndim=3, names=("anomaly_maps", "masks"))
     _require_both_classes(masks, "aupro", "pixels")
 
-    region = _region_of_defect_pixels(masks)
+    region = region_of_defect_pixels(masks, structure)
     share = 1.0 / np.bincount(region)[region]  # of its own region that one pixel covers
     return partial_area(anomaly_maps[~masks], anomaly_maps[masks], share, fpr_limit)
 
@@ -245,10 +250,13 @@ def _require_both_classes(positive: Bool[np.ndarray, "..."], metric: str, what: 
         )
 
 
-def _region_of_defect_pixels(masks: Bool[np.ndarray, "n h w"]) -> Int64[np.ndarray, " n_defect"]:
+def region_of_defect_pixels(
+    masks: Bool[np.ndarray, "n h w"], structure: np.ndarray = EIGHT_CONNECTED
+) -> Int64[np.ndarray, " n_defect"]:
     """Region number, from 0, of each defect pixel in the order of ``masks[masks]``."""
     with_defect = masks[masks.any(axis=(1, 2))]
-    labelled, _ = ndimage.label(with_defect, structure=EIGHT_CONNECTED)
+    apart = np.pad(structure[None], ((1, 1), (0, 0), (0, 0)))  # no neighbours across images
+    labelled, _ = ndimage.label(with_defect, structure=apart)
     return labelled[with_defect].astype(np.int64) - 1
 
 

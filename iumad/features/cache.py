@@ -63,7 +63,7 @@ class Batch:
         )
 
     def rows(self, chosen: Shaped[Tensor, " b"]) -> "Batch":
-        """These samples of the batch, told by a mask or by their places."""
+        """These samples of the batch, chosen by a mask or by their places."""
         return replace(
             self,
             features={k: v[chosen] for k, v in self.features.items()},

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
 
 import torch
 from jaxtyping import Float
@@ -89,8 +89,10 @@ class Graph(nn.Module):
                 return pixels.mean(dim=1)
             case "std":
                 return pixels.std(dim=1, correction=0)
-            case _:
+            case "top":
                 return pixels.topk(max(1, pixels.shape[1] // 1000), dim=1).values.mean(dim=1)
+            case _:
+                assert_never(self.evaluation.image_score)
 
 
 def export_model(model: Model, out: Path, kind: Format, category: str | None = None) -> Exported:

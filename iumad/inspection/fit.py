@@ -62,10 +62,7 @@ class Fitted:
 
 
 def own_run(
-    root: Path,
-    method: str = METHOD,
-    params: Path | None = None,
-    assignments: Sequence[str] = (),
+    root: Path, method: str = METHOD, params: Path | None = None, assignments: Sequence[str] = ()
 ) -> RunConfig:
     """The configuration of a model for a folder: sizes from the images, all modalities, all categories at once.
 
@@ -96,10 +93,7 @@ def own_run(
         "data": data,
         "methods": {method: (content.get("methods") or {}).get(method, {})},
         "modalities": ["+".join(dataset.modalities)],
-        "settings": [
-            f"{len(dataset.categories)}-0",
-            "1-1",
-        ],  # the second lets `increment` act, as learning does
+        "settings": [f"{len(dataset.categories)}-0", "1-1"],  # of the second is `increment`
         "seeds": [0],
     }
     return build_study(content, str(params or root), assignments).runs()[0]
@@ -126,16 +120,13 @@ def fit_folder(
     categories = dataset.categories
     learnt, held = _split(dataset, categories, detector.trained)
     _fit_step(detector, store, learnt, run, 0, {}, progress)
-    thresholds, alone = _thresholds(
-        detector, store, run, categories, held, false_alarm_rate, progress, None
-    )
+    thresholds, alone = _thresholds(detector, store, run, held, false_alarm_rate, progress, None)
     memory = _remember(detector, store, learnt, run, {})
     seconds = time.monotonic() - clock
     card = _card(
         run, store, categories, thresholds, started.isoformat(timespec="seconds"), seconds, alone
     )
-    kept = {name: _kept(store, held[name] or dataset.ids("train", [name])) for name in categories}
-    model = Model(card, run, detector.eval(), store.backbone, kept, memory)
+    model = Model(card, run, detector.eval(), store.backbone, _kept(store, held), memory)
     return Fitted(model, _table(model, store, dataset, categories))
 
 
@@ -166,18 +157,13 @@ def pack_run(run: RunConfig, results: Path, false_alarm_rate: float) -> Fitted:
     }
     provenance = read_provenance(step.provenance)
     card = _card(run, store, categories, thresholds, provenance.started, provenance.duration_s)
-    kept = {name: _kept(store, held[name]) for name in categories}
     memory = remembered_after(work, step) if detector.trained and _protects(run) else {}
-    model = Model(card, run, detector.eval(), store.backbone, kept, memory)
+    model = Model(card, run, detector.eval(), store.backbone, _kept(store, held), memory)
     return Fitted(model, _table(model, store, work.dataset, categories))
 
 
 def learn_folder(
-    model: Model,
-    root: Path,
-    false_alarm_rate: float,
-    progress: ShowBar,
-    cache: Path | None = None,
+    model: Model, root: Path, false_alarm_rate: float, progress: ShowBar, cache: Path | None = None
 ) -> tuple[Fitted, pd.DataFrame]:
     """Add the categories of a folder to a model that never heard of them, from their good images only.
 
@@ -191,9 +177,47 @@ def learn_folder(
 
     Raises
     ------
-    ConfigError
-        A category is known already, or its modalities are others.
+    ConfigError, DataError
+        A category is known already, or its images are not of the model's kind.
     """
+    started, clock = datetime.now(UTC), time.monotonic()
+    run, dataset = _new_categories(model, root)
+    categories = (*model.card.categories, *dataset.categories)
+    counted = copy.copy(dataset)
+    counted.categories = categories  # the new ones are counted after those that the model knows
+    store = _store(counted, run, progress, cache, model.card.preparation)
+    detector = _new_detector(run, store, len(categories))
+    load_grown(detector, model.detector.state_dict())
+    learnt, held = _split(dataset, dataset.categories, detector.trained)
+    views = [model.card.modalities, *([model.card.modalities[:1]] if model.card.alone else [])]
+    before = [_kept_scores(model.detector, model, view) for view in views]
+    _fit_step(detector, store, learnt, run, 1, model.memory, progress)
+    after = [_kept_scores(detector, model, view) for view in views]
+    stored = (model.card.thresholds, model.card.alone)
+    full, *fewer = (_moved(model, *each) for each in zip(stored, before, after, strict=False))
+    thresholds, alone = _thresholds(
+        detector, store, run, held, false_alarm_rate, progress, model.detector
+    )
+    memory = _remember(detector, store, learnt, run, model.memory)
+    n_train = {name: len(dataset.ids("train", [name])) for name in dataset.categories}
+    card = model.card.model_copy(
+        update={
+            "created": started.isoformat(timespec="seconds"),
+            "categories": categories,
+            "n_train": model.card.n_train | n_train,
+            "thresholds": full | thresholds,
+            "alone": (fewer[0] if fewer else {}) | alone,
+            "seconds": round(time.monotonic() - clock, 1),
+        }
+    )
+    kept = model.held | _kept(store, held)
+    grown = Model(card, model.run, detector.eval(), model.backbone, kept, memory)
+    table = _table(grown, store, dataset, dataset.categories)
+    return Fitted(grown, table), _lost(model, full, before[0], after[0])
+
+
+def _new_categories(model: Model, root: Path) -> tuple[RunConfig, Dataset]:
+    """The model's configuration for a folder, and the folder; refused if the model could not learn it."""
     layout = {"root": root, "name": detect_layout(root), "categories": None}
     run = model.run.model_copy(update={"data": model.run.data.model_copy(update=layout)})
     dataset = open_dataset(run.data)
@@ -205,57 +229,13 @@ def learn_folder(
         raise DataError(
             f"{root}: the model needs {', '.join(absent)}, which these images do not have"
         )
-    started, clock = datetime.now(UTC), time.monotonic()
-    categories = (*model.card.categories, *dataset.categories)
-    how = model.card.preparation
-    if "depth" in model.card.modalities and dataset.reader != how.reader:
+    reader = model.card.preparation.reader
+    if "depth" in model.card.modalities and dataset.reader != reader:
         raise DataError(
             f"{root}: its depth is read in another way than that of the model's images "
-            f"({dataset.reader}, not {how.reader}), so one model cannot serve both"
+            f"({dataset.reader}, not {reader}), so one model cannot serve both"
         )
-    counted = copy.copy(dataset)
-    counted.categories = categories  # the new ones are counted after those that the model knows
-    store = _store(counted, run, progress, cache, how)
-    detector = _new_detector(run, store, len(categories))
-    load_grown(detector, model.detector.state_dict())
-    learnt, held = _split(dataset, dataset.categories, detector.trained)
-    views = [model.card.modalities, *([model.card.modalities[:1]] if model.card.alone else [])]
-    before = [_kept_scores(model.detector, model, view) for view in views]
-    step = 1
-    _fit_step(detector, store, learnt, run, step, model.memory, progress)
-    after = [_kept_scores(detector, model, view) for view in views]
-    full, *fewer = (
-        {
-            name: threshold.moved(old[name], new[name]) if _kept_apart(model, name) else threshold
-            for name, threshold in stored.items()
-        }
-        for stored, old, new in zip(
-            (model.card.thresholds, model.card.alone), before, after, strict=False
-        )
-    )
-    thresholds, alone = _thresholds(
-        *(detector, store, run, dataset.categories, held, false_alarm_rate, progress),
-        model.detector,
-    )
-    memory = _remember(detector, store, learnt, run, model.memory)
-    card = model.card.model_copy(
-        update={
-            "created": started.isoformat(timespec="seconds"),
-            "categories": categories,
-            "n_train": model.card.n_train
-            | {name: len(dataset.ids("train", [name])) for name in dataset.categories},
-            "thresholds": full | thresholds,
-            "alone": (fewer[0] if fewer else {}) | alone,
-            "seconds": round(time.monotonic() - clock, 1),
-        }
-    )
-    kept = model.held | {
-        name: _kept(store, held[name] or dataset.ids("train", [name]))
-        for name in dataset.categories
-    }
-    grown = Model(card, model.run, detector.eval(), model.backbone, kept, memory)
-    table = _table(grown, store, dataset, dataset.categories)
-    return Fitted(grown, table), _lost(model, full, before[0], after[0])
+    return run, dataset
 
 
 def _card(
@@ -305,9 +285,7 @@ def _store(
 
 def _new_detector(run: RunConfig, store: FeatureStore, n_categories: int) -> Detector:
     torch.manual_seed(run.seed)
-    channels = store.backbone.channels
-    spec = InputSpec(run.modalities, channels, run.features.grid, run.data.image_size)
-    return make_detector(run.model, spec, n_categories)
+    return make_detector(run.model, InputSpec.of(run, store.backbone.channels), n_categories)
 
 
 def _split(
@@ -373,7 +351,6 @@ def _thresholds(
     detector: Detector,
     store: FeatureStore,
     run: RunConfig,
-    categories: Sequence[str],
     held: dict[str, list[str]],
     false_alarm_rate: float,
     progress: ShowBar,
@@ -389,13 +366,13 @@ def _thresholds(
     if detector.takes_fewer and len(run.modalities) > 1:
         views.append(run.modalities[:1])
     scores = {
-        (view, name): _scores(detector, store, run, held[name], view)
+        (view, name): _scores(detector, store, run, ids, view)
         for view in views
-        for name in categories
+        for name, ids in held.items()
     }
-    cross = [] if detector.trained else [n for n in categories if len(held[n]) < ENOUGH]
+    cross = [] if detector.trained else [n for n, ids in held.items() if len(ids) < ENOUGH]
     if cross:
-        train = {name: store.dataset.ids("train", [name]) for name in categories}
+        train = {name: store.dataset.ids("train", [name]) for name in held}
         with progress("threshold", FOLDS) as advance:
             for fold in range(FOLDS):
                 part = _new_detector(run, store, detector.n_categories)
@@ -410,7 +387,7 @@ def _thresholds(
                         )
                 advance(1)
     full, *fewer = (
-        {name: _threshold(name, scores[view, name], false_alarm_rate) for name in categories}
+        {name: _threshold(name, scores[view, name], false_alarm_rate) for name in held}
         for view in views
     )
     return full, fewer[0] if fewer else {}
@@ -440,12 +417,14 @@ def _threshold(name: str, scores: Sequence[float], false_alarm_rate: float) -> T
         raise ConfigError(f"{name}: {error}") from error
 
 
-def _kept(store: FeatureStore, ids: Sequence[str]) -> dict[str, Tensor]:
-    """Features and images of a few samples, in half precision."""
-    batch = store.batch(list(ids)[:KEPT])
-    parts = {f"{m}.features": x for m, x in batch.features.items()}
-    parts |= {f"{m}.images": x for m, x in batch.images.items()}
-    return {name: x.half() for name, x in parts.items()}
+def _kept(store: FeatureStore, held: dict[str, list[str]]) -> dict[str, dict[str, Tensor]]:
+    """Features and images of a few good samples of each category, held-out ones if any, in half precision."""
+    kept = {}
+    for name, ids in held.items():
+        batch = store.batch((ids or store.dataset.ids("train", [name]))[:KEPT])
+        parts = {f"{m}.features": x.half() for m, x in batch.features.items()}
+        kept[name] = parts | {f"{m}.images": x.half() for m, x in batch.images.items()}
+    return kept
 
 
 def _kept_scores(
@@ -467,13 +446,27 @@ def _kept_scores(
     return found
 
 
-def _kept_apart(model: Model, name: str) -> bool:
+def _moved(
+    model: Model,
+    thresholds: dict[str, Threshold],
+    before: dict[str, list[float]],
+    after: dict[str, list[float]],
+) -> dict[str, Threshold]:
+    """Thresholds of earlier categories, moved with the scores of their kept images where these were held out."""
+    return {
+        name: old.moved(before[name], after[name]) if _kept_were_held_out(model, name) else old
+        for name, old in thresholds.items()
+    }
+
+
+def _kept_were_held_out(model: Model, name: str) -> bool:
     """Whether the kept images of a category were held out, so that their scores rise as those of new images do.
 
-    A method in closed form learns all training images; without validation images it has scored just these.
+    Trained methods always hold some out. One in closed form learns all training images, and without validation
+    images it keeps some of these: then there are as many scores as training images.
     """
-    learnt = len(model.card.thresholds[name].good_scores) == model.card.n_train[name]
-    return model.detector.trained or not learnt
+    n_scores = len(model.card.thresholds[name].good_scores)
+    return model.detector.trained or n_scores != model.card.n_train[name]
 
 
 def _lost(
@@ -490,7 +483,7 @@ def _lost(
             {
                 "category": name,
                 "good images": len(before[name]),
-                "held out": _kept_apart(model, name),
+                "held out": _kept_were_held_out(model, name),
                 "score before": float(np.mean(before[name])),
                 "score after": float(np.mean(after[name])),
                 "threshold before": old,

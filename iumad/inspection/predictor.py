@@ -20,14 +20,13 @@ from torch import Tensor
 from iumad.data.images import read_header
 from iumad.data.prepare import Prepared, prepare_capture
 from iumad.errors import ConfigError, DataError
-from iumad.evaluation.metrics import image_scores
+from iumad.evaluation.metrics import EIGHT_CONNECTED, image_scores
 from iumad.features.backbone import Backbone, one_thread
 from iumad.features.cache import Batch
 from iumad.inspection.model_file import Model, load_model
 from iumad.machine import usable_cores
 
 SURE = 0.5  # below it the runner-up is nearly as likely: within a quarter
-EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
 Image = np.ndarray | Path | str
 Second = Image | Mapping[str, Image] | None
 
@@ -63,7 +62,7 @@ class Prediction:
     threshold : float
     category : str
     recognised : bool
-        Whether the model told the category itself.
+        Whether the model recognised the category itself.
     confidence : float
         1 for a category that was given; else how sure the model is, 0 to 1. Below 0.5, do not trust it.
     region : Region or None
@@ -91,7 +90,7 @@ class Prediction:
 
     @property
     def unsure(self) -> bool:
-        """Whether the category that the model told is not to be trusted."""
+        """Whether the category that the model recognised is not to be trusted."""
         return self.confidence < SURE
 
 
@@ -124,10 +123,7 @@ class Predictor:
     """
 
     def __init__(
-        self,
-        model: Model,
-        thresholds: dict[str, float] | None = None,
-        allow_missing: bool = False,
+        self, model: Model, thresholds: dict[str, float] | None = None, allow_missing: bool = False
     ) -> None:
         if allow_missing and not model.card.alone:
             raise ConfigError(
@@ -174,14 +170,14 @@ class Predictor:
             in the unit of the training files, or the path of either. A model of several takes them by name. None
             where there is none.
         category : str, optional
-            None: the model recognises it.
+            None: the model recognises it, where its method can.
 
         Raises
         ------
         DataError
             A file cannot be used, sizes differ, or a modality is missing and may not.
         ConfigError
-            The category is unknown.
+            The category is unknown, or was not given to a model of several that recognises none.
         """
         return self.batch([(rgb, second)], category)[0]
 
@@ -191,10 +187,12 @@ class Predictor:
         category: str | Sequence[str | None] | None = None,
     ) -> list[Prediction]:
         """Score several images, each pair as for a single call; `category` is one for all or one for each."""
-        told = [category] * len(images) if isinstance(category, str | None) else list(category)
-        if len(told) != len(images):
-            raise ConfigError(f"needs a category for each of {len(images)} images, got {len(told)}")
-        numbers = [None if name is None else self._number(name) for name in told]
+        names = [category] * len(images) if isinstance(category, str | None) else list(category)
+        if len(names) != len(images):
+            raise ConfigError(
+                f"needs a category for each of {len(images)} images, got {len(names)}"
+            )
+        numbers = [None if name is None else self._number(name) for name in names]
         with self._lock, one_thread(), ThreadPoolExecutor(usable_cores()) as pool:
             started = time.perf_counter()
             looks = list(pool.map(self._look, images, numbers))
@@ -204,12 +202,12 @@ class Predictor:
             for look, known in zip(looks, numbers, strict=True)
         ]
 
-    def _look(self, pair: tuple[Image, Second], told: int | None) -> _Look:
+    def _look(self, pair: tuple[Image, Second], given: int | None) -> _Look:
         """Prepare one image and pass it through the model, apart from all others."""
         prepared, size = self._inputs(*pair)
         with torch.inference_mode():
-            batch = encode(prepared, self._given(prepared), self.model.backbone, told or 0)
-            number, sure, anomaly_map = self._map(batch, told)
+            batch = encode(prepared, self._given(prepared), self.model.backbone, given or 0)
+            number, sure, anomaly_map = self._map(batch, given)
         return _Look(prepared, size, anomaly_map.numpy()[0], number, sure)
 
     def _inputs(self, rgb: Image, second: Second) -> tuple[Prepared, tuple[int, int]]:
@@ -247,26 +245,32 @@ class Predictor:
         return self.categories.index(category)
 
     def _map(
-        self, batch: Batch, told: int | None
+        self, batch: Batch, given: int | None
     ) -> tuple[int, float, Float32[Tensor, "1 size size"]]:
         """The category of an image, how sure that is, and its map.
 
-        The category is as told, or what the classifier says, or that under which the median of the token map is
-        lowest: defects are small, so it tells the product.
+        The category is as given, or what the classifier says, or, for a method whose maps depend on it, that under
+        which the median of the token map is lowest: defects are small, so it tells the product.
         """
         detector = self.model.detector
-        if told is not None:
-            return told, 1.0, detector.anomaly_maps(batch)
-        if not detector.needs_category:
-            anomaly_map, logits = detector.maps_and_logits(batch)
-            if logits is not None:
-                likely = logits[0].softmax(dim=0).sort(descending=True)
-                sure = _lead(*reversed(likely.values[:2].tolist()))
-                return int(likely.indices[0]), sure, anomaly_map
-        maps = [detector.token_map_of(batch, number) for number in range(len(self.categories))]
-        medians = torch.stack([x.median() for x in maps]).sort()
-        best, sure = int(medians.indices[0]), _lead(*medians.values[:2].tolist())
-        return best, sure, detector.enlarge(maps[best])
+        if given is not None:
+            return given, 1.0, detector.anomaly_maps(batch)
+        if detector.needs_category:
+            maps = [detector.token_map_of(batch, number) for number in range(len(self.categories))]
+            medians = torch.stack([x.median() for x in maps]).sort()
+            best, sure = int(medians.indices[0]), _lead(*medians.values[:2].tolist())
+            return best, sure, detector.enlarge(maps[best])
+        anomaly_map, logits = detector.maps_and_logits(batch)
+        if logits is not None:
+            likely = logits[0].softmax(dim=0).sort(descending=True)
+            sure = _lead(*reversed(likely.values[:2].tolist()))
+            return int(likely.indices[0]), sure, anomaly_map
+        if len(self.categories) > 1:
+            raise ConfigError(
+                f"a model of {self.model.card.run['method']} does not say which product an image shows; name it "
+                "with --category NAME or --category folder. Banks, iuf and the ib-iumad family recognise it"
+            )
+        return 0, 1.0, anomaly_map
 
     def _prediction(self, look: _Look, recognised: bool, seconds: float) -> Prediction:
         evaluation, category = self.model.run.evaluation, self.categories[look.number]

@@ -10,7 +10,7 @@ localisation (`has_map`). A method that does not beat the floors has learnt noth
 """
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import ClassVar, assert_never
 
 import torch
 from jaxtyping import Float, Int
@@ -223,8 +223,8 @@ class UnifiedBank(PatchMemory):
             )
             means = distances.mean(dim=1).unflatten(0, (len(batch), self.grid, self.grid))
             maps[modality] = means / self.scales[modality]
-            told = self.categories[modality][nearest[:, 0]].unflatten(0, patches.shape[:2])
-            votes = votes.scatter_add(1, told, torch.ones_like(told, dtype=votes.dtype))
+            voted = self.categories[modality][nearest[:, 0]].unflatten(0, patches.shape[:2])
+            votes = votes.scatter_add(1, voted, torch.ones_like(voted, dtype=votes.dtype))
         return maps, ((votes + 1) / (votes + 1).sum(dim=1, keepdim=True)).log()
 
     def get_extra_state(self) -> dict[str, dict]:
@@ -365,8 +365,10 @@ class Floor(Detector):
                 return images.mean(dim=1).flatten(1).std(dim=1, keepdim=True)
             case "histogram":
                 return histograms(images, self.config.bins)
-            case _:
+            case "image":
                 return functional.adaptive_avg_pool2d(images, THUMBNAIL).flatten(1)
+            case _:
+                assert_never(self.config.statistic)
 
     @torch.no_grad()
     def fit(

@@ -13,10 +13,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from iumad.config.schema import RunConfig
 from iumad.errors import ConfigError
 from iumad.features.cache import Batch, FeatureStore
 
-CHUNK = 16  # samples that closed-form statistics read at a time
+CHUNK = 16  # samples that are read at a time where nothing else is asked for
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,11 @@ class InputSpec:
     channels: int
     grid: int
     image_size: int
+
+    @classmethod
+    def of(cls, run: RunConfig, channels: int) -> "InputSpec":
+        """The sizes of a run's inputs; the channels are those of its backbone."""
+        return cls(run.modalities, channels, run.features.grid, run.data.image_size)
 
     def __post_init__(self) -> None:
         """Check the modalities."""
@@ -243,8 +249,8 @@ class Detector(nn.Module):
 
     def token_map_of(self, batch: Batch, category: int) -> Float[Tensor, "b g g"]:
         """The token map of images that are all said to be of one category."""
-        told = torch.full_like(batch.category, category)
-        return self.token_map(replace(batch, category=told))
+        given = torch.full_like(batch.category, category)
+        return self.token_map(replace(batch, category=given))
 
     def combine(self, residuals: dict[str, Float[Tensor, "b g g"]]) -> Float[Tensor, "b g g"]:
         """The token map of residual maps."""
@@ -269,10 +275,10 @@ class Detector(nn.Module):
         return self.anomaly_maps(batch), self.category_logits(batch)
 
 
-def in_chunks(store: FeatureStore, sample_ids: Sequence[str]) -> Iterator[Batch]:
+def in_chunks(store: FeatureStore, sample_ids: Sequence[str], size: int = CHUNK) -> Iterator[Batch]:
     """Batches of a few samples, in order."""
-    for start in range(0, len(sample_ids), CHUNK):
-        yield store.batch(sample_ids[start : start + CHUNK])
+    for start in range(0, len(sample_ids), size):
+        yield store.batch(sample_ids[start : start + size])
 
 
 def _tensors(content: object) -> Iterator[Tensor]:

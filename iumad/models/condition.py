@@ -68,11 +68,14 @@ class ConditionNetwork(nn.Module):
         self.stem = nn.Sequential(
             nn.Conv2d(3, dim, patch, stride=patch, bias=False), nn.BatchNorm2d(dim), nn.ReLU()
         )
-        if kind == "mamba":
-            blocks = [MambaBlock(dim, d_state, expand) for _ in range(layers)]
-            self.blocks = nn.ModuleList(blocks)
-        else:
-            self.blocks = nn.ModuleList(VitBlock(dim, heads) for _ in range(layers))
+        match kind:
+            case "mamba":
+                blocks = [MambaBlock(dim, d_state, expand) for _ in range(layers)]
+                self.blocks = nn.ModuleList(blocks)
+            case "vit":
+                self.blocks = nn.ModuleList(VitBlock(dim, heads) for _ in range(layers))
+            case _:
+                raise ValueError(f"kind must be vit or mamba, got {kind!r}")
         self.classifier = nn.Sequential(
             nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, n_categories)
         )

@@ -12,12 +12,14 @@ d  width; level  one decoder layer of one modality.
 """
 
 import math
+from typing import ClassVar, assert_never
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from iumad.config.methods import Fusion
 from iumad.models.reconstruction import Attention
 
 
@@ -55,9 +57,12 @@ class Addition(nn.Module):
 class ConcatFC(nn.Module):
     """Concatenation, 1x1 convolution, batch norm, ReLU, dropout of the last reconstructions."""
 
+    widening: ClassVar[int] = 1  # by the convolution, undone by the activation
+
     def __init__(self, dim: int, n_modalities: int, dropout: float = 0.1) -> None:
         super().__init__()
-        self.linear, self.norm = nn.Linear(n_modalities * dim, dim), nn.BatchNorm1d(dim)
+        width = self.widening * dim
+        self.linear, self.norm = nn.Linear(n_modalities * dim, width), nn.BatchNorm1d(width)
         self.dropout = nn.Dropout(dropout)
 
     def forward(
@@ -66,27 +71,22 @@ class ConcatFC(nn.Module):
         """F_fu; the middle level is not used."""
         mixed = self.linear(torch.cat(last, dim=-1))
         normed = self.norm(mixed.flatten(0, 1)).unflatten(0, mixed.shape[:2])
-        return self.dropout(functional.relu(normed))
+        return self.dropout(self._activated(normed))
+
+    def _activated(self, x: Float[Tensor, "b n w"]) -> Float[Tensor, "b n d"]:
+        return functional.relu(x)
 
 
-class LinearGLU(nn.Module):
-    """Concatenation, 1x1 convolution to 2d channels, batch norm, gated linear unit, dropout."""
+class LinearGLU(ConcatFC):
+    """The same with 2d channels and a gated linear unit in place of ReLU."""
 
-    def __init__(self, dim: int, n_modalities: int, dropout: float = 0.1) -> None:
-        super().__init__()
-        self.linear, self.norm = nn.Linear(n_modalities * dim, 2 * dim), nn.BatchNorm1d(2 * dim)
-        self.dropout = nn.Dropout(dropout)
+    widening: ClassVar[int] = 2
 
-    def forward(
-        self, _middle: list[Float[Tensor, "b n d"]], last: list[Float[Tensor, "b n d"]]
-    ) -> Float[Tensor, "b n d"]:
-        """F_fu; the middle level is not used."""
-        mixed = self.linear(torch.cat(last, dim=-1))
-        normed = self.norm(mixed.flatten(0, 1)).unflatten(0, mixed.shape[:2])
-        return self.dropout(functional.glu(normed, dim=-1))
+    def _activated(self, x: Float[Tensor, "b n w"]) -> Float[Tensor, "b n d"]:
+        return functional.glu(x, dim=-1)
 
 
-def fusion_operator(name: str, dim: int, heads: int, n_modalities: int) -> nn.Module:
+def fusion_operator(name: Fusion, dim: int, heads: int, n_modalities: int) -> nn.Module:
     """One of the four operators of Table 6."""
     match name:
         case "addition":
@@ -95,8 +95,10 @@ def fusion_operator(name: str, dim: int, heads: int, n_modalities: int) -> nn.Mo
             return ConcatFC(dim, n_modalities)
         case "linearglu":
             return LinearGLU(dim, n_modalities)
-        case _:
+        case "cross-attention":
             return CrossLevelAttention(dim, heads, n_modalities)
+        case _:
+            assert_never(name)
 
 
 class InformationBottleneck(nn.Module):

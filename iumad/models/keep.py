@@ -148,11 +148,13 @@ class KeepDetector(ReconstructionDetector):
         logits = self.category_logits(batch)
         return self.enlarge(self.combine(self._maps(batch, logits.argmax(dim=1)))), logits
 
-    def _maps(self, batch: Batch, told: Int[Tensor, " b"]) -> dict[str, Float[Tensor, "b g g"]]:
+    def _maps(
+        self, batch: Batch, categories: Int[Tensor, " b"]
+    ) -> dict[str, Float[Tensor, "b g g"]]:
         shape = (len(batch), self.grid, self.grid)
         found = {name: self.units.new_zeros(shape) for name in self.maps}
-        for category in told.unique().tolist():
-            rows = told == category
+        for category in categories.unique().tolist():
+            rows = categories == category
             part = batch.rows(rows)
             with self._own_parts(str(int(self.step_of[category]))):
                 maps = super().residual_maps(part)

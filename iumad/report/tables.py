@@ -185,7 +185,7 @@ def _paper_lies(row: Any) -> str:
 
 
 def cost_table(summary: pd.DataFrame) -> pd.DataFrame:
-    """Costs of methods side by side (`iumad.study.measured.summary`): one line a method and modality."""
+    """Costs of methods side by side (`iumad.study.measured.cost_summary`): one line a method and modality."""
     if summary.empty:
         return summary
     keys = ["modality", "method"]

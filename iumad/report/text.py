@@ -554,7 +554,7 @@ def largest_shift(shifts: pd.DataFrame) -> list[Markup]:
 
 
 def cost_against(summary: pd.DataFrame, ours: str = OURS, mark: str = MARK) -> list[Markup]:
-    """Time and size of two methods for one image (`iumad.study.measured.summary`)."""
+    """Time and size of two methods for one image (`iumad.study.measured.cost_summary`)."""
     one = (
         summary[summary["batch"] == 1].drop_duplicates("method").set_index("method")
         if len(summary)

@@ -33,16 +33,13 @@ from iumad.study.verdicts import (
 )
 
 UNTESTABLE = "not testable here"
-"""Everything that can stand in the column verdict, in the order of the text."""
+"""The verdict of a statement that no run can decide."""
 
 COSTS = "efficiency"  # the study that is measured, not trained
 REFERENCES = ("settings", "baselines")  # have floors and joint training, for the gates of all
 COMPARED = (*FRACTIONS, "fm_i_auroc", "fm_aupro", "new_i_auroc")  # metrics of comparisons
-SEEN_BY_FLOORS = (
-    "data",
-    "evaluation",
-)  # what a study has to have in common with one for its floors to count,
-SEEN_BY_MODELS = (*SEEN_BY_FLOORS, "features", "model", "training")  # and for its models
+SEEN_BY_FLOORS = ("data", "evaluation")  # sections by which floors differ
+SEEN_BY_MODELS = (*SEEN_BY_FLOORS, "features", "model", "training")  # by which models differ
 
 
 @dataclass(frozen=True)

@@ -32,9 +32,9 @@ from iumad.config.schema import RunConfig
 from iumad.config.sections import PerturbConfig
 from iumad.data.perturb import PerturbedDataset
 from iumad.errors import ConfigError, DataError
+from iumad.evaluation.evaluate import anomaly_maps
 from iumad.features import open_store
 from iumad.features.cache import Batch
-from iumad.models.base import CHUNK
 from iumad.models.detector import Output, ReconstructionDetector, gate_figures
 from iumad.models.fusion import kl_categorical
 from iumad.study.runner import RunWork, remembered_after, trained_detector
@@ -102,7 +102,7 @@ def _classes(
 ) -> tuple[float, float, float, float]:
     labels = _numbered(values)
     shares = np.bincount(labels) / len(labels)
-    told = np.full((len(labels), len(shares)), np.nan)
+    predicted = np.full((len(labels), len(shares)), np.nan)
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0)
     for train, test in folds.split(features, labels, groups):
         inner = StratifiedGroupKFold(INNER_FOLDS, shuffle=True, random_state=0)
@@ -113,10 +113,10 @@ def _classes(
             cv=inner,
         )
         model.fit(features[train], labels[train], groups=groups[train])
-        told[test] = model.predict_proba(features[test])
+        predicted[test] = model.predict_proba(features[test])
     entropy = float(-(shares * np.log2(shares)).sum())
-    bits = entropy - log_loss(labels, told) / np.log(2)
-    accuracy = accuracy_score(labels, told.argmax(axis=1))
+    bits = entropy - log_loss(labels, predicted) / np.log(2)
+    accuracy = accuracy_score(labels, predicted.argmax(axis=1))
     return float(accuracy), float(shares.max()), max(float(bits), 0.0), entropy
 
 
@@ -124,7 +124,7 @@ def _number(
     features: Float[np.ndarray, "n d"], values: pd.Series, groups: Int[np.ndarray, " n"]
 ) -> tuple[float, float, float, float]:
     numbers = values.to_numpy(dtype=np.float64)
-    told = np.full(len(numbers), np.nan)
+    predicted = np.full(len(numbers), np.nan)
     for train, test in GroupKFold(FOLDS, shuffle=True, random_state=0).split(
         features, groups=groups
     ):
@@ -134,8 +134,8 @@ def _number(
             cv=GroupKFold(INNER_FOLDS, shuffle=True, random_state=0),
         )
         model.fit(features[train], numbers[train], groups=groups[train])
-        told[test] = model.predict(features[test])
-    share = float(r2_score(numbers, told))
+        predicted[test] = model.predict(features[test])
+    share = float(r2_score(numbers, predicted))
     bits = -0.5 * np.log2(1 - min(max(share, 0.0), 1 - 1e-12))
     return share, 0.0, float(bits), float("nan")
 
@@ -297,9 +297,7 @@ def bottleneck_features(
             store = (
                 work.store if perturb.is_off else open_store(dataset, run, work.device, work.store)
             )
-            for start in range(0, len(ids), CHUNK):
-                with torch.no_grad():
-                    detector.anomaly_maps(store.batch(ids[start : start + CHUNK]).to(work.device))
+            anomaly_maps(detector, store, ids)
             doses_here = {"redundant": redundant, "spurious": spurious}
             labels.append(
                 pd.DataFrame({"sample_id": ids, "category": category[ids].tolist()} | doses_here)

@@ -1,15 +1,15 @@
-"""What a method costs: time and memory of inference, size of the model, and how they grow (paper Table 7).
+"""What a method costs: counted part by part, and measured as time and memory (paper Table 7).
 
-Costs do not depend on what a model has learnt, so detectors here have random weights, and banks hold random
-patches in the number that training would give. Each point is measured in a process of its own: memory is what
-model and bank add to it from their making to the last map, libraries not included. Time includes the backbone,
-from images in memory to anomaly maps; methods that encode the images themselves have none.
+Nothing here depends on what a model has learnt, so weights are random, and banks hold random patches in the
+number that training would give.
 
-The parts of a run's model with their parameters, operations and memory, counted on a forward pass.
+`model_card` counts parameters and operations of each part on one forward pass. A multiplication and an addition
+are two operations. Matrix products, convolutions, attention and the scan count; what works element by element
+(norms, activations, softmax, dropout, interpolation) does not.
 
-A multiplication and an addition are two operations. Counted are matrix products, convolutions and attention (by
-torch's counter and the formulas below) and the scan; not counted is what works element by element: norms,
-activations, softmax, dropout, interpolation.
+`measure_study` times inference, each size in a process of its own, from images in memory to anomaly maps, the
+backbone included. Memory is what making the model and scoring add to the process, libraries not included.
+`measure_speeds` times training too, roughly, for `iumad plan --measure`.
 """
 
 import multiprocessing
@@ -85,8 +85,7 @@ def model_card(run: RunConfig, n_categories: int) -> pd.DataFrame:
         parts["backbone"], channels = backbone, backbone.channels
         operations["backbone"] = _total(counter, "Global")
     model = with_random_weights(run.model)
-    spec = InputSpec(run.modalities, channels, run.features.grid, run.data.image_size)
-    detector = make_detector(model, spec, n_categories).eval()
+    detector = make_detector(model, InputSpec.of(run, channels), n_categories).eval()
     with _counter() as counter, torch.no_grad():
         detector(Batch(features, images, torch.zeros(1, dtype=torch.long)))
     for name, child in detector.named_children():
@@ -129,8 +128,7 @@ def gradient_reach(run: RunConfig, n_categories: int) -> pd.DataFrame:
     grid, channels, model = run.features.grid, 8, with_random_weights(run.model)
     if "neighbour_mask" in type(model).model_fields:
         model = model.model_copy(update={"neighbour_mask": None})
-    spec = InputSpec(run.modalities, channels, grid, run.data.image_size)
-    detector = make_detector(model, spec, n_categories).train()
+    detector = make_detector(model, InputSpec.of(run, channels), n_categories).train()
     generator = torch.Generator().manual_seed(0)
     size = run.data.image_size
     batch = Batch(
@@ -237,12 +235,8 @@ def _row(name: str, part: nn.Module, operations: int) -> dict[str, Any]:
 PROCESSES = 3  # for each method and modality at the study's own size; all other points have one
 CPU_BATCH = 4  # of a training step whose time is measured on a CPU, where it hardly matters
 BATCH = 32  # beside batches of one image
-CATEGORIES = (
-    1,
-    30,
-    100,
-)  # beside the study's own number; what a bank of so many would hold is made up
-LIMIT = 4e9  # bytes of a model above which only its size is told
+CATEGORIES = (1, 30, 100)  # beside the study's own number; what a bank would hold is made up
+LIMIT = 4e9  # bytes of a model above which only its size is stated
 N_TRAIN = 250  # images a category that a bank keeps where the configuration does not say; MVTec 3D-AD: 210 to 361
 
 
@@ -326,9 +320,8 @@ def _time(
     grid = run.features.grid * size // run.data.image_size
     images = torch.rand(batch, 3, size, size, device=where)
     labels = torch.arange(batch, device=where) % point.categories
-    functional.conv2d(
-        images[:1], torch.rand(8, 3, 3, 3, device=where)
-    )  # libraries load what they need
+    # let libraries load what they need
+    functional.conv2d(images[:1], torch.rand(8, 3, 3, 3, device=where))
     before = _memory_mb(where)
     torch.manual_seed(0)
     backbone = None

@@ -14,7 +14,7 @@ Everything is found by the `run_id` or the step's key, so a study sees what anot
 """
 
 import gzip
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -182,11 +182,12 @@ def load_rows(study: StudyConfig, results: str | Path) -> pd.DataFrame:
     found = []
     for run in study.runs():
         steps = steps_of(run, results, data)
-        if all(step.rows.exists() for step in steps):
+        source = _source_of_rows(run, steps, data, published)
+        if source == OWN:
             tables = [read_step_table(step.rows).assign(step=step.number) for step in steps]
-            rows, source = pd.concat(tables, ignore_index=True), OWN
-        elif _is_published(run, steps, data, published):
-            rows, source = published_rows[run.run_id], PUBLISHED
+            rows = pd.concat(tables, ignore_index=True)
+        elif source == PUBLISHED:
+            rows = published_rows[run.run_id]
         else:
             continue
         found.append(with_run_columns(rows, run).assign(source=source))
@@ -202,31 +203,20 @@ def progress(study: StudyConfig, results: str | Path) -> pd.DataFrame:
     data, published = data_of(study.data), read_published(results)
     records = []
     for run in study.runs():
-        steps = steps_of(run, results, data)
-        source = OWN if all(step.rows.exists() for step in steps) else ""
-        if not source and _is_published(run, steps, data, published):
-            source = PUBLISHED
+        source = _source_of_rows(run, steps_of(run, results, data), data, published)
         records.append((run.method, run.modality, run.setting, run.seed, source != "", source))
     return pd.DataFrame(records, columns=[*RUN_LABELS, "finished", "source"])
 
 
 def training_log(study: StudyConfig, results: str | Path) -> pd.DataFrame:
     """Loss terms per epoch of the finished steps of a study: `iumad.study.results.LOG_SCHEMA` and source."""
-    data, published = data_of(study.data), read_published(results)
+    published = read_published(results)
     logs = dict(iter(published.log.groupby("step_key", sort=False)))
     found = []
-    for run in study.runs():
-        for step, key in _with_published_keys(run, results, data, published):
-            if step.checkpoint.exists():
-                log, source = read_step_table(step.log), OWN
-            elif key in logs:
-                log, source = logs[key], PUBLISHED
-            else:
-                continue
-            if not log.empty:  # methods without epochs have none
-                found.append(
-                    with_run_columns(log.assign(step=step.number), run).assign(source=source)
-                )
+    for run, step, key, source in _finished_steps(study, results, published, logs):
+        log = read_step_table(step.log) if source == OWN else logs[key]
+        if not log.empty:  # methods without epochs have none
+            found.append(with_run_columns(log.assign(step=step.number), run).assign(source=source))
     columns = [*LOG_SCHEMA.columns, "source"]
     return pd.concat(found, ignore_index=True)[columns] if found else pd.DataFrame(columns=columns)
 
@@ -240,41 +230,47 @@ def load_provenance(study: StudyConfig, results: str | Path) -> pd.DataFrame:
         run_id, method, modality, setting, seed, step, the columns of `iumad.study.load.STEP_COLUMNS`, source.
         A step that several runs share has a line for each of them, with one `step_key`.
     """
-    data, published = data_of(study.data), read_published(results)
-    records = []
-    for run in study.runs():
+    published, records = read_published(results), []
+    for run, step, key, source in _finished_steps(study, results, published, published.steps.index):
         labels = {"run_id": run.run_id} | {name: getattr(run, name) for name in RUN_LABELS}
-        for step, key in _with_published_keys(run, results, data, published):
-            if step.checkpoint.exists():
-                facts, source = step_facts(step.key, read_provenance(step.provenance)), OWN
-            elif key in published.steps.index:
-                facts, source = dict(published.steps.loc[key]), PUBLISHED
-            else:
-                continue
-            records.append({**labels, "step": step.number, **facts, "source": source})
+        record = read_provenance(step.provenance) if source == OWN else None
+        facts = step_facts(key, record) if record else dict(published.steps.loc[key])
+        records.append({**labels, "step": step.number, **facts, "source": source})
     columns = ["run_id", *RUN_LABELS, "step", *STEP_COLUMNS, "source"]
     return pd.DataFrame(records, columns=columns)
 
 
-def _is_published(
+def _source_of_rows(
     run: RunConfig, steps: list[Step], data: Dataset | AbsentData, published: Published
-) -> bool:
-    """Whether there are published numbers of a run, made of the same data where these are on this machine."""
+) -> str:
+    """Where a run's numbers are: made here, published of the same data as far as that can be told, or ""."""
+    if all(step.rows.exists() for step in steps):
+        return OWN
     if run.run_id not in published.runs.index:
-        return False
-    keys = published.runs.loc[run.run_id, "steps"]
-    return isinstance(data, AbsentData) or list(keys) == [step.key for step in steps]
+        return ""
+    keys = list(published.runs.loc[run.run_id, "steps"])
+    is_same = isinstance(data, AbsentData) or keys == [step.key for step in steps]
+    return PUBLISHED if is_same else ""
 
 
-def _with_published_keys(
-    run: RunConfig, results: str | Path, data: Dataset | AbsentData, published: Published
-) -> list[tuple[Step, str]]:
-    """Steps of a run and the keys under which they are published; without the data, only the tables know them."""
-    steps = steps_of(run, results, data)
-    keys = [step.key for step in steps]
-    if isinstance(data, AbsentData) and run.run_id in published.runs.index:
-        keys = list(published.runs.loc[run.run_id, "steps"])
-    return list(zip(steps, keys, strict=True))
+def _finished_steps(
+    study: StudyConfig, results: str | Path, published: Published, keys: Collection[str]
+) -> Iterator[tuple[RunConfig, Step, str, str]]:
+    """Run, step, key and source of the steps that were trained here or have one of the published keys.
+
+    Without the data only the published tables know the keys.
+    """
+    data = data_of(study.data)
+    for run in study.runs():
+        steps = steps_of(run, results, data)
+        names = [step.key for step in steps]
+        if isinstance(data, AbsentData) and run.run_id in published.runs.index:
+            names = list(published.runs.loc[run.run_id, "steps"])
+        for step, key in zip(steps, names, strict=True):
+            if step.checkpoint.exists():
+                yield run, step, step.key, OWN
+            elif key in keys:
+                yield run, step, key, PUBLISHED
 
 
 def step_facts(key: str, record: Provenance) -> dict[str, object]:

@@ -65,7 +65,7 @@ LOG_SCHEMA = pa.DataFrameSchema(
     strict=True,
     ordered=True,
 )
-"""One term of the loss, mean over one epoch; epochs count from 0 or 1 within each step."""
+"""One term of the loss, mean over one epoch; epochs count from 0 within each step."""
 
 
 def validate(table: pd.DataFrame, schema: pa.DataFrameSchema) -> pd.DataFrame:
@@ -172,9 +172,7 @@ def continual_table(rows: pd.DataFrame) -> pd.DataFrame:
     """
     runs = rows.groupby([*RUN_COLUMNS, "metric"], sort=False)
     table = rows.assign(
-        run=runs.ngroup(),
-        first=runs["step"].transform("min"),
-        last=runs["step"].transform("max"),
+        run=runs.ngroup(), first=runs["step"].transform("min"), last=runs["step"].transform("max")
     )
     table = table[table["first"] < table["last"]]
     columns = [*RUN_COLUMNS, "category", "metric", "value"]

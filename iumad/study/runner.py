@@ -187,9 +187,8 @@ class RunWork:
         """The method with the weights that a step begins with where there is no earlier one."""
         torch.manual_seed(train.epoch_seed(self.run.seed, step.number, -1))
         # the first time this makes the backbone, which draws random numbers: published models depend on that order
-        run, channels = self.run, self.store.backbone.channels
-        spec = InputSpec(run.modalities, channels, run.features.grid, run.data.image_size)
-        return make_detector(run.model, spec, len(step.seen)).to(self.device)
+        spec = InputSpec.of(self.run, self.store.backbone.channels)
+        return make_detector(self.run.model, spec, len(step.seen)).to(self.device)
 
     def title(self, step: Step, what: str) -> str:
         """Text of a progress bar."""
@@ -315,7 +314,7 @@ def watch_training(
 
 @contextmanager
 def exclusive(work: RunWork, step: Step) -> Iterator[None]:
-    """Work on the folder of a step that no other process has; what a killed one left half written is removed."""
+    """Work on the folder of a step that no other process has; what is not needed any more is removed."""
     step.folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(step.lock)
     try:
@@ -328,6 +327,9 @@ def exclusive(work: RunWork, step: Step) -> Iterator[None]:
     try:
         remove_stale(step.folder, older_than=0.0)
         yield
+        if step.checkpoint.exists():
+            step.partial.unlink(missing_ok=True)
+            step.unfinished.unlink(missing_ok=True)
     finally:
         lock.release()
 
@@ -410,7 +412,7 @@ def check_study(study: StudyConfig, device: str = "auto") -> list[str]:
         n_categories = len(run.steps_of(dataset.categories)[0])
         kind = (run.model.model_dump_json(), run.modalities)
         if kind not in made:
-            spec = InputSpec(run.modalities, channels, run.features.grid, run.data.image_size)
+            spec = InputSpec.of(run, channels)
             try:
                 with torch.random.fork_rng(devices=[]):
                     make_detector(with_random_weights(run.model), spec, n_categories)

@@ -60,7 +60,7 @@ def summarise(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 
 
 def judge(differences: pd.DataFrame, by: Sequence[str], family: Sequence[str]) -> pd.DataFrame:
-    """Estimate every difference over its seeds, and give the verdict: the only place where one is made.
+    """Estimate every difference over its seeds, and give the verdict, which gates may still withhold (`verdicts`).
 
     - *supported*: above 0 after Holm's correction, so that the chance of one wrong word in a family is 5 %;
     - *contradicted*: below 0 in the same way;
@@ -198,10 +198,7 @@ def bootstrap(
 
 
 def performance_profile(
-    table: pd.DataFrame,
-    by: Sequence[str],
-    thresholds: Float[np.ndarray, " k"],
-    draws: int = 2000,
+    table: pd.DataFrame, by: Sequence[str], thresholds: Float[np.ndarray, " k"], draws: int = 2000
 ) -> pd.DataFrame:
     """Share of all (seed, category) pairs whose value is above each threshold, with its bootstrap interval.
 

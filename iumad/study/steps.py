@@ -1,7 +1,9 @@
 """Steps of a run: their files in a results folder and where they came from; runs nothing, needs no torch.
 
     results/steps/<step key>/   checkpoint.pt  log.csv  remembered-<hash>.pt  rows-<hash>.csv  provenance.json
-                                partial.pt  unfinished.json (while it is trained)  lock
+                                <kind>-<hash>.csv (`iumad.study.measured`)  lock
+                                until checkpoint.pt is there: unfinished.json, and partial.pt, which is saved after
+                                an epoch, at most once a minute
 
 A step key covers all that decides the model after that step, so runs share what they have in common: settings
 6-4 and 6-1 their base, all increment strategies theirs. The provenance has parameters, code, packages, machine,
@@ -64,7 +66,7 @@ class Step:
 
     @property
     def partial(self) -> Path:
-        """State of an unfinished training, between epochs."""
+        """State of an unfinished training after an epoch, saved at most once a minute."""
         return self.folder / "partial.pt"
 
     @property
@@ -155,9 +157,7 @@ class Provenance:
 
     run_id: str
     params: dict[str, Any]  # the run's full configuration, as JSON types
-    commit: (
-        str | None
-    )  # git commits of the code, "; " between them; None if it does not lie in a checkout
+    commit: str | None  # git commits of the code, "; " between them; None outside of a checkout
     modified: bool | None  # whether tracked files differed from a commit
     packages: dict[str, str]  # name -> version, of those installed
     python: str
@@ -184,7 +184,7 @@ class Effort:
     Parameters
     ----------
     path : Path
-        The file; there while the step is unfinished.
+        The file; whoever has saved the model deletes it.
     threads : int
         For a new step. One that was begun keeps its number, since the last bits of a sum depend on it.
     """
@@ -225,9 +225,8 @@ class Effort:
             self._save()
 
     def finish(self) -> dict[str, Any]:
-        """Delete the file and return what it held, with the last part: the fields of a record."""
+        """Write the file with the last part, and return what it holds: the fields of a record."""
         self._save()
-        self._path.unlink(missing_ok=True)
         return self._record
 
     def _save(self) -> None:

@@ -1,26 +1,28 @@
-"""What protects earlier categories while a new step is trained.
+"""What protects earlier categories while a new step is trained: one strategy each (`increment.strategy`).
 
-`projection` is IUF's: updates of the second FFN linear of every layer are damped along the directions in which
-earlier categories' features vary most. `svd` is CDAD's, for the inputs of all layers. `ewc` (Kirkpatrick et al.,
-PNAS 2017) and `replay` are controls from below and above; `feature-replay` keeps the backbone's features of a few
-images, and no image; `none` is plain fine-tuning.
+    none, joint     nothing: plain fine-tuning; joint training has no later steps
+    projection      IUF: updates of the second FFN linear of every layer are damped along the directions in which
+                    earlier categories' features vary most
+    svd             CDAD: updates of all layers stay away from the span of earlier inputs
+    ewc             a quadratic penalty on moving weights (Kirkpatrick et al., PNAS 2017)
+    replay          a few images of earlier categories are trained on again; a control from above
+    feature-replay  the same with the backbone's features alone, so that no image is kept
+
 Mixing in the old weights (`increment.pull`) goes with any of them.
 
-A memory is a dictionary of tensors and names, gathered at the end of every step on that step's own training data
-and merged with the memory of the steps before.
+A memory is a dictionary of tensors and names. `remember` makes it from one step's model and training data and
+joins it with the memory of the steps before; in a study the next step asks for it when it begins. `Guard`
+applies it.
 
-CDAD's protection: updates keep away from the span of all earlier inputs (increment strategy `svd`).
+`svd`: a linear layer's answer to earlier inputs X does not change if its update D has D X = 0. So after every
+step an orthonormal basis M of nearly all of X is kept per layer, and later updates become D - D M M^T (Saha et
+al., GPM, ICLR 2021; CDAD: Li et al., CVPR 2025). What is not the weight of a linear layer or a convolution, such
+as biases and norms, stays as it is after the base; only the running statistics of batch norms move.
 
-A linear layer's answer to earlier inputs X does not change if its update D has D X = 0. So after every step an
-orthonormal basis M of nearly all of X is kept per layer, and later updates become D - D M M^T (Saha et al., GPM,
-ICLR 2021; CDAD: Li et al., CVPR 2025, with an iterative SVD because its X is huge). What is not the weight of a
-linear layer or a convolution, such as biases and norms, stays as it is after the base; only the running statistics
-of batch norms move, in methods that have some.
-
-Departures from CDAD's release, which contradicts its own derivation there: the vectors that join M are left
-singular vectors of what M leaves of X, not columns of that rest, so M stays orthonormal; shares are shares of
-energy; and the update is projected, not the gradient, because AdamW's rescaling would leave the allowed space.
-Within a step the second moments X X^T are summed exactly: an iterative SVD approximates their eigenvectors.
+Departures from CDAD's release, which contradicts its own derivation: the vectors that join M are left singular
+vectors of what M leaves of X, so that M stays orthonormal; shares are shares of energy; the update is projected
+and not the gradient, since AdamW's rescaling would leave the allowed space; second moments X X^T are summed
+exactly, where an iterative SVD approximates their eigenvectors.
 
 Symbols: d  inputs of a layer (a convolution: of one window); r  rank; S  = X X^T, summed over a step.
 """
@@ -28,7 +30,7 @@ Symbols: d  inputs of a layer (a convolution: of one window); r  rank; S  = X X^
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 from jaxtyping import Float
@@ -38,7 +40,7 @@ from torch.nn import functional
 from iumad.config.sections import IncrementConfig
 from iumad.errors import ConfigError
 from iumad.features.cache import Batch, FeatureStore
-from iumad.models.base import Detector
+from iumad.models.base import Detector, in_chunks
 from iumad.training.checkpoint import with_rows
 
 IMAGES = 256  # of a step that are looked at, at most; evenly spaced
@@ -78,8 +80,8 @@ def second_moments(
     chosen = sample_ids[:: -(-len(sample_ids) // IMAGES)]
     try:
         with torch.no_grad():
-            for start in range(0, len(chosen), 16):
-                batch = store.batch(chosen[start : start + 16]).to(device)
+            for batch in in_chunks(store, chosen):
+                batch = batch.to(device)
                 detector.losses(batch, generator)
                 detector.residual_maps(batch)
     finally:
@@ -169,8 +171,10 @@ def remember(
         case "feature-replay":
             kept = _choose(store, sample_ids, config.replay_images, seed)
             return with_features(earlier, store.batch(kept))
-        case _:
+        case "none" | "joint":
             return {}
+        case _:
+            assert_never(config.strategy)
     return {
         key: value + with_rows(earlier[key], len(value)) if key in earlier else value
         for key, value in now.items()
@@ -329,8 +333,8 @@ def _gram_matrices(
         for name, layer in layers.items()
     ]
     detector.eval()
-    for start in range(0, len(sample_ids), 16):
-        detector(store.batch(sample_ids[start : start + 16]).to(detector.device))
+    for batch in in_chunks(store, sample_ids):
+        detector(batch.to(detector.device))
     for handle in handles:
         handle.remove()
     return {name: torch.cat(parts).T @ torch.cat(parts) for name, parts in rows.items()}

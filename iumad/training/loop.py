@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, assert_never
 
 import torch
 from jaxtyping import Float
@@ -43,8 +43,9 @@ class StepPlan:
         Number of the step (0 is the base), and what it has of its own.
     seed : int
         The run's.
-    key : str
-        What decides the model after the step; runs that share it may finish each other's training.
+    recipe : str
+        Hash of all that decides how the step is trained, but for its images; runs that agree in both may finish
+        each other's training (`Unfinished`).
     training, increment : sections of the configuration
     """
 
@@ -53,7 +54,7 @@ class StepPlan:
     lr: float
     optimizer: str
     seed: int
-    key: str
+    recipe: str
     training: TrainingConfig
     increment: IncrementConfig
 
@@ -66,8 +67,8 @@ class StepPlan:
             if step
             else (base.epochs, base.lr, "adamw")
         )
-        key = run.step_key([()] * (step + 1))
-        return cls(step, *own, run.seed, key, base, increment)
+        without_names = [()] * (step + 1)  # the images say which categories they are
+        return cls(step, *own, run.seed, run.step_key(without_names), base, increment)
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,8 @@ def fit_step(
     store, sample_ids : the step's training data, nothing else is read
     plan : StepPlan
     memory : what is remembered of earlier steps (`iumad.training.increments.remember`)
-    unfinished : file; training goes on from it where it exists, it is deleted at the end. None: nothing is saved
+    unfinished : file; training goes on from it where it exists. Whoever has saved the detector deletes it. None:
+        nothing is saved
     watch : Watch
 
     Returns
@@ -146,7 +148,6 @@ def fit_step(
         saved.save_when_due(epoch + 1)
         watch.epoch(detector, epoch)
     detector.eval().calibrate(store, sample_ids)
-    saved.remove()
     return log.rows
 
 
@@ -259,9 +260,9 @@ class Unfinished:
         updates: Updates,
         log: LossLog,
     ) -> None:
-        self.path, self.epochs, self.log = path, plan.epochs, log
+        self.path, self.log = path, log
         self.key = {
-            "run": plan.key,
+            "run": plan.recipe,
             "step": plan.step,
             "samples": hashlib.sha256("\n".join(samples).encode()).hexdigest(),
         }
@@ -283,18 +284,12 @@ class Unfinished:
         return saved["epoch"]
 
     def save_when_due(self, epoch: int) -> None:
-        """Save after `epoch` epochs, if the last save was long ago and there is more to come."""
-        due = time.monotonic() - self._last_save >= self.SECONDS
-        if self.path is None or not due or epoch == self.epochs:
+        """Save after `epoch` epochs, if the last save was long ago."""
+        if self.path is None or time.monotonic() - self._last_save < self.SECONDS:
             return
         state = {name: part.state_dict() for name, part in self._parts.items()}
         save_checkpoint(self.path, {"key": self.key, "epoch": epoch, "log": self.log.rows} | state)
         self._last_save = time.monotonic()
-
-    def remove(self) -> None:
-        """The step is finished."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
 
 
 def make_optimizer(detector: nn.Module, plan: StepPlan) -> torch.optim.Optimizer:
@@ -323,8 +318,10 @@ def make_scheduler(
             )
         case "step":
             return torch.optim.lr_scheduler.StepLR(optimizer, step_size=max(1, round(0.8 * total)))
-        case _:
+        case "constant":
             return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+        case _:
+            assert_never(plan.training.schedule)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
