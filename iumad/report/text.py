@@ -187,14 +187,15 @@ def in_short(rows: pd.DataFrame, compared: pd.DataFrame) -> list[Markup]:
     ]
     said = [
         fill(
-            "{}: it loses {} points of the image AUROC of categories learnt earlier, IUF {}{} ({} {}, {}): {}.",
+            "{}: it loses {} points of the image AUROC of categories learnt earlier, IUF {} ({} {}, {}): {}.",
             Markup(FORGETS.get(row.verdict, open_question)),
             *(f"{of['fm_i_auroc'][name]:.1f}" for name in (OURS, BASELINE)),
-            fill("; {}", _and(others)) if others else "",
             *(f"{abs(row.estimate):.1f}", _direction(row, row.estimate), _interval(row)),
             verdict_word(row.verdict),
         )
     ]
+    if others:
+        said.append(fill("Beside them, {} points.", _and(others)))
     if row.paper > row.high:
         said.append(Markup("A gain as large as the paper's lies outside the interval."))
     ends = [fill("{} {} %", WHO[name], f"{of['i_auroc'][name]:.1f}") for name in shown]
