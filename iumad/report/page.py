@@ -119,7 +119,7 @@ class Page:
         counts = runs["source"].value_counts()
         own, published = int(counts.get(OWN, 0)), int(counts.get(PUBLISHED, 0))
         missing = len(runs) - own - published
-        what = fill("profile <b>{}</b> on {}", self.study.profile, self.study.data.name)
+        what = fill("profile <b>{}</b> on {}", self.study.profile, self.study.data.shown_name)
         command = code(f"iumad run params/{self.study.profile}.yaml")
         recipe = self._other_recipe()
         if not missing and not published:

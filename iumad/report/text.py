@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from iumad.data.sample import Dataset
 from iumad.report.style import code, fill, verdict_word
@@ -454,6 +454,16 @@ def verdict_counts(answers: pd.DataFrame, shown: Sequence[str] = DECIDED) -> lis
     said = []
     for word in shown:
         for row in answers[answers["verdict"] == word].itertuples():
+            if pd.isna(row.estimate):
+                said.append(
+                    fill(
+                        "{}: “{}” {}.",
+                        verdict_word(word),
+                        row.statement,
+                        _start(escape(row.reason)),
+                    )
+                )
+                continue
             here = interval_text(row.estimate, row.low, row.high)
             paper = "" if pd.isna(row.paper) else f"; the paper: {row.paper:.1f}"
             unit = row.unit if row.unit != "doublings" else "doublings, a factor of two each"
