@@ -55,7 +55,7 @@ def test_files_hold_the_papers_budget(repository, name):
     assert (run.training.batch_size, run.training.clip, run.increment.pull) == (24, 0.1, 0.05)
     second = full_size(repository, "ib-iumad[adamw]", name)
     assert (second.increment.optimizer, second.increment.pull) == ("adamw", 0.0)
-    assert StepPlan.of(second, 0).key == plans[0].key  # one base model for both
+    assert StepPlan.of(second, 0).recipe == plans[0].recipe  # one base model for both
     assert (run.model.dim, run.model.layers, run.model.heads) == (256, 4, 8)
 
 
