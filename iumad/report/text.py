@@ -374,7 +374,9 @@ def with_more_training(rows: pd.DataFrame, few: str, many: str) -> list[Markup]:
     few, many : str
         Ends of the methods' names.
     """
-    means = _means(rows) if len(rows) else pd.Series()
+    if rows.empty:
+        return []
+    means = _means(rows)
     said = [
         fill(
             "{} image AUROC {}, validation error {} %",
