@@ -267,13 +267,13 @@ def aims_table(
     table = pd.DataFrame({"aim": [*AIMS]} | {"at most": [f"{most:g}" for most in AIMS.values()]})
     for method in methods:
         part = rows[rows["method"] == method]
-        told = last_step(part[part["metric"] == "accuracy"])
-        told = told.groupby(["setting", "seed"])["value"].mean()
+        named = last_step(part[part["metric"] == "accuracy"])
+        named = named.groupby(["setting", "seed"])["value"].mean()
         forgotten = continual_table(part[part["metric"] == "i_auroc"])
         forgotten = forgotten[forgotten["metric"] == "fm_i_auroc"]
         each = {
             "fm_i_auroc": 100 * forgotten.set_index(["setting", "seed"])["value"],
-            "told": 100 * (1 - told),
+            "not recognised": 100 * (1 - named),
         }
         values = pd.concat(each, names=["metric"]).rename("value").reset_index()
         values = pd.concat([below_joint(rows, method, bound), values]).dropna()
@@ -283,7 +283,7 @@ def aims_table(
                 mean_and_sd(*summary.loc[(setting, name), ["mean", "sd"]])
                 if (setting, name) in summary.index
                 else Markup(ABSENT)
-                for name in ("i_auroc", "aupro", "new_i_auroc", "fm_i_auroc", "told")
+                for name in ("i_auroc", "aupro", "new_i_auroc", "fm_i_auroc", "not recognised")
             ]
             once = ((kilobytes, ".0f"), (time, ".2f"))
             cells += [
