@@ -52,7 +52,7 @@ def test_maps_of_old_categories_stay_the_same_bits(after_each_step):
 
 def test_a_later_step_learns_nothing_but_its_own_parts(after_each_step):
     _, _, (first, second, third) = after_each_step
-    names = second.own_parameters()
+    names = second.own_parameters
     assert third.step_of.tolist() == [0, 1, 2]
     for name, p in second.named_parameters():
         if name not in names:
@@ -70,14 +70,14 @@ def test_each_category_adds_the_same_few_bytes(after_each_step):
     _, _, models = after_each_step
     sizes = [model.size_bytes() for model in models]
     assert sizes[2] - sizes[1] == sizes[1] - sizes[0]
-    parts = sum(p.numel() * 4 for p in models[0].own_parameters().values())
+    parts = sum(p.numel() * 4 for p in models[0].own_parameters.values())
     patches = sum(bank.numel() * 2 for name, bank in models[1].banks.items() if name[0] == "1")
     assert 0 < sizes[1] - sizes[0] - parts - patches < 1000 + 4 * models[0].prototypes.shape[1]
 
 
 @pytest.mark.parametrize("own", ["none", "norms", "queries", "projections"])
 def test_what_a_step_may_own(own):
-    names = [*keep(own=own).own_parameters()]
+    names = [*keep(own=own).own_parameters]
     assert ("project_out.rgb.weight" in names) == (own == "projections")
     assert ("networks.rgb.decoder.0.learned" in names) == (own in ("queries", "projections"))
     assert ("networks.rgb.norm.weight" in names) == (own != "none")

@@ -9,6 +9,7 @@ What an old category is scored with never changes, so its maps do not either, as
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
@@ -59,8 +60,9 @@ class KeepDetector(ReconstructionDetector):
         self.banks: dict[str, Float[Tensor, "m c"]] = {}
         self.rests = False
 
+    @cached_property
     def own_parameters(self) -> dict[str, nn.Parameter]:
-        """What a later step trains, by name."""
+        """What a later step trains, by name; to look them up is a tenth of an image's time."""
         return {
             name: p
             for name, p in self.named_parameters()
@@ -72,7 +74,7 @@ class KeepDetector(ReconstructionDetector):
         self.rests = True
         self.requires_grad_(False)
         with torch.no_grad():
-            for name, p in self.own_parameters().items():
+            for name, p in self.own_parameters.items():
                 p.copy_(self.own["0"][name])
                 p.requires_grad_(True)
 
@@ -109,7 +111,7 @@ class KeepDetector(ReconstructionDetector):
     def calibrate(self, store: FeatureStore, sample_ids: Sequence[str]) -> None:
         """Keep the step's own parts, and measure the unit of its categories' reconstruction."""
         step = str(int(self.step_of.max()))
-        self.own[step] = {name: p.detach().clone() for name, p in self.own_parameters().items()}
+        self.own[step] = {name: p.detach().clone() for name, p in self.own_parameters.items()}
         for category, ids in self._by_category(store, sample_ids).items():
             sums = torch.zeros(len(self.targets), device=self.device)
             for batch in in_chunks(store, ids):
@@ -170,7 +172,7 @@ class KeepDetector(ReconstructionDetector):
     @contextmanager
     def _own_parts(self, step: str) -> Iterator[None]:
         """The network with the own parts of a finished step; one that is trained now has its own in place."""
-        parameters = self.own_parameters() if step in self.own else {}
+        parameters = self.own_parameters if step in self.own else {}
         present = {name: p.data for name, p in parameters.items()}
         try:
             for name, p in parameters.items():
@@ -192,7 +194,7 @@ class KeepDetector(ReconstructionDetector):
         size = min(self.config.patches, images * self.grid**2)
         for category in range(self.n_categories):
             self.step_of[category] = category
-            parameters = self.own_parameters()
+            parameters = self.own_parameters
             self.own[str(category)] = {k: p.detach().clone() for k, p in parameters.items()}
             for modality in self.modalities if size else ():
                 patches = torch.randn(size, self.channels, device=self.device)
@@ -211,6 +213,7 @@ class KeepDetector(ReconstructionDetector):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "KeepDetector":
         """Move own parts and banks with the rest of the model."""
         self._apply_to_kept(fn)
+        self.__dict__.pop("own_parameters", None)
         return super()._apply(fn, recurse)
 
     def _apply_to_kept(self, fn: Callable[[Tensor], Tensor]) -> None:
