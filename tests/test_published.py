@@ -8,8 +8,9 @@ import pytest
 import tiny
 from pandas.testing import assert_frame_equal
 
+from iumad.data import AbsentData
 from iumad.errors import DataError
-from iumad.study import load
+from iumad.study import load, measured
 from iumad.study.load import RUNS, STEPS, read_published, write_published
 from iumad.study.measured import publish
 from iumad.study.steps import steps_of
@@ -56,6 +57,19 @@ def test_a_run_is_found_by_what_it_is_not_by_its_name(clone):
     renamed = tiny.study(profile="other", methods={"another": {"preset": "iuf"}})
     assert set(load.load_rows(renamed, clone)["method"]) == {"another"}
     assert load.load_rows(tiny.study(seeds=[7]), clone).empty
+
+
+def test_a_run_is_published_again_under_its_first_name_with_its_steps(finished, clone, monkeypatch):
+    before = pd.read_csv(clone / "tiny" / RUNS, dtype=str).set_index("run_id")
+    renamed = tiny.study(profile="other", methods={"another": {"preset": "iuf"}})
+    absent = AbsentData(tiny.CATEGORIES)
+    for module in (load, measured):
+        monkeypatch.setattr(module, "data_of", lambda _config: absent)
+    publish([renamed, finished.study], clone, "tiny")
+    after = pd.read_csv(clone / "tiny" / RUNS, dtype=str).set_index("run_id")
+    assert after["steps"].to_dict() == before["steps"].to_dict()
+    assert after["method"].replace("another", "iuf").to_dict() == before["method"].to_dict()
+    assert (after["method"] == "another").any()
 
 
 def test_uncommitted_code_is_not_published(finished, tmp_path):

@@ -344,14 +344,23 @@ def publish(studies: Sequence[StudyConfig], results: Path, profile: str) -> dict
     _require_committed(steps)
     log = pd.concat([training_log(study, results) for study in studies], ignore_index=True)
     costs = [(costs_id(study), read_costs(study, results)) for study in studies]
-    runs = {
-        run.run_id: (run, data)
-        for study in studies
-        for data in [data_of(study.data)]
-        for run in study.runs()
-    }
-    finished = list(dict.fromkeys(rows["run_id"]))
-    table = pd.DataFrame([_run(*runs[run_id]) for run_id in finished])
+    source = rows.drop_duplicates("run_id").set_index("run_id")["source"]
+    published = read_published(results).runs["steps"]
+    runs: dict[str, tuple[RunConfig, Dataset | AbsentData]] = {}
+    for study in studies:
+        data = data_of(study.data)
+        for run in study.runs():
+            runs.setdefault(run.run_id, (run, data))
+    records = []
+    for run_id in source.index:
+        run, data = runs[run_id]
+        is_own = (
+            source[run_id] == OWN
+        )  # what another machine made may be of data that is absent here
+        keys = [step.key for step in steps_of(run, "", data)] if is_own else published[run_id]
+        labels = {name: getattr(run, name) for name in RUN_LABELS}
+        records.append({"run_id": run_id, "dataset": run.data.shown_name, **labels, "steps": keys})
+    table = pd.DataFrame(records)
     keys = steps.drop_duplicates(["run_id", "step"]).set_index(["run_id", "step"])["step_key"]
     log = log.join(keys, on=["run_id", "step"])
     row_columns = ["run_id", "step", "category", "metric", "value", "n_good", "n_defect"]
@@ -368,12 +377,6 @@ def publish(studies: Sequence[StudyConfig], results: Path, profile: str) -> dict
     )
     counts = {"runs": len(table), "rows": len(unique_rows), "steps": len(unique_steps)}
     return counts | publish_measured(studies, results, profile)
-
-
-def _run(run: RunConfig, data: Dataset | AbsentData) -> dict[str, object]:
-    labels = {name: getattr(run, name) for name in RUN_LABELS}
-    keys = [step.key for step in steps_of(run, "", data)]
-    return {"run_id": run.run_id, "dataset": run.data.shown_name, **labels, "steps": keys}
 
 
 def _require_committed(steps: pd.DataFrame) -> None:
