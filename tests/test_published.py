@@ -65,7 +65,9 @@ def test_a_run_is_published_again_under_its_first_name_with_its_steps(finished, 
     absent = AbsentData(tiny.CATEGORIES)
     for module in (load, measured):
         monkeypatch.setattr(module, "data_of", lambda _config: absent)
+    steps = (clone / "tiny" / STEPS).read_text()
     publish([renamed, finished.study], clone, "tiny")
+    assert sorted((clone / "tiny" / STEPS).read_text().split()) == sorted(steps.split())
     after = pd.read_csv(clone / "tiny" / RUNS, dtype=str).set_index("run_id")
     assert after["steps"].to_dict() == before["steps"].to_dict()
     assert after["method"].replace("another", "iuf").to_dict() == before["method"].to_dict()

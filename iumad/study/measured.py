@@ -366,6 +366,7 @@ def publish(studies: Sequence[StudyConfig], results: Path, profile: str) -> dict
     row_columns = ["run_id", "step", "category", "metric", "value", "n_good", "n_defect"]
     unique_rows = rows[row_columns].drop_duplicates(["run_id", "step", "category", "metric"])
     unique_steps = steps[STEP_COLUMNS].drop_duplicates("step_key")
+    unique_steps = unique_steps.astype({"threads": "Int64", "cores": "Int64"})
     unique_costs = dict(costs)
     write_published(
         results / profile,
