@@ -246,20 +246,27 @@ def test_a_claim_is_said_with_its_verdict_and_the_rest_is_counted():
     decided, rest = text.verdict_counts(answers.assign(**numbers))
     assert plain(decided) == "supported: “A < B.” Here 2.0 [1.0, 3.0] points; the paper: 5.8."
     assert plain(rest) == "1 of 4 claims is decided; of the others 2 not run, 1 undecided."
+    (none,) = text.verdict_counts(answers.assign(**numbers)[1:])
+    assert plain(none) == "None of the 3 claims is decided: 2 not run, 1 undecided."
 
 
 def test_what_changes_is_said_where_both_are_run():
-    said = text.changed_by(rows_of(TWO_SEEDS), [("iuf", "ib-iumad"), ("iuf", "plain")], "It")
+    rows = rows_of(TWO_SEEDS)
+    said = text.changed_by(rows, [("It", "iuf", "ib-iumad"), ("That", "iuf", "plain")])
     assert [plain(s) for s in said] == [
-        "It takes the image AUROC of iuf from 75.5 to 85.0 % (colour and depth); new categories right after their "
-        "step go from 91.0 to 90.0 % (colour and depth); forgetting goes from 30.0 to 10.0 points (colour and "
-        "depth)."
+        "It takes the image AUROC of iuf from 75.5 to 85.0 %; new categories right after their step go from 91.0 "
+        "to 90.0 %; forgetting goes from 30.0 to 10.0 points."
     ]
+    both = pd.concat([rows, rows.assign(modality="rgb")])
+    (said,) = text.changed_by(both, [("It", "iuf", "ib-iumad")])
+    assert "75.5 to 85.0 % (colour and depth) and from 75.5 to 85.0 % (colour alone)" in plain(said)
 
 
 def test_old_steps_know_less_of_their_machine(study, tmp_path, monkeypatch):
-    steps = pd.DataFrame([{"step_key": "a", "seconds": 60.0, "cpu": "", "cores": np.nan}])
-    others = ["threads", "device", "system", "python", "torch", "timm", "numpy"]
+    steps = pd.DataFrame(
+        [{"step_key": "a", "seconds": 60.0, "cpu": "", "cores": np.nan, "threads": np.nan}]
+    )
+    others = ["device", "system", "python", "torch", "timm", "numpy"]
     steps = steps.assign(**dict.fromkeys(others, ""))
     monkeypatch.setattr(tables, "load_provenance", lambda *_: steps)
     assert tables.environment_table(study, tmp_path)["what"].tolist() == ["time"]

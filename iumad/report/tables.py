@@ -145,7 +145,11 @@ def comparison(compared: pd.DataFrame) -> pd.DataFrame:
         verdict.
     """
     words = [verdict_word(BETTER_OR_WORSE.get(word, word)) for word in compared["verdict"]]
-    table = compared.assign(verdict=words, metric=compared["metric"].map(LABELS))
+    table = compared.assign(
+        verdict=words,
+        metric=compared["metric"].map(LABELS),
+        detectable=compared["detectable"].map(_detectable),
+    )
     names = {"n": "seeds", "estimate": "difference", "p_holm": "p (Holm)"}
     columns = ["modality", "setting", "metric", "method", "n", "estimate", "low", "high"]
     return table[[*columns, "p_holm", "detectable", "paper", "verdict"]].rename(columns=names)
@@ -171,10 +175,15 @@ def claim_table(answers: pd.DataFrame) -> pd.DataFrame:
             "difference": intervals,
             "paper": answers["paper"].astype(float),
             "paper lies": [_paper_lies(row) for row in answers.itertuples()],
-            "detectable": answers["detectable"].astype(float),
+            "detectable": answers["detectable"].map(_detectable),
             "why": answers["reason"],
         }
     )
+
+
+def _detectable(effect: float) -> str:
+    """The smallest effect that the runs could show; half of the scale says as much as all of it."""
+    return "" if pd.isna(effect) else "> 50" if effect > 50 else f"{effect:.1f}"
 
 
 def _paper_lies(row: Any) -> str:
@@ -316,7 +325,7 @@ def environment_table(study: StudyConfig, results: str | Path) -> pd.DataFrame:
             ", ".join([cpu] * bool(cpu) + [f"{cores:.0f} cores"] * (cores > 0))
             for cpu, cores in zip(steps["cpu"], steps["cores"], strict=True)
         ),
-        "threads": _distinct(steps["threads"]),
+        "threads": _distinct(steps["threads"].dropna().map("{:.0f}".format)),
     }
     for name in ("device", "system", "python", "torch", "timm", "numpy"):
         facts[name] = _distinct(steps[name])

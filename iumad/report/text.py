@@ -476,38 +476,41 @@ def verdict_counts(answers: pd.DataFrame, shown: Sequence[str] = DECIDED) -> lis
     counts = [fill("{} {}", number, verdict_word(str(word))) for word, number in left.items()]
     if counts:
         decided = len(answers) - int(left.sum())
-        what = fill(
-            "{} of {} claims {} decided", decided, len(answers), "is" if decided == 1 else "are"
-        )
-        said.append(fill("{}; of the others {}.", what, Markup(", ").join(counts)))
+        what = fill("None of the {} claims is decided:", len(answers))
+        if decided:
+            verb = "is" if decided == 1 else "are"
+            what = fill("{} of {} claims {} decided; of the others", decided, len(answers), verb)
+        said.append(fill("{} {}.", what, Markup(", ").join(counts)))
     return said
 
 
-def changed_by(rows: pd.DataFrame, pairs: Sequence[tuple[str, str]], what: str) -> list[Markup]:
+def changed_by(rows: pd.DataFrame, changes: Sequence[tuple[str, str, str]]) -> list[Markup]:
     """Image AUROC after the last step, and forgetting, from one method to another in each modality and setting.
 
     Parameters
     ----------
     rows : DataFrame
         Result rows of one data set.
-    pairs : sequence of (method, method)
-        Before and after, on the seeds that both have; those that are not run are left out.
-    what : str
-        What makes the difference, as the sentence begins.
+    changes : sequence of (what, before, after)
+        What makes the difference, as the sentence begins; the two methods, on the seeds that both have. Those that
+        are not run are left out.
     """
-    several, said = len(set(rows["setting"])) > 1, []
-    for pair in pairs:
+    several = [name for name in ("modality", "setting") if len(set(rows[name])) > 1]
+    said = []
+    for what, *pair in changes:
         found: dict[str, list[Markup]] = {name: [] for name in CHANGES}
-        for (modality, setting), part in rows.groupby(["modality", "setting"], sort=False):
+        for keys, part in rows.groupby(["modality", "setting"], sort=False):
             seeds = [set(part.loc[part["method"] == name, "seed"]) for name in pair]
             part = part[part["seed"].isin(set.intersection(*seeds)) & part["method"].isin(pair)]
             means = 100 * _means(part) if len(part) else pd.Series()
-            where = in_words(str(modality)) + (f", {setting}" if several else "")
+            cell = dict(zip(("modality", "setting"), map(str, keys), strict=True))
+            where = ", ".join(in_words(cell[name]) for name in several)
             for metric, values in found.items():
                 if all((name, metric) in means.index for name in pair):
                     before, after = (means[name, metric] for name in pair)
                     end = _quantity(after, metric)
-                    values.append(fill("from {} to {} ({})", f"{before:.1f}", end, where))
+                    change = fill("from {} to {}", f"{before:.1f}", end)
+                    values.append(fill("{} ({})", change, where) if where else change)
         if found["i_auroc"]:
             first, *others = (
                 fill(CHANGES[name], _and(values)) for name, values in found.items() if values
