@@ -215,7 +215,8 @@ window.iumadExplorers = window.iumadExplorers || (function () {
 
   function curves(parent, lines, x, y, point, span) {
     // lines: [{name, values: [number or null]}]; span: values that the axis has to hold, so that two charts have one
-    const width = 400, height = 280, left = 36, right = 116, top = 30, base = 236;
+    const width = 400, height = 280, left = 36, top = 30, base = 236;
+    const right = 30 + 7 * Math.max(12, ...lines.map((line) => line.name.length)); // names stand at the lines' ends
     const all = span || lines.flatMap((line) => line.values).filter((value) => value !== null);
     if (!all.length) { parent.replaceChildren(el("p", {}, "No values.")); return; }
     const [least, most] = [Math.min(...all), Math.max(...all)];
