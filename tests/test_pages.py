@@ -254,12 +254,17 @@ def test_what_changes_is_said_where_both_are_run():
     rows = rows_of(TWO_SEEDS)
     said = text.changed_by(rows, [("It", "iuf", "ib-iumad"), ("That", "iuf", "plain")])
     assert [plain(s) for s in said] == [
-        "It takes the image AUROC of iuf from 75.5 to 85.0 %; new categories right after their step go from 91.0 "
-        "to 90.0 %; forgetting goes from 30.0 to 10.0 points."
+        # by 10 and 9, 0 and -2; with two seeds the interval is 12.7 standard errors
+        "It takes the image AUROC of iuf from 75.5 to 85.0 % (by 9.5 [3.1, 15.9]); new categories right after "
+        "their step go from 91.0 to 90.0 % (by -1.0 [-13.7, 11.7]); forgetting goes from 30.0 to 10.0 points (by "
+        "-20.0 (every seed))."
     ]
     both = pd.concat([rows, rows.assign(modality="rgb")])
     (said,) = text.changed_by(both, [("It", "iuf", "ib-iumad")])
-    assert "75.5 to 85.0 % (colour and depth) and from 75.5 to 85.0 % (colour alone)" in plain(said)
+    assert (
+        " (colour and depth; by 9.5 [3.1, 15.9]) and from 75.5 to 85.0 % (colour alone; "
+        in plain(said)
+    )
 
 
 def test_old_steps_know_less_of_their_machine(study, tmp_path, monkeypatch):

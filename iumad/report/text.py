@@ -487,6 +487,8 @@ def verdict_counts(answers: pd.DataFrame, shown: Sequence[str] = DECIDED) -> lis
 def changed_by(rows: pd.DataFrame, changes: Sequence[tuple[str, str, str]]) -> list[Markup]:
     """Image AUROC after the last step, and forgetting, from one method to another in each modality and setting.
 
+    The difference stands beside, with a 95 % interval over seeds.
+
     Parameters
     ----------
     rows : DataFrame
@@ -497,25 +499,24 @@ def changed_by(rows: pd.DataFrame, changes: Sequence[tuple[str, str, str]]) -> l
     """
     several = [name for name in ("modality", "setting") if len(set(rows[name])) > 1]
     said = []
-    for what, *pair in changes:
+    for what, before, after in changes:
         found: dict[str, list[Markup]] = {name: [] for name in CHANGES}
         for keys, part in rows.groupby(["modality", "setting"], sort=False):
-            seeds = [set(part.loc[part["method"] == name, "seed"]) for name in pair]
-            part = part[part["seed"].isin(set.intersection(*seeds)) & part["method"].isin(pair)]
-            means = 100 * _means(part) if len(part) else pd.Series()
-            cell = dict(zip(("modality", "setting"), map(str, keys), strict=True))
-            where = ", ".join(in_words(cell[name]) for name in several)
-            for metric, values in found.items():
-                if all((name, metric) in means.index for name in pair):
-                    before, after = (means[name, metric] for name in pair)
-                    end = _quantity(after, metric)
-                    change = fill("from {} to {}", f"{before:.1f}", end)
-                    values.append(fill("{} ({})", change, where) if where else change)
+            modality, setting = map(str, keys)
+            names = {"modality": in_words(modality), "setting": setting}
+            here = paired((part, after, before, setting))
+            for metric, row in here.loc[here.index.intersection(list(CHANGES))].iterrows():
+                end = _quantity(row["first"], str(metric))
+                change = interval_text(row["mean"], row["low"], row["high"])
+                where = "; ".join([*(names[name] for name in several), f"by {change}"])
+                found[str(metric)].append(
+                    fill("from {} to {} ({})", f"{row['second']:.1f}", end, where)
+                )
         if found["i_auroc"]:
             first, *others = (
                 fill(CHANGES[name], _and(values)) for name, values in found.items() if values
             )
-            start = fill("{} takes the image AUROC of {} {}", what, code(pair[0]), first)
+            start = fill("{} takes the image AUROC of {} {}", what, code(before), first)
             said.append(fill("{}.", Markup("; ").join([start, *others])))
     return said or [NOT_ANSWERED]
 
