@@ -243,10 +243,13 @@ def test_a_claim_is_said_with_its_verdict_and_the_rest_is_counted():
     verdicts = ["supported", "not run", "not run", "undecided"]
     answers = pd.DataFrame({"statement": ["A < B.", "C.", "D.", "E."], "verdict": verdicts})
     numbers = {"estimate": 2.0, "low": 1.0, "high": 3.0, "paper": 5.8, "unit": "points"}
-    decided, rest = text.verdict_counts(answers.assign(**numbers))
+    decided, rest, paper = text.verdict_counts(answers.assign(**numbers))
     assert plain(decided) == "supported: “A < B.” Here 2.0 [1.0, 3.0] points; the paper: 5.8."
     assert plain(rest) == "1 of 4 claims is decided; of the others 2 not run, 1 undecided."
-    (none,) = text.verdict_counts(answers.assign(**numbers)[1:])
+    assert (
+        plain(paper) == "For 1 undecided claim the paper has a difference: above our interval in 1."
+    )
+    none, _ = text.verdict_counts(answers.assign(**numbers)[1:])
     assert plain(none) == "None of the 3 claims is decided: 2 not run, 1 undecided."
 
 

@@ -174,7 +174,7 @@ def claim_table(answers: pd.DataFrame) -> pd.DataFrame:
             "verdict": [verdict_word(word) for word in answers["verdict"]],
             "difference": intervals,
             "paper": answers["paper"].astype(float),
-            "paper lies": [_paper_lies(row) for row in answers.itertuples()],
+            "paper lies": [paper_lies(row) for row in answers.itertuples()],
             "detectable": answers["detectable"].map(_detectable),
             "why": answers["reason"],
         }
@@ -186,7 +186,7 @@ def _detectable(effect: float) -> str:
     return "" if pd.isna(effect) else "> 50" if effect > 50 else f"{effect:.1f}"
 
 
-def _paper_lies(row: Any) -> str:
+def paper_lies(row: Any) -> str:
     """Where the paper's difference is, seen from the interval of ours."""
     if pd.isna(row.paper) or pd.isna(row.low):
         return ""

@@ -19,6 +19,7 @@ from iumad.report.tables import (
     below_joint,
     interval_text,
     paired,
+    paper_lies,
 )
 from iumad.study.results import LABELS, final_table
 from iumad.study.statistics import (
@@ -481,6 +482,13 @@ def verdict_counts(answers: pd.DataFrame, shown: Sequence[str] = DECIDED) -> lis
             verb = "is" if decided == 1 else "are"
             what = fill("{} of {} claims {} decided; of the others", decided, len(answers), verb)
         said.append(fill("{} {}.", what, Markup(", ").join(counts)))
+    lies = [paper_lies(row) for row in answers[answers["verdict"] == UNDECIDED].itertuples()]
+    places = pd.Series([place for place in lies if place], dtype=str).value_counts()
+    if len(places):
+        where = ", ".join(f"{place} our interval in {number}" for place, number in places.items())
+        claims = "claim" if places.sum() == 1 else "claims"
+        what = "For {} undecided {} the paper has a difference: {}."
+        said.append(fill(what, int(places.sum()), claims, where))
     return said
 
 
