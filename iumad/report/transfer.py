@@ -208,9 +208,10 @@ def summary(judged: pd.DataFrame, table: pd.DataFrame, known: str) -> list[Marku
             if name != known and (known, statement) in decided
         ]
         sentence = (
-            "Of {} differences that are decided on {} and on photographs, {} point the same way."
+            "Of {} differences that are decided on {} and on photographs, {} {} the same way."
         )
-        sentences.append(fill(sentence, len(same), known, sum(same)))
+        verb = "points" if sum(same) == 1 else "point"
+        sentences.append(fill(sentence, len(same), known, sum(same), verb))
     given = table[table[GIVEN] == "yes"]
     if len(table):
         cells = table[["data", "category"]].drop_duplicates()
