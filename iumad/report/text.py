@@ -487,8 +487,8 @@ def verdict_counts(answers: pd.DataFrame, shown: Sequence[str] = DECIDED) -> lis
     if len(places):
         where = ", ".join(f"{place} our interval in {number}" for place, number in places.items())
         claims = "claim" if places.sum() == 1 else "claims"
-        what = "For {} undecided {} the paper has a difference: {}."
-        said.append(fill(what, int(places.sum()), claims, where))
+        sentence = "For {} undecided {} the paper has a difference: {}."
+        said.append(fill(sentence, int(places.sum()), claims, where))
     return said
 
 
