@@ -354,10 +354,9 @@ def publish(studies: Sequence[StudyConfig], results: Path, profile: str) -> dict
     records = []
     for run_id in source.index:
         run, data = runs[run_id]
-        is_own = (
-            source[run_id] == OWN
-        )  # what another machine made may be of data that is absent here
-        keys = [step.key for step in steps_of(run, "", data)] if is_own else published[run_id]
+        keys = published.get(run_id)
+        if source[run_id] == OWN:  # data of runs that were published before may be absent here
+            keys = [step.key for step in steps_of(run, "", data)]
         labels = {name: getattr(run, name) for name in RUN_LABELS}
         records.append({"run_id": run_id, "dataset": run.data.shown_name, **labels, "steps": keys})
     table = pd.DataFrame(records)
