@@ -93,6 +93,23 @@ def test_what_an_attempt_gives_by_hand():
     )
 
 
+def test_what_a_dose_changes_by_hand(study):
+    methods = {
+        "iuf": {},
+        "iuf+both-1": {"preset": "iuf", "perturb": {"redundant": 1.0, "spurious": 1.0}},
+        "iuf+redundant-1": {"preset": "iuf", "perturb": {"redundant": 1.0}},  # not run
+    }
+    study = StudyConfig.model_validate(study.model_dump() | {"methods": methods})
+    rows = rows_of(TWO_SEEDS).replace({"method": {"ib-iumad": "iuf+both-1"}})
+    table = tables.doses(rows, study.methods, "iuf", "6-1")
+    final = table[table["metric"] == "i_auroc"].round(1)
+    assert final.drop(columns=["metric", "n"]).to_numpy().tolist() == [
+        ["both", 0.0, 0.0, 0.0, 0.0],
+        ["both", 1.0, 9.5, 3.1, 15.9],
+    ]
+    assert tables.doses(no_rows(), study.methods, "iuf", "6-1").empty
+
+
 def test_aims_by_hand():
     sizes, times = {"ib-iumad": 1.4, "iuf": 200.0}, {"iuf": 1.0}
     table = tables.aims_table(rows_of(TWO_SEEDS), ["ib-iumad"], "iuf", sizes, times)

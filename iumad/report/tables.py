@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
+from iumad.config.methods import MethodConfig
 from iumad.config.schema import StudyConfig
 from iumad.data.minicandies import MiniCandies
 from iumad.evaluation.metrics import image_auroc, or_missing
@@ -527,6 +528,46 @@ def paired(attempt: tuple[pd.DataFrame, str, str, str]) -> pd.DataFrame:
     values = (wide[first] - wide[second]).rename("value").reset_index()
     sides = wide.groupby("metric").mean().rename(columns={first: "first", second: "second"})
     return summarise(values, ["metric"]).set_index("metric").join(sides)
+
+
+def doses(
+    rows: pd.DataFrame, methods: Mapping[str, MethodConfig], clean: str, setting: str
+) -> pd.DataFrame:
+    """What each dose of a perturbation changes in a method's results, paired over seeds.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Result rows of one modality.
+    methods : mapping
+        Methods of the study by name; doses are named "CLEAN+...", their backgrounds come from other categories.
+    clean : str
+        The method without perturbation.
+    setting : str
+
+    Returns
+    -------
+    DataFrame
+        kind ("noise", "backgrounds", "both"), dose, metric, mean, low, high (points), n; dose 0 changes nothing.
+    """
+    found = []
+    for name, method in methods.items():
+        noise, background = method.perturb.redundant, method.perturb.spurious
+        if not name.startswith(f"{clean}+") or method.perturb.donors != "categories":
+            continue
+        kind = "both" if noise and background else "noise" if noise else "backgrounds"
+        change = paired((rows, name, clean, setting)).reset_index()
+        if change.empty:  # not run
+            continue
+        dose = max(noise, background)
+        found += [
+            change.assign(kind=kind, dose=dose),
+            change.assign(kind=kind, dose=0.0, mean=0.0, low=0.0, high=0.0),
+        ]
+    kept = ["kind", "dose", "metric", "mean", "low", "high", "n"]
+    if not found:
+        return pd.DataFrame(columns=kept)
+    return pd.concat(found)[kept].drop_duplicates(kept[:3]).sort_values(kept[:2], ignore_index=True)
 
 
 def interval_text(mean: float, low: float, high: float) -> str:
