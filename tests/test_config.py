@@ -317,6 +317,16 @@ def test_perturbed_increments_start_from_the_clean_base():
     assert len(keys) == 3
 
 
+def test_a_clean_model_is_tested_on_perturbed_images_without_another_training():
+    learnt, changed = [BASE, ("g",)], {"redundant": 0.5, "test": True}
+    assert with_changes(perturb=changed | {"where": "none"}).step_key(learnt) == (
+        default_run().step_key(learnt)
+    )
+    assert with_changes(perturb=changed).step_key(learnt) == (
+        with_changes(perturb={"redundant": 0.5}).step_key(learnt)
+    )
+
+
 def test_bounds_keep_their_strategy_whatever_the_study_says():
     runs = tiny.study(
         methods={"joint": {}, "finetune": {}, "ib-iumad": {}}, increment={"strategy": "ewc"}

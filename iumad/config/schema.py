@@ -205,6 +205,8 @@ class RunConfig(Section):
         if len(trained) == 1 and not self.perturb.reaches(0):
             exclude.add("perturb")
         content = self._content(exclude)
+        if "perturb" in content and not any(map(self.perturb.reaches, range(len(trained)))):
+            content["perturb"] = PerturbConfig().model_dump(mode="json")  # trained on clean images
         content.get("perturb", {}).pop("test", None)
         del content["data"]["categories"]
         return stable_hash([content, trained, *([data_digest] if data_digest else [])])

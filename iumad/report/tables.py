@@ -540,7 +540,8 @@ def doses(
     rows : DataFrame
         Result rows of one modality.
     methods : mapping
-        Methods of the study by name; doses are named "CLEAN+...", their backgrounds come from other categories.
+        Methods of the study by name; doses are named "CLEAN+..." and change training images alone, with
+        backgrounds of other categories.
     clean : str
         The method without perturbation.
     setting : str
@@ -553,7 +554,8 @@ def doses(
     found = []
     for name, method in methods.items():
         noise, background = method.perturb.redundant, method.perturb.spurious
-        if not name.startswith(f"{clean}+") or method.perturb.donors != "categories":
+        elsewhere = method.perturb.donors != "categories" or method.perturb.test
+        if not name.startswith(f"{clean}+") or elsewhere:
             continue
         kind = "both" if noise and background else "noise" if noise else "backgrounds"
         change = paired((rows, name, clean, setting)).reset_index()
