@@ -83,12 +83,17 @@ class Page:
         """Every method against a reference (`iumad.study.claims.compare`)."""
         return claims.compare(self.study.profile, self.evidence, reference)
 
-    def of(self, settings: Sequence[str], modalities: Sequence[str]) -> "Page":
-        """The page of a part of its study's grid."""
-        rows = self.rows[
-            self.rows["setting"].isin(settings) & self.rows["modality"].isin(modalities)
-        ]
-        chosen = self.study.select(settings=settings, modalities=modalities)
+    def of(
+        self,
+        settings: Sequence[str],
+        modalities: Sequence[str],
+        methods: Sequence[str] | None = None,
+    ) -> "Page":
+        """The page of a part of its study's grid; of all methods, where none are given."""
+        methods = list(self.study.methods) if methods is None else methods
+        parts = {"setting": settings, "modality": modalities, "method": methods}
+        rows = self.rows[self.rows[list(parts)].isin(parts).all(axis=1)]
+        chosen = self.study.select(methods=methods, settings=settings, modalities=modalities)
         return replace(self, study=chosen, rows=rows)
 
     def table(self, metrics: Sequence[str], csv: str) -> Html:
