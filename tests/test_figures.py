@@ -17,6 +17,7 @@ from iumad.report import text
 from iumad.report.figures import (
     anomaly_grid,
     category_heatmap,
+    dose_lines,
     dots,
     fronts,
     information_plot,
@@ -282,6 +283,16 @@ def test_kept_figures_are_reproducible_and_leave_nothing_open(rows):
     assert ElementTree.fromstring(first["image/svg+xml"]).tag.endswith("svg")
     # two methods, two steps, one metric, and a line of headings
     assert len(first["text/csv"].splitlines()) == 5
+
+
+def test_each_kind_of_perturbation_is_a_line_over_its_doses():
+    changes = {"metric": "i_auroc", "low": -6.0, "high": -2.0, "n": 3}
+    table = pd.DataFrame({"kind": ["noise", "noise"], "dose": [0.0, 1.0], "mean": [0.0, -4.0]})
+    figure = dose_lines(table.assign(**changes))
+    noise, *others, zero = figure.axes[0].lines
+    assert noise.get_xydata().tolist() == [[0.0, 0.0], [1.0, -4.0]]
+    assert all(len(line.get_xydata()) == 0 for line in others)
+    assert zero.get_ydata() == [0, 0]
 
 
 def test_points_between_two_quantities_have_their_method_s_colour():

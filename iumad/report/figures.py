@@ -239,6 +239,36 @@ def growth_lines(table: pd.DataFrame, factor: str, metrics: Sequence[str]) -> Fi
 
 
 @in_style
+def dose_lines(table: pd.DataFrame) -> Figure:
+    """Draw what each dose of noise and of backgrounds changes, a panel for each measure, bands for intervals.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        `iumad.report.tables.doses`.
+    """
+    titles = {"i_auroc": "Image AUROC", "fm_i_auroc": "FM", "new_i_auroc": "Image AUROC of the new"}
+    drawn = table[table["metric"].isin(titles)]
+    kinds = ["noise", "backgrounds", "both"]
+    colours = dict(zip(kinds, OKABE_ITO.values(), strict=False))
+    markers = markers_of(kinds)
+    figure, axes = panels(len(titles))
+    for axis, (metric, title) in zip(axes, titles.items(), strict=True):
+        for kind in kinds:
+            line = drawn[(drawn["metric"] == metric) & (drawn["kind"] == kind)]
+            colour, doses = colours[kind], line["dose"]
+            axis.plot(doses, line["mean"], color=colour, marker=markers[kind], label=kind)
+            axis.fill_between(doses, line["low"], line["high"], color=colour, alpha=0.15, lw=0)
+        axis.axhline(0, color=OKABE_ITO["grey"], linewidth=0.8)
+        axis.set(title=title, xlabel="strength", ylabel="change (points)")
+        axis.set_xticks(sorted(table["dose"].unique()))
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(kinds)
+    )
+    return keep_table(figure, drawn)
+
+
+@in_style
 def fronts(table: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> Figure:
     """Draw methods as points between two quantities, one panel for each pair of columns.
 
