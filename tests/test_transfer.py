@@ -72,6 +72,23 @@ def test_a_category_is_given_away_by_any_floor():
     assert "In 1 of 2 categories" in text
 
 
+def test_whole_images_are_asked_where_no_floor_gives_them_away():
+    table = rows(
+        {
+            ("ib-iumad", "rgb"): [0.6, 0.7],
+            ("iuf", "rgb"): [0.5, 0.5],
+            ("floor-mean", "rgb"): [0.6],
+        }
+    ).assign(metric="i_auroc")
+    second = table["category"] == "b"
+    table.loc[second & (table["method"] == "floor-mean"), "value"] = 0.81
+    table.loc[second & (table["method"] == "iuf"), "value"] = 0.9  # would turn the difference round
+    judged = transfer.answers({"colour": table}).set_index("statement")
+    assert judged["mean"].to_dict() == pytest.approx(
+        {"IB-IUMAD tells defective images better than IUF": 15}
+    )
+
+
 def defects(inside: dict[tuple[str, str], list[float]]) -> pd.DataFrame:
     """Four marked defects in two categories, of an eighth of a cell to eight cells of a grid of 4."""
     tables = [
