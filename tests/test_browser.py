@@ -244,7 +244,7 @@ rows = pd.DataFrame([
 """
 SHOWN = [
     "style.table(tables.category_table(StudyConfig(), rows, 'i_auroc'), csv=names[2])",
-    "style.fold(names[0], *names, style.box(text.place_among(rows), names[2]))",
+    "style.fold(names[0], *names, style.box(text.place_among(rows, names), names[2]))",
     "style.table(pd.DataFrame({name: names for name in names}))",
     "explorers.explorer('forgetting', explorers.forgetting_data(rows))",
     "figures.category_heatmap(rows.query('method == \"iuf\"').assign(method=names[0], dataset='d'))",

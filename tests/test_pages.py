@@ -188,16 +188,19 @@ def test_what_a_method_keeps_by_hand(page):
 )
 def test_the_landing_page_says_yes_no_or_open(page, word, begins):
     compared = page.compared("iuf").assign(verdict=word)
-    answer, end, _ = map(plain, text.in_short(page.part(), compared))
+    floors = page.part().query("method == 'iuf'").assign(method="floor-laplacian")
+    answer, end, floor, _ = map(plain, text.in_short(page.part(), compared, floors))
     assert answer.startswith(begins)
     assert (
         "it loses 10.0 points of the image AUROC of categories learnt earlier, IUF 30.0 (20.0 less"
         in answer
     )
     assert end.endswith("IB-IUMAD 85.0 % and IUF 75.5 %.")
-    assert text.in_short(no_rows(), compared) == [text.NOT_ANSWERED]
+    assert floor == "Without any training, floor-laplacian has 75.5 %."
+    assert text.in_short(no_rows(), compared, no_rows()) == [text.NOT_ANSWERED]
     ours = page.part().query("method == 'ib-iumad'")
-    assert [plain(each) for each in text.in_short(ours, compared)] == ["Not run yet: iuf."]
+    said = text.in_short(ours, compared, no_rows())
+    assert [plain(each) for each in said] == ["Not run yet: iuf."]
 
 
 def test_every_line_of_a_comparison_is_of_its_method_and_cell(study, tmp_path):
@@ -244,7 +247,7 @@ def test_names_from_data_are_escaped_wherever_they_go(tmp_path):
         style.table(frame),
         style.fold(HOSTILE, HOSTILE, style.table(frame)),
         style.box([HOSTILE, *text.learning_in_steps(rows, page.compared("ib-iumad"))], HOSTILE),
-        style.box(text.place_among(rows)),
+        style.box(text.place_among(rows, [HOSTILE])),
         page.status(),
         page.provenance(),
     ]
@@ -277,7 +280,7 @@ def test_what_changes_is_said_where_both_are_run():
         # by 10 and 9, 0 and -2; with two seeds the interval is 12.7 standard errors
         "It takes the image AUROC of iuf from 75.5 to 85.0 % (by 9.5 [3.1, 15.9]); new categories right after "
         "their step go from 91.0 to 90.0 % (by -1.0 [-13.7, 11.7]); forgetting goes from 30.0 to 10.0 points (by "
-        "-20.0 (every seed))."
+        "-20.0 (every seed)); 2 seeds."
     ]
     both = pd.concat([rows, rows.assign(modality="rgb")])
     (said,) = text.changed_by(both, [("It", "iuf", "ib-iumad")])

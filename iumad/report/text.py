@@ -61,6 +61,11 @@ PARTS = {
     "fusion": "the fusion",
     "bottleneck": "the bottleneck",
 }
+COSTS = {
+    "latency p50 (ms)": "Milliseconds an image",
+    "model (MB)": "Megabytes of the model's file",
+    "added memory (MB)": "Megabytes of memory while it scores",
+}
 NOT_ANSWERED = Markup("Not answered yet: no run that it needs is finished.")
 
 
@@ -161,7 +166,7 @@ def _interval(row: Any) -> str:
     return said
 
 
-def in_short(rows: pd.DataFrame, compared: pd.DataFrame) -> list[Markup]:
+def in_short(rows: pd.DataFrame, compared: pd.DataFrame, floors: pd.DataFrame) -> list[Markup]:
     """Whether the paper's method forgets less than the one that it builds on, for a reader who knows no name.
 
     Parameters
@@ -170,6 +175,8 @@ def in_short(rows: pd.DataFrame, compared: pd.DataFrame) -> list[Markup]:
         Rows of one setting and modality.
     compared : DataFrame
         Their comparison with `BASELINE` (`iumad.report.page.Page.compared`).
+    floors : DataFrame
+        Rows of floors in the same setting and modality.
     """
     shown = [name for name in WHO if name in set(rows["method"])]
     missing = [name for name in (OURS, BASELINE) if name not in shown]
@@ -201,6 +208,7 @@ def in_short(rows: pd.DataFrame, compared: pd.DataFrame) -> list[Markup]:
         said.append(Markup("A gain as large as the paper's lies outside the interval."))
     ends = [fill("{} {} %", WHO[name], f"{of['i_auroc'][name]:.1f}") for name in shown]
     said.append(fill("Image AUROC of all categories in the end: {}.", _and(ends)))
+    said += without_training(floors)
     where = circumstances(rows[rows["method"].isin([OURS, BASELINE])])
     return [*said, fill("Measured on {}.", where)]
 
@@ -238,6 +246,16 @@ def learning_in_steps(rows: pd.DataFrame, compared: pd.DataFrame) -> list[Markup
     return [*said, *verdict(compared[compared["metric"].isin(["i_auroc", "fm_i_auroc"])])]
 
 
+def without_training(rows: pd.DataFrame) -> list[Markup]:
+    """Image AUROC of the best floor among the rows of one setting and modality."""
+    floors = rows[rows["method"].str.startswith(FLOOR)]
+    if floors.empty:
+        return []
+    means = _means(floors).xs("i_auroc", level="metric")
+    best = f"{100 * means.max():.1f}"
+    return [fill("Without any training, {} has {} %.", code(means.idxmax()), best)]
+
+
 def _not_run(methods: Sequence[str]) -> Markup:
     return fill("Not run yet: {}.", _names(methods))
 
@@ -252,13 +270,12 @@ def against_the_mark(rows: pd.DataFrame, mark: str = MARK) -> list[Markup]:
     where = circumstances(rows[rows["method"].isin(shown)]) if shown else ""
     said = [fill("{} ({}).", _start(standing(rows, shown)), where)] if shown else []
     trained = means[[n != mark and not n.startswith((FLOOR, MARK)) for n in means.index]]
-    floors = means[[name.startswith(FLOOR) for name in means.index]]
     if mark and len(trained):
         gap = 100 * (trained - means[mark]).sort_values(ascending=False)
         said.append(
             fill(
-                "Of the single models that are trained, {} is nearest to one bank for each category ({} points "
-                "of image AUROC from it) and {} furthest from it ({}).",
+                "Of the single models that are trained, {} has the highest image AUROC ({} points beside one bank "
+                "for each category) and {} the lowest ({}).",
                 *(
                     code(gap.index[0]),
                     f"{gap.iloc[0]:+.1f}",
@@ -270,15 +287,7 @@ def against_the_mark(rows: pd.DataFrame, mark: str = MARK) -> list[Markup]:
     if "bank-unified" in means:
         one = f"{100 * means['bank-unified']:.1f} %"
         said.append(fill("One bank of fixed size for all categories, not told which, has {}.", one))
-    if len(floors):
-        said.append(
-            fill(
-                "Without any training, {} has {} %.",
-                code(floors.idxmax()),
-                f"{100 * floors.max():.1f}",
-            )
-        )
-    return said
+    return said + without_training(rows)
 
 
 def against_forgetting(rows: pd.DataFrame, ours: str, bound: str, kilobytes: float) -> list[Markup]:
@@ -400,20 +409,29 @@ def _names(methods: Sequence[str]) -> Markup:
     return Markup(", ").join(code(name) for name in methods)
 
 
-def place_among(rows: pd.DataFrame, ours: str = OURS) -> list[Markup]:
-    """Where one method stands among the others of one setting and modality, by mean image AUROC over seeds."""
+def place_among(rows: pd.DataFrame, alike: Sequence[str], ours: str = OURS) -> list[Markup]:
+    """Where one method stands among the others of one setting and modality, by mean image AUROC over seeds.
+
+    Parameters
+    ----------
+    rows : DataFrame
+    alike : sequence of str
+        Methods that reconstruct and score the same features as it.
+    ours : str
+    """
     if rows.empty or ours not in set(rows["method"]):
         where = f" in {rows['setting'].iloc[0]}" if len(rows) else ""
         return [fill("{} is not run{} yet.", code(ours), where)]
-    means = _means(rows).xs("i_auroc", level="metric")
-    order = means[[not name.startswith(FLOOR) for name in means.index]].sort_values(ascending=False)
-    place, best = order.index.get_loc(ours) + 1, order.index[0]
+    rows = rows[~rows["method"].str.startswith(FLOOR)]
+    order = _means(rows).xs("i_auroc", level="metric").sort_values(ascending=False).index
+    peers = [name for name in order if name in {*alike, ours}]
     return [
         fill(
-            "{} is number {} of {}: {} ({}).",
-            *(code(ours), place, len(order)),
-            standing(rows, list(dict.fromkeys([ours, best])), ["i_auroc"]),
-            circumstances(rows),
+            "{}: {} is number {} of the {} that score colour alone ({}), and number {} of {} with those that "
+            "score both images, are told the category or keep images.",
+            *(rows["setting"].iloc[0], code(ours), peers.index(ours) + 1, len(peers)),
+            standing(rows, peers, ["i_auroc"]),
+            *(order.get_loc(ours) + 1, len(order)),
         )
     ]
 
@@ -509,10 +527,12 @@ def changed_by(rows: pd.DataFrame, changes: Sequence[tuple[str, str, str]]) -> l
     said = []
     for what, before, after in changes:
         found: dict[str, list[Markup]] = {name: [] for name in CHANGES}
+        seeds: set[int] = set()
         for keys, part in rows.groupby(["modality", "setting"], sort=False):
             modality, setting = map(str, keys)
             names = {"modality": in_words(modality), "setting": setting}
             here = paired((part, after, before, setting))
+            seeds |= set(here["n"]) if len(here) else set()
             for metric, row in here.loc[here.index.intersection(list(CHANGES))].iterrows():
                 end = _quantity(row["first"], str(metric))
                 change = interval_text(row["mean"], row["low"], row["high"])
@@ -525,7 +545,9 @@ def changed_by(rows: pd.DataFrame, changes: Sequence[tuple[str, str, str]]) -> l
                 fill(CHANGES[name], _and(values)) for name, values in found.items() if values
             )
             start = fill("{} takes the image AUROC of {} {}", what, code(before), first)
-            said.append(fill("{}.", Markup("; ").join([start, *others])))
+            n = max(seeds)
+            many = f"{n} seeds" if n > 1 else "one seed"
+            said.append(fill("{}.", Markup("; ").join([start, *others, Markup(many)])))
     return said or [NOT_ANSWERED]
 
 
@@ -571,38 +593,34 @@ def largest_shift(shifts: pd.DataFrame) -> list[Markup]:
     worst = shifts.loc[shifts["shift"].abs().idxmax()]
     return [
         fill(
-            "From the same anomaly maps of {}, <i>{}</i> gives {} points of {}, the largest shift below.",
+            "From the same anomaly maps of {}, <i>{}</i> gives {} points of {}, the largest shift in use.",
             *(code(worst["method"]), worst["detail"], f"{worst['shift']:+.1f}"),
             LABELS[worst["metric"]],
         )
     ]
 
 
-def cost_against(summary: pd.DataFrame, ours: str = OURS, mark: str = MARK) -> list[Markup]:
-    """Time and size of two methods for one image (`iumad.study.measured.cost_summary`)."""
+def cost_against(
+    summary: pd.DataFrame, ours: str = OURS, marks: Sequence[str] = (MARK, "bank-unified")
+) -> list[Markup]:
+    """Time, size and memory of a method and of others for one image (`iumad.study.measured.cost_summary`)."""
     one = (
         summary[summary["batch"] == 1].drop_duplicates("method").set_index("method")
         if len(summary)
         else summary
     )
-    if not {ours, mark} <= set(one.index):
+    if not {ours, MARK} <= set(one.index):
         return list(UNMEASURED)
     said = []
-    for column, unit in (("latency p50 (ms)", "ms an image"), ("model (MB)", "MB of model")):
-        if column in one and not np.isnan(one.loc[ours, column]):
-            ratio = one.loc[ours, column] / one.loc[mark, column]
-            values = (f"{one.loc[name, column]:.1f}" for name in (ours, mark))
-            said.append(
-                fill(
-                    "{} needs {} {}, {} {}: {} times as much.",
-                    code(ours),
-                    next(values),
-                    unit,
-                    code(mark),
-                    next(values),
-                    f"{ratio:.2g}",
-                )
-            )
+    for column, what in COSTS.items():
+        if column not in one or np.isnan(one.loc[ours, column]):
+            continue
+        value = one.loc[ours, column]
+        beside = [
+            fill("{} times that of {} ({})", f"{value / of:.2g}", code(mark), f"{of:.1f}")
+            for mark, of in one[column].reindex([*marks]).dropna().items()
+        ]
+        said.append(fill("{}: {} {}, {}.", what, code(ours), f"{value:.1f}", _and(beside)))
     return said
 
 
@@ -639,7 +657,9 @@ def inside(table: pd.DataFrame) -> list[Markup]:
         share = f"{old['frozen'].iloc[0]:.0f}"
         said.append(
             fill(
-                "The projection keeps updates away from {} % of what earlier features span.", share
+                "In the layers on which it acts, the projection keeps updates away from {} % of what earlier "
+                "features span.",
+                share,
             )
         )
     return said
@@ -685,8 +705,11 @@ def over_settings(rows: pd.DataFrame, compared: pd.DataFrame) -> list[Markup]:
             values = standing(part, [OURS, BASELINE], ["i_auroc", "fm_i_auroc"])
             said.append(fill("{}: {} ({}).", setting, values, circumstances(part)))
     found = compared[(compared["method"] == OURS) & (compared["metric"] == "i_auroc")]
-    words = found["verdict"].map(lambda word: BETTER_OR_WORSE.get(word, word)).value_counts()
+    words = found["verdict"].map(lambda word: BETTER_OR_WORSE.get(word, word))
+    words = words[found["n"] > 1].value_counts()
     counts = [fill("{} {}", number, verdict_word(str(word))) for word, number in words.items()]
+    single = int((found["n"] == 1).sum())
+    counts += [fill("{} with one seed", single)] if single else []
     if said and counts:
         which = fill(
             "combinations of modality and setting, {} against {}", code(OURS), code(BASELINE)

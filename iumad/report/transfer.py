@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,6 +21,7 @@ ALL = "all"  # the modality of a run that sees all images of a data set
 SIZES = (0.0, 0.25, 1.0, 4.0, np.inf)  # of defects, in cells of the grid
 DRAWS = 2000
 DECIDED = (SUPPORTED, CONTRADICTED)
+NO_VERDICT = "no verdict"
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def answers(rows_of: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         (`GIVEN_AWAY`). A question is missing where a data set has no second image, no such category or no such
         runs. Where a method misses a gate (`missed_gates`), the verdict is "not trained enough".
     """
-    found, untrained = [], set()
+    found, untrained, fixed = [], set(), set()
     for name, rows in rows_of.items():
         whole = max(rows["modality"].unique(), key=lambda each: (each.count("+"), each), default="")
         asked = rows[(rows["metric"] != "i_auroc") | ~rows["category"].isin(_given_away(rows))]
@@ -121,6 +121,11 @@ def answers(rows_of: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
             ]
             if any(key[1:] in missed.index for key in keys):
                 untrained.add((name, question.statement))
+            banks = question.first[0].startswith("bank") and question.second[0].startswith("bank")
+            if banks and "minicandies" not in set(rows["dataset"]):
+                fixed.add(
+                    (name, question.statement)
+                )  # the same photographs: seeds hardly change a bank
             if keys[0] == keys[1] or not all(key in values.index for key in keys):
                 continue
             difference = (values.loc[keys[0]] - values.loc[keys[1]]).dropna()
@@ -131,14 +136,10 @@ def answers(rows_of: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     if not found:
         return pd.DataFrame(columns=["data", "statement", "n", "mean", "low", "high", "verdict"])
     judged = judge(pd.concat(found, ignore_index=True), ["data", "statement"], ["data"])
-    short = [key in untrained for key in zip(judged["data"], judged["statement"], strict=True)]
-    return judged.assign(verdict=judged["verdict"].mask(short, UNTRAINED))
-
-
-def _word(row: Any) -> str:
-    """The verdict, where seeds can decide: a bank of the same photographs gives the same number for each."""
-    same = row.n < 2 or row.high - row.low < 1e-9
-    return "no verdict" if same and row.verdict != UNTRAINED else row.verdict
+    keys = list(zip(judged["data"], judged["statement"], strict=True))
+    words = judged["verdict"].mask(judged["n"] < 2, NO_VERDICT)
+    words = words.mask([key in fixed for key in keys], NO_VERDICT)
+    return judged.assign(verdict=words.mask([key in untrained for key in keys], UNTRAINED))
 
 
 def _given_away(rows: pd.DataFrame) -> set[str]:
@@ -165,7 +166,7 @@ def answer_table(judged: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     cells = {
         (row.statement, row.data): fill(
             "{}<br>{}",
-            verdict_word(_word(row)),
+            verdict_word(row.verdict),
             interval_text(row.mean, row.low, row.high),
         )
         for row in judged.itertuples()
@@ -208,7 +209,7 @@ def summary(judged: pd.DataFrame, table: pd.DataFrame, known: str) -> list[Marku
                 "{} points {} {} ({}: {})",
                 *(f"{abs(row.mean):.1f}", "above" if row.mean > 0 else "below", rival),
                 interval_text(row.mean, row.low, row.high).partition(" ")[2].strip("()"),
-                verdict_word(BETTER_OR_WORSE.get(word := _word(row), word)),
+                verdict_word(BETTER_OR_WORSE.get(row.verdict, row.verdict)),
             )
             for statement, rival in RIVALS.items()
             if (row := rows.get((name, statement)))
@@ -219,7 +220,7 @@ def summary(judged: pd.DataFrame, table: pd.DataFrame, known: str) -> list[Marku
             ends = Markup(", ").join(beside)
             sentences.append(fill("{} ({}): AUPRO of IB-IUMAD ends {}.", name, many, ends))
     if known in names:
-        decided = {key: row.mean > 0 for key, row in rows.items() if _word(row) in DECIDED}
+        decided = {key: row.mean > 0 for key, row in rows.items() if row.verdict in DECIDED}
         same = [
             sign == decided[known, statement]
             for (name, statement), sign in decided.items()
