@@ -185,6 +185,12 @@ def test_information_around_the_bottleneck_is_drawn_and_told():
     assert "reads 3.05 bits before the bottleneck and 2.85 after it: -0.20 [-0.20, -0.20]" in first
     assert "-0.75" in second
     assert text.kept_by_the_bottleneck(table[:0]) == ["No trained model was probed."]
+    half = table.assign(method="without-kl", bits=table["bits"] / 2)
+    (beside,) = text.dropped(
+        pd.concat([table, half]).assign(setting="6-1"), "redundant", ["ib-iumad", "without-kl"]
+    )
+    assert "-0.75 [-0.75, -0.75]" in beside and "-0.38 [-0.38, -0.37]" in beside
+    assert text.dropped(table.assign(setting="6-1"), "redundant", ["ib-iumad"]) == []
 
 
 def test_profile_plot_shows_the_second_view(rows):

@@ -449,17 +449,43 @@ def kept_by_the_bottleneck(table: pd.DataFrame) -> list[Markup]:
     wide = table.pivot(index=["target", "seed"], columns="representation", values="bits")  # noqa: PD010
     said = []
     for target, part in wide.groupby("target", sort=False):
-        change = (part["after"] - part["before"]).rename("value").reset_index()
-        (row,) = summarise(change.assign(all="all"), ["all"]).to_dict("records")
-        interval = f" [{row['low']:+.2f}, {row['high']:+.2f}]" if row["n"] > 1 else ""
         said.append(
             fill(
-                "Of <b>{}</b>, a linear probe reads {} bits before the bottleneck and {} after it: {}{}.",
+                "Of <b>{}</b>, a linear probe reads {} bits before the bottleneck and {} after it: {}.",
                 *(target, f"{part['before'].mean():.2f}", f"{part['after'].mean():.2f}"),
-                *(f"{row['mean']:+.2f}", interval),
+                _bits(part),
             )
         )
     return said
+
+
+def _bits(part: pd.DataFrame) -> str:
+    """The change from before to after a bottleneck, with its 95 % interval over seeds."""
+    change = (part["after"] - part["before"]).rename("value").reset_index()
+    (row,) = summarise(change.assign(all="all"), ["all"]).to_dict("records")
+    interval = f" [{row['low']:+.2f}, {row['high']:+.2f}]" if row["n"] > 1 else ""
+    return f"{row['mean']:+.2f}{interval}"
+
+
+def dropped(table: pd.DataFrame, target: str, methods: Sequence[str]) -> list[Markup]:
+    """How many bits of a target each method's bottleneck drops, one sentence.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Measurements of the kind "information" of one setting.
+    target : str
+    methods : sequence of str
+    """
+    chosen = table[(table["target"] == target) & table["method"].isin(methods)]
+    keys = ["method", "seed"]
+    wide = chosen.pivot(index=keys, columns="representation", values="bits")  # noqa: PD010
+    changes = {name: _bits(part) for name, part in wide.groupby("method", sort=False)}
+    shown = [fill("{} {}", code(name), changes[name]) for name in methods if name in changes]
+    if len(shown) < 2:
+        return []
+    sentence = "What the bottleneck changes in the bits of <b>{}</b> ({}): {}."
+    return [fill(sentence, target, table["setting"].iloc[0], Markup(", ").join(shown))]
 
 
 def verdict_counts(answers: pd.DataFrame, shown: Sequence[str] = DECIDED) -> list[Markup]:
