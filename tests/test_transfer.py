@@ -147,5 +147,10 @@ def test_forgetting_after_each_step():
 
 def test_error_left_in_percent_of_the_first_epoch():
     log = pd.DataFrame({"step": 0, "term": "fusion", "method": "plain", "epoch": range(5)})
-    table = transfer.convergence({"tiles": log.assign(value=[4.0, 3.0, 2.0, 1.5, 1.0])})
-    assert list(table.iloc[0])[2:] == [5, 75, 37.5, 25]
+    log = log.assign(setting="2-1", value=[4.0, 3.0, 2.0, 1.5, 1.0])
+    other = log.assign(setting="1-1", value=2.0)  # a curve of its own
+    table = transfer.convergence({"tiles": pd.concat([log, other])})
+    assert table.iloc[:, 2:].to_numpy().tolist() == [
+        ["2-1", 5, 75, 37.5, 25],
+        ["1-1", 5, 100, 100, 100],
+    ]

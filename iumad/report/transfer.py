@@ -391,10 +391,18 @@ def convergence(logs: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     lines = []
     for name, log in logs.items():
         base = log[(log["step"] == 0) & (log["term"] == "fusion")]
-        for method, part in base.groupby("method", sort=False):
+        for (method, setting), part in base.groupby(["method", "setting"], sort=False):
             values = part.groupby("epoch")["value"].mean().to_numpy()
             share = 100 * values / values[0]
             half, fifths = share[len(share) // 2 - 1], share[len(share) * 4 // 5 - 1]
-            lines.append((name, code(method), len(share), half, fifths, share[-1]))
-    columns = ["data", "method", "epochs", "after half", "after four fifths", "at the end"]
+            lines.append((name, code(method), setting, len(share), half, fifths, share[-1]))
+    columns = [
+        "data",
+        "method",
+        "setting",
+        "epochs",
+        "after half",
+        "after four fifths",
+        "at the end",
+    ]
     return pd.DataFrame(lines, columns=columns)
