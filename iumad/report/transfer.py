@@ -136,10 +136,10 @@ def answers(rows_of: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     if not found:
         return pd.DataFrame(columns=["data", "statement", "n", "mean", "low", "high", "verdict"])
     judged = judge(pd.concat(found, ignore_index=True), ["data", "statement"], ["data"])
-    keys = list(zip(judged["data"], judged["statement"], strict=True))
+    asked_of = list(zip(judged["data"], judged["statement"], strict=True))
     words = judged["verdict"].mask(judged["n"] < 2, NO_VERDICT)
-    words = words.mask([key in fixed for key in keys], NO_VERDICT)
-    return judged.assign(verdict=words.mask([key in untrained for key in keys], UNTRAINED))
+    words = words.mask([key in fixed for key in asked_of], NO_VERDICT)
+    return judged.assign(verdict=words.mask([key in untrained for key in asked_of], UNTRAINED))
 
 
 def _given_away(rows: pd.DataFrame) -> set[str]:
