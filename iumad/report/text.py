@@ -416,7 +416,7 @@ def place_among(rows: pd.DataFrame, alike: Sequence[str], ours: str = OURS) -> l
     ----------
     rows : DataFrame
     alike : sequence of str
-        Methods that reconstruct and score the same features as it.
+        Methods that score colour features alone, as it does.
     ours : str
     """
     if rows.empty or ours not in set(rows["method"]):

@@ -35,22 +35,31 @@ class Question:
         Mean over categories after the last step (`iumad.study.results.final_table`); of ``fm_`` less is better.
     first, second : (method, modality)
         ``all`` is the modality with all images of the data set.
+    rival : str
+        Whom the page's answer sets beside IB-IUMAD; "" where it leaves the question out.
     """
 
     statement: str
     metric: str
     first: tuple[str, str]
     second: tuple[str, str]
+    rival: str = ""
+
+    @property
+    def of_banks(self) -> bool:
+        """Whether nothing is trained on either side."""
+        return self.first[0].startswith("bank") and self.second[0].startswith("bank")
 
 
 QUESTIONS = (
-    Question("IB-IUMAD localises better than IUF", "aupro", ("ib-iumad", ALL), ("iuf", ALL)),
+    Question("IB-IUMAD localises better than IUF", "aupro", ("ib-iumad", ALL), ("iuf", ALL), "IUF"),
     Question("IB-IUMAD forgets less than IUF", "fm_aupro", ("ib-iumad", ALL), ("iuf", ALL)),
     Question(
         "IB-IUMAD localises better than the bare network",
         "aupro",
         ("ib-iumad", ALL),
         ("plain", ALL),
+        "the network without its parts",
     ),
     Question(
         "reconstructing all images past a bottleneck with a way around it helps",
@@ -70,6 +79,7 @@ QUESTIONS = (
         "aupro",
         ("ib-iumad", ALL),
         ("bank-unified", ALL),
+        "one bank for all categories",
     ),
     Question(
         "IB-IUMAD tells defective images better than IUF",
@@ -84,12 +94,6 @@ QUESTIONS = (
         ("bank-unified", ALL),
     ),
 )
-
-RIVALS = {  # of IB-IUMAD, in AUPRO
-    QUESTIONS[0].statement: "IUF",
-    QUESTIONS[2].statement: "the network without its parts",
-    QUESTIONS[6].statement: "one bank for all categories",
-}
 
 
 def answers(rows_of: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -121,11 +125,8 @@ def answers(rows_of: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
             ]
             if any(key[1:] in missed.index for key in keys):
                 untrained.add((name, question.statement))
-            banks = question.first[0].startswith("bank") and question.second[0].startswith("bank")
-            if banks and "minicandies" not in set(rows["dataset"]):
-                fixed.add(
-                    (name, question.statement)
-                )  # the same photographs: seeds hardly change a bank
+            if question.of_banks and "minicandies" not in set(rows["dataset"]):
+                fixed.add((name, question.statement))  # of the same photographs for each seed
             if keys[0] == keys[1] or not all(key in values.index for key in keys):
                 continue
             difference = (values.loc[keys[0]] - values.loc[keys[1]]).dropna()
@@ -207,12 +208,12 @@ def summary(judged: pd.DataFrame, table: pd.DataFrame, known: str) -> list[Marku
         beside = [
             fill(
                 "{} points {} {} ({}: {})",
-                *(f"{abs(row.mean):.1f}", "above" if row.mean > 0 else "below", rival),
+                *(f"{abs(row.mean):.1f}", "above" if row.mean > 0 else "below", question.rival),
                 interval_text(row.mean, row.low, row.high).partition(" ")[2].strip("()"),
                 verdict_word(BETTER_OR_WORSE.get(row.verdict, row.verdict)),
             )
-            for statement, rival in RIVALS.items()
-            if (row := rows.get((name, statement)))
+            for question in QUESTIONS
+            if question.rival and (row := rows.get((name, question.statement)))
         ]
         if beside and name != known:
             seeds = int(judged.loc[judged["data"] == name, "n"].max())
