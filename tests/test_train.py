@@ -121,6 +121,25 @@ def test_training_does_not_depend_on_the_state_of_the_generator(store, tmp_path)
     assert tiny.same_tensors(*states)
 
 
+@pytest.mark.parametrize(
+    "increment",
+    [
+        {"strategy": "none", "pull": 0.3},
+        {"strategy": "replay", "replay_images": 2, "pull": 0.3},
+        {"strategy": "ewc", "optimizer": "sgd", "lr": 0.5, "pull": 0.3},
+    ],
+    ids=str,
+)
+def test_how_increments_are_trained_does_not_reach_the_base_step(store, increment):
+    """Runs that differ in `increment` alone share one base step (`RunConfig.step_key`)."""
+    plain, other = tiny.run(), tiny.run(increment=increment)
+    start = tiny.trainable(store, plain)
+    detectors = [copy.deepcopy(start) for _ in range(2)]
+    for detector, run in zip(detectors, (plain, other), strict=True):
+        fit(detector, store, run)
+    assert tiny.same_tensors(*(detector.state_dict() for detector in detectors))
+
+
 def partial_of(store: FeatureStore, run: RunConfig, folder: Path) -> Path:
     path = folder / "partial.pt"
     detector = tiny.trainable(store, run)

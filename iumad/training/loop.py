@@ -136,7 +136,8 @@ def fit_step(
         detector.train().begin_epoch(epoch, plan.epochs)
         order, generator = shuffled(samples, plan, epoch, detector.device)
         for batch_ids in parts(order, plan.training.batch_size):
-            guard.pull()
+            if plan.step:  # the base step has no old weights
+                guard.pull()
             batch = inputs.batch(batch_ids, detector.device)
             with updates.forward_pass():
                 terms = detector.losses(batch, generator, plan.step == 0) | guard.penalty()
