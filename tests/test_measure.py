@@ -2,6 +2,7 @@
 
 import base64
 import io
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -10,18 +11,22 @@ import tiny
 from PIL import Image
 
 from iumad.config.schema import StudyConfig
+from iumad.data.minicandies import MiniCandies
 from iumad.errors import DataError
 from iumad.evaluation.evaluate import Scored
 from iumad.evaluation.metrics import image_scores
 from iumad.report import tables
+from iumad.study import load
 from iumad.study.measure import defects, lottery, measure
 from iumad.study.measured import (
     KINDS,
     load_measured,
     measured_file,
     measured_part,
+    publish,
     publish_measured,
 )
+from iumad.study.runner import run_study
 
 
 def test_scores_and_maps_are_those_of_the_model(measured):
@@ -78,6 +83,31 @@ def test_what_is_published_is_what_was_measured(measured, tmp_path):
         assert set(own["source"]) == {"own"}
         assert set(read["source"]) == {"published"}
         pd.testing.assert_frame_equal(own.drop(columns="source"), read.drop(columns="source"))
+
+
+def test_measurements_of_other_images_are_not_shown(measured, tmp_path, monkeypatch):
+    study, results = measured
+    facts, clean = load.step_facts, {"commit": "c0ffee", "modified": "False"}
+    monkeypatch.setattr(load, "step_facts", lambda key, record: facts(key, record) | clean)
+    shutil.copytree(results, tmp_path / "results")
+    publish([study], tmp_path / "results", "elsewhere")
+    shutil.rmtree(tmp_path / "results" / "steps")
+    assert set(load_measured(study, "samples", tmp_path / "results")["source"]) == {"published"}
+    monkeypatch.setattr(MiniCandies, "digest", lambda *_: "other images")
+    assert load_measured(study, "samples", tmp_path / "results").empty
+
+
+def test_perturbed_test_images_are_those_that_are_measured(tmp_path):
+    perturb = {"redundant": 0.9, "where": "none", "test": True}
+    study = tiny.study(methods={"iuf[test]": {"preset": "iuf", "perturb": perturb}})
+    rows = run_study(study, tmp_path, "cpu")
+    measure(study, tmp_path, ["epochs", "details"])
+    last = rows[rows["step"] == 1].set_index(["category", "metric"])["value"]
+    epochs = load_measured(study, "epochs", tmp_path).query("epoch == 2")
+    details = load_measured(study, "details", tmp_path).drop_duplicates(["category", "metric"])
+    for table, column in ((epochs, "value"), (details, "here")):
+        values = table.set_index(["category", "metric"])[column]
+        np.testing.assert_allclose(values, last[values.index], rtol=1e-5)
 
 
 def test_nothing_is_measured_twice_and_damage_is_named(measured):

@@ -1,6 +1,7 @@
 """Published tables: written from finished runs, found again by the identity of a run, own results first."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -80,6 +81,14 @@ def test_uncommitted_code_is_not_published(finished, tmp_path):
     for path in results.glob("steps/*/provenance.json"):
         path.write_text(path.read_text().replace('"modified": false', '"modified": true'))
     with pytest.raises(DataError, match="not committed"):
+        publish([finished.study], results, "tiny")
+    assert not (results / "tiny").exists()
+
+
+def test_numbers_without_their_model_are_not_published(finished, tmp_path):
+    results = Path(shutil.copytree(finished.results, tmp_path / "made"))
+    steps_of(finished.study.runs()[0], results)[0].checkpoint.unlink()
+    with pytest.raises(DataError, match=r"no model any more.*step 0"):
         publish([finished.study], results, "tiny")
     assert not (results / "tiny").exists()
 

@@ -1,3 +1,4 @@
+import copy
 import json
 import math
 import shutil
@@ -398,6 +399,20 @@ def test_a_step_without_its_model_trains_no_finished_epoch_again(finished, tmp_p
     states = [load_detector(work, step).state_dict() for step in (base, there)]
     assert tiny.same_tensors(*states)
     assert base.log.read_bytes() == there.log.read_bytes()
+
+
+def test_watching_trains_the_same_weights(finished):
+    run = one(finished, "iuf")
+    for step in steps_of(run, finished.results):
+        work, last = RunWork(run, "cpu"), {}
+        study.watch_training(
+            work,
+            step,
+            lambda detector, _, last=last: last.update(copy.deepcopy(detector.state_dict())),
+        )
+        trained = load_detector(RunWork(run, "cpu"), step)
+        weights = [name for name, _ in trained.named_parameters()]
+        assert all(torch.equal(last[name], trained.state_dict()[name]) for name in weights)
 
 
 def test_a_run_in_work_elsewhere_is_left_for_later(finished, copied, monkeypatch):

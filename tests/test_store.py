@@ -373,10 +373,14 @@ def test_pruning_keeps_what_was_read_last(tmp_path):
         path.parent.mkdir(parents=True)
         path.write_bytes(bytes(100))
         os.utime(path, (1000 - age, 1000 - age))  # d is the oldest
-    assert cache_size(tmp_path) == {"prepared": (2, 200), "features": (2, 200)}
+    (tmp_path / "fpfh").mkdir()
+    (tmp_path / "fpfh" / "e.npy").write_bytes(bytes(100))
+    sizes = {"prepared": (2, 200), "features": (2, 200), "fpfh": (1, 100)}
+    assert cache_size(tmp_path) == sizes
     assert prune_cache(tmp_path, 1000) == 0
-    assert prune_cache(tmp_path, 250) == 200
+    assert prune_cache(tmp_path, 350) == 200
     assert {path.stem for path in entries(tmp_path)} == {"a", "b"}
-    assert prune_cache(tmp_path, 0) == 200
+    assert (tmp_path / "fpfh" / "e.npy").exists()
+    assert prune_cache(tmp_path, 0) == 300
     assert entries(tmp_path) == []
     assert prune_cache(tmp_path / "nowhere", 0) == 0

@@ -42,6 +42,7 @@ def test_differences_by_hand():
         }
     )
     assert set(judged["n"]) == {3}
+    assert set(judged["verdict"]) == {"not trained enough"}  # no floor, no classifier is there
 
 
 def test_means_over_seeds_have_their_spread():

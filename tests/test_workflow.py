@@ -1,5 +1,6 @@
 """The Snakemake workflow: one job a run, nothing twice, the rest after a kill. Needs the extra `cluster`."""
 
+import importlib
 import importlib.util
 import re
 import shutil
@@ -64,6 +65,13 @@ def test_every_study_that_a_notebook_shows_is_run():
     photographs = {name for name in named if name.startswith("real_")}  # of data that lie elsewhere
     assert named - photographs - {"mini", "efficiency", "mvtec3d"} == set(compared)
     assert {"settings", "protection", "rescue", "baselines"} <= named
+
+
+def test_what_the_workflow_imports_exists():
+    for module, names in re.findall(
+        r"^from (iumad\S*) import (.+)$", WORKFLOW.read_text(), re.MULTILINE
+    ):
+        assert all(hasattr(importlib.import_module(module), name) for name in names.split(", "))
 
 
 @pytest.mark.parametrize("profile", ["local", "slurm"])

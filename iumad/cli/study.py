@@ -53,7 +53,7 @@ def run(
         say(f"warning: {text}")
     run_parallel(study, results, device, jobs or default_jobs(device))
     print_summary(run_study(study, results, device))
-    measured(study, results)
+    measured(study, results, device=device)
 
 
 def plan(
@@ -136,6 +136,7 @@ def measure(
         list[str] | None, typer.Option(help="only this kind (repeatable); default: all")
     ] = None,
     change: Set = None,
+    device: Device = "auto",
 ) -> None:
     """Measure what pages show of finished models beside their rows: scores, maps, evaluation details."""
     from iumad.study.measure import measure as measured
@@ -144,7 +145,8 @@ def measure(
     unknown = [name for name in kind or () if name not in KINDS]
     if unknown:
         raise ConfigError(f"--kind {unknown[0]}: no such kind; known: {', '.join(KINDS)}")
-    written = measured(chosen_study(params, change), results, kind or tuple(KINDS))
+    study = chosen_study(params, change)
+    written = measured(study, results, kind or tuple(KINDS), device)
     say(f"{results}: {written} tables measured")
 
 

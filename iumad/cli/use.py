@@ -55,7 +55,7 @@ def fit(
     from iumad.inspection.model_file import promise, save_model
     from iumad.study.runner import terminal_bar
 
-    _require_new(out)
+    _require_place(out)
     run = own_run(folder, method or METHOD, params, change or [])
     fitted = fit_folder(folder, run, false_alarms, terminal_bar)
     save_model(fitted.model, out)
@@ -80,7 +80,7 @@ def pack(
     from iumad.inspection.fit import pack_run
     from iumad.inspection.model_file import save_model
 
-    _require_new(out)
+    _require_place(out)
     chosen = chosen_study(params, change, method, modality, setting, seed)
     fitted = pack_run(chosen.runs()[-1], results, false_alarms)
     save_model(fitted.model, out)
@@ -136,7 +136,9 @@ def predict(
     ] = None,
     threshold: Annotated[
         list[str] | None,
-        typer.Option(help="another threshold: SCORE for all or CATEGORY=SCORE (repeatable)"),
+        typer.Option(
+            help="another threshold, for images that have all modalities: SCORE or CATEGORY=SCORE (repeatable)"
+        ),
     ] = None,
     allow_missing: Annotated[
         bool,
@@ -198,7 +200,7 @@ def threshold(
     from iumad.inspection.model_file import promise, save_model, threshold_from_defects
     from iumad.inspection.predictor import Predictor
 
-    _require_new(out)
+    _require_place(out)
     predictor = Predictor.load(model)
     pairs = _pairs(defects, [], predictor.modalities, allow_missing=False)
     scores: dict[str, list[float]] = {}
@@ -234,7 +236,11 @@ def export(
     from iumad.inspection.export import export_model
     from iumad.inspection.model_file import load_model
 
-    _require_new(out)
+    _require_place(out)
+    if out.suffix == ".json":
+        raise ConfigError(
+            f"{out}: .json is the file beside it, with inputs and thresholds; name another"
+        )
     made = export_model(load_model(model), out, kind, category)
     ratio = made.milliseconds / made.reference_milliseconds
     say(
@@ -256,7 +262,7 @@ def learn(
     from iumad.inspection.model_file import load_model, save_model
     from iumad.study.runner import terminal_bar
 
-    _require_new(out)
+    _require_place(out)
     fitted, lost = learn_folder(load_model(model), folder, false_alarms, terminal_bar)
     save_model(fitted.model, out)
     print_table(fitted.table)
@@ -282,7 +288,7 @@ def _said(out: Path, seconds: float) -> None:
     say(f"{out}: {size:.1f} MB, made in {seconds:.0f} s")
 
 
-def _require_new(out: Path) -> None:
+def _require_place(out: Path) -> None:
     if out.exists() and not out.is_file():
         raise ConfigError(f"{out}: is a folder; --out needs the name of a file")
     if not out.resolve().parent.is_dir():

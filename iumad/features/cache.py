@@ -352,11 +352,15 @@ def _room_on(card: torch.device) -> float:
     return min(free, torch.cuda.get_per_process_memory_fraction(card) * total) / 2
 
 
+ENTRIES = {"prepared": "*/*.npz", "features": "*/*.npz", "fpfh": "*.npy"}
+"""Kind -> its files in its folder of the cache."""
+
+
 def cache_size(cache: Path) -> dict[str, tuple[int, int]]:
     """Entries and bytes of each kind in the cache folder."""
     sizes = {}
-    for kind in ("prepared", "features"):
-        files = [path.stat().st_size for path in (cache / kind).glob("*/*.npz")]
+    for kind, entries in ENTRIES.items():
+        files = [path.stat().st_size for path in (cache / kind).glob(entries)]
         sizes[kind] = (len(files), sum(files))
     return sizes
 
@@ -365,8 +369,8 @@ def prune_cache(cache: Path, max_bytes: int) -> int:
     """Delete the entries read longest ago until at most `max_bytes` remain; returns the bytes freed."""
     files = [
         (path.stat(), path)
-        for kind in ("prepared", "features")
-        for path in (cache / kind).glob("*/*.npz")
+        for kind, entries in ENTRIES.items()
+        for path in (cache / kind).glob(entries)
     ]
     files.sort(key=lambda item: max(item[0].st_atime_ns, item[0].st_mtime_ns))
     excess = sum(stat.st_size for stat, _ in files) - max_bytes
@@ -448,10 +452,8 @@ class SurfaceStore(FeatureStore):
             xyz = self.dataset.load(sample_id).xyz
             if xyz is None:
                 raise DataError(f"{sample_id}: FPFH need a point cloud, and this sample has none")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(f".{torch.randint(2**31, ()).item()}.npy")
-            np.save(temporary, fpfh_map(xyz, self.backbone.grid))
-            temporary.replace(path)
+            with replacing(path) as file:
+                np.save(file, fpfh_map(xyz, self.backbone.grid))
         return np.load(path)
 
 

@@ -142,7 +142,7 @@ def pack_run(run: RunConfig, results: Path, false_alarm_rate: float) -> Fitted:
     ConfigError
         A category has fewer than two validation images.
     """
-    work = RunWork(run)
+    work = RunWork(run, "cpu")
     step = steps_of(run, results, work.dataset)[-1]
     if not step.checkpoint.exists():
         raise CheckpointError(f"{results}: {run_name(run)} is not trained; use `iumad run` first")

@@ -112,7 +112,7 @@ class Predictor:
     ----------
     model : Model
     thresholds : mapping, optional
-        Category -> score that takes the place of the stored threshold.
+        Category -> score that takes the place of the stored threshold of images that have all modalities.
     allow_missing : bool
         Judge a capture that lacks the second modality by the first alone, with the threshold for that.
 

@@ -11,13 +11,12 @@ from iumad.config.schema import RunConfig, StudyConfig
 from iumad.report.style import Html, box, fill, fold, table
 from iumad.study.load import load_rows
 from iumad.study.results import final_table
-from iumad.study.statistics import judge
+from iumad.study.statistics import MARGIN, judge
 from iumad.study.steps import steps_of
 
 CELL = ["method", "modality", "setting"]
 METRICS = ("i_auroc", "p_auroc", "aupro", "fm_i_auroc", "new_i_auroc")
 ALL, ABSENT = "all", "-"  # methods; in the place of a key that a run does not have
-MARGIN = 0.01  # one point: a difference inside is none, as everywhere in the study
 LABELS = {"profile", "method", "modality", "setting", "seed"}
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">

@@ -14,7 +14,7 @@ from iumad.data import data_of
 from iumad.report import tables, text
 from iumad.report.style import Html, box, code, fill, fold, table
 from iumad.study import claims
-from iumad.study.load import OWN, PUBLISHED, load_rows, progress
+from iumad.study.load import OWN, PUBLISHED, image_counts, load_rows, progress
 from iumad.study.measured import load_measured, measured_part
 from iumad.study.verdicts import Evidence
 
@@ -22,11 +22,16 @@ PAPER_NAMES = {"mvtec3d": "MVTec 3D-AD", "eyecandies": "Eyecandies"}
 MAIN = "mini"  # the study whose recipe the others should have
 
 
+def images_an_epoch(study: StudyConfig) -> int | None:
+    """Training images of all categories; None where data that are not here have an unknown number."""
+    counts = image_counts(study, data_of(study.data))["train"]
+    return int(counts.sum()) if counts.notna().all() else None
+
+
 def image_steps(study: StudyConfig) -> int | None:
-    """Images that a model of all categories (10-0) is trained on, repetitions counted; None for data on disk."""
-    if study.data.name != "minicandies":
-        return None
-    return study.training.epochs * study.data.n_train * len(data_of(study.data).categories)
+    """Images that a model of all categories (10-0) is trained on, repetitions counted; None where not known."""
+    images = images_an_epoch(study)
+    return None if images is None else study.training.epochs * images
 
 
 @dataclass(frozen=True)

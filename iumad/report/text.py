@@ -300,18 +300,17 @@ def against_forgetting(rows: pd.DataFrame, ours: str, bound: str, kilobytes: flo
     ours, bound : str
         The method, and the one that is trained on all categories.
     kilobytes : float
-        What a category adds to the method's model.
+        What a category adds to the method's model; NaN where that is not known.
     """
     if ours not in set(rows["method"]):
         return [NOT_ANSWERED]
     mine = rows[rows["method"] == ours]
     means = summarise(final_table(rows), ["method", "metric"]).set_index(["method", "metric"])
     value = (100 * means["mean"]).to_dict()
-    size = f"{kilobytes:.0f}"
+    size = "" if np.isnan(kilobytes) else fill(" and adds {} kB a category", f"{kilobytes:.0f}")
     said = [
         fill(
-            "{} forgets {} of image AUROC, stores no image, and adds {} kB a category; in the end image "
-            "AUROC is {} % and AUPRO {} % ({}).",
+            "{} forgets {} of image AUROC, stores no image{}; in the end image AUROC is {} % and AUPRO {} % ({}).",
             *(code(ours), _quantity(value[ours, "fm_i_auroc"], "fm_i_auroc"), size),
             *(f"{value[ours, metric]:.1f}" for metric in MAIN),
             circumstances(mine),

@@ -12,7 +12,7 @@ from iumad.report.style import ABSENT, code, fill, label_of, verdict_word
 from iumad.report.tables import BETTER_OR_WORSE, interval_text, mean_and_sd
 from iumad.study.results import continual_table, final_table, last_step
 from iumad.study.statistics import CONTRADICTED, MARGIN, SUPPORTED, UNTRAINED, judge
-from iumad.study.verdicts import FLOOR, MISSED, measure_gates
+from iumad.study.verdicts import FLOOR, MISSED, UNMEASURED, measure_gates
 
 GIVEN_AWAY = 0.8  # image AUROC of a floor above which image scores say nothing of a method
 GIVEN = "given away"  # a column
@@ -96,12 +96,16 @@ QUESTIONS = (
 )
 
 
-def answers(rows_of: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+def answers(
+    rows_of: Mapping[str, pd.DataFrame], references: Mapping[str, pd.DataFrame] | None = None
+) -> pd.DataFrame:
     """Every question on every data set.
 
     Parameters
     ----------
     rows_of : name of a data set -> rows of its runs in one setting
+    references : name of a data set -> rows of its other settings, optional
+        Against which gates are measured too, see `missed_gates`.
 
     Returns
     -------
@@ -117,7 +121,7 @@ def answers(rows_of: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         asked = rows[(rows["metric"] != "i_auroc") | ~rows["category"].isin(_given_away(rows))]
         table = final_table(asked) if len(asked) else pd.DataFrame(columns=[*_KEYS, "value"])
         values = table.set_index(_KEYS)["value"].sort_index()
-        missed = missed_gates(rows)
+        missed = missed_gates(rows, (references or {}).get(name))
         for question in QUESTIONS:
             keys = [
                 (question.metric, method, whole if modality == ALL else modality)
@@ -149,16 +153,17 @@ def _given_away(rows: pd.DataFrame) -> set[str]:
     return set(floors_here.loc[floors_here["value"] > GIVEN_AWAY, "category"])
 
 
-def missed_gates(rows: pd.DataFrame) -> pd.Series:
-    """Gates that trained methods miss: texts by method and modality.
+def missed_gates(rows: pd.DataFrame, references: pd.DataFrame | None = None) -> pd.Series:
+    """Gates that trained methods miss, or whose runs are missing: texts by method and modality.
 
     The gate of the floors is measured on categories that no floor gives away (`GIVEN_AWAY`), where there are any.
+    `references` is that of `iumad.study.verdicts.measure_gates`.
     """
-    gates = measure_gates(rows)
+    gates = measure_gates(rows, references)
     above = measure_gates(rows[~rows["category"].isin(_given_away(rows))])
     gates = pd.concat([gates[gates["gate"] != "floors"], above[above["gate"] == "floors"]])
     trained = ~gates["method"].str.startswith("bank")
-    missed = gates[trained & (gates["state"] == MISSED)]
+    missed = gates[trained & gates["state"].isin([MISSED, UNMEASURED])]
     return missed.groupby(["method", "modality"], sort=False)["text"].agg("; ".join)
 
 

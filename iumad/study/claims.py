@@ -277,6 +277,7 @@ PERTURBED = (
     "+redundant-",
     "+spurious-",
     "+both-",
+    "[test-",
 )  # parts of the names of methods on perturbed images
 NOISY, NOISIER = "iuf+redundant-1", "iuf+both-1"
 DETECTION = ("i_auroc", "aupro")

@@ -144,7 +144,7 @@ def _numbered(values: pd.Series) -> Int[np.ndarray, " n"]:
     return np.unique(values.astype(str).to_numpy(), return_inverse=True)[1].astype(np.int64)
 
 
-def diagnose(run: RunConfig, folder: str | Path) -> pd.DataFrame:
+def diagnose(run: RunConfig, folder: str | Path, device: str = "auto") -> pd.DataFrame:
     """What a finished run's model knows after each step, on good test images of the categories seen so far.
 
     Parameters
@@ -153,6 +153,7 @@ def diagnose(run: RunConfig, folder: str | Path) -> pd.DataFrame:
         Of a method with a network.
     folder : path
         Results folder; missing steps are trained.
+    device : "auto", "cpu", "cuda", "cuda:1", ...
 
     Returns
     -------
@@ -164,7 +165,7 @@ def diagnose(run: RunConfig, folder: str | Path) -> pd.DataFrame:
         earlier features' second moment that the projection of the step keeps updates away from, mean over
         protected layers (only for categories "earlier").
     """
-    work = RunWork(run)
+    work = RunWork(run, device)
     records: list[dict] = []
     for step in steps_of(run, folder, work.dataset):
         detector = trained_detector(work, step)
@@ -249,7 +250,7 @@ PROBED_IMAGES = 10  # of each category; each goes through the backbone in every 
 
 
 def bottleneck_features(
-    run: RunConfig, folder: str | Path, doses: Sequence[float] = DOSES
+    run: RunConfig, folder: str | Path, device: str = "auto", doses: Sequence[float] = DOSES
 ) -> tuple[dict[str, Float32[np.ndarray, "n d"]], pd.DataFrame]:
     """Fused features of some good test images before and after the bottleneck, clean and perturbed in every dose.
 
@@ -259,6 +260,7 @@ def bottleneck_features(
         Of a method with a bottleneck; its last step is looked into, and trained if need be.
     folder : path
         Results folder.
+    device : "auto", "cpu", "cuda", "cuda:1", ...
     doses : sequence of float
         Strengths of redundant noise and of spurious backgrounds; all pairs are tried on every image.
 
@@ -274,7 +276,7 @@ def bottleneck_features(
     ConfigError
         The method has no bottleneck.
     """
-    work = RunWork(run)
+    work = RunWork(run, device)
     step = steps_of(run, folder, work.dataset)[-1]
     detector = trained_detector(work, step)
     bottleneck = getattr(detector, "bottleneck", None)

@@ -14,7 +14,7 @@ Everything is found by the `run_id` or the step's key, so a study sees what anot
 """
 
 import gzip
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -248,9 +248,17 @@ def _source_of_rows(
         return OWN
     if run.run_id not in published.runs.index:
         return ""
-    keys = list(published.runs.loc[run.run_id, "steps"])
-    is_same = isinstance(data, AbsentData) or keys == [step.key for step in steps]
-    return PUBLISHED if is_same else ""
+    keys = published.runs.loc[run.run_id, "steps"]
+    return PUBLISHED if is_same_data(steps, data, keys) else ""
+
+
+def is_same_data(
+    steps: Sequence[Step], data: Dataset | AbsentData, keys: Sequence[str] | None
+) -> bool:
+    """Whether published steps, by their keys, are of the data that lie here, as far as that can be told."""
+    return (
+        keys is None or isinstance(data, AbsentData) or list(keys) == [step.key for step in steps]
+    )
 
 
 def _finished_steps(

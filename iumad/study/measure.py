@@ -45,7 +45,12 @@ CATEGORIES_PERTURBED = 2  # the first ones; each strength has to go through the 
 UNTRAINED = ("parts", "gradients")  # kinds that need a network, and no trained one
 
 
-def measure(study: StudyConfig, results: str | Path, kinds: Sequence[str] = tuple(KINDS)) -> int:
+def measure(
+    study: StudyConfig,
+    results: str | Path,
+    kinds: Sequence[str] = tuple(KINDS),
+    device: str = "auto",
+) -> int:
     """Measure the part of a study that pages look at closely; what is there already stays.
 
     Parameters
@@ -56,6 +61,7 @@ def measure(study: StudyConfig, results: str | Path, kinds: Sequence[str] = tupl
         Results folder.
     kinds : sequence of str
         Of `iumad.study.measured.KINDS`.
+    device : "auto", "cpu", "cuda", "cuda:1", ...
 
     Returns
     -------
@@ -71,10 +77,10 @@ def measure(study: StudyConfig, results: str | Path, kinds: Sequence[str] = tupl
             if path.exists() or not (finished or kind in UNTRAINED):
                 continue
             if kind in OF_MAPS:
-                scored = scored or list(score_categories(run, results))
+                scored = scored or list(score_categories(run, results, device))
                 table = OF_MAPS[kind](run, scored)
             elif method_class(run.model).trained or kind == "perturbed":
-                table = OF_MODELS[kind](run, results)
+                table = OF_MODELS[kind](run, results, device)
             else:
                 continue  # a bank has neither epochs nor parts
             if len(table):
@@ -165,9 +171,9 @@ def lottery(run: RunConfig, scored: Sequence[Scored]) -> pd.DataFrame:
     return pd.DataFrame([line]).astype({"images": int, "files": int})
 
 
-def epochs(run: RunConfig, results: str | Path) -> pd.DataFrame:
+def epochs(run: RunConfig, results: str | Path, device: str) -> pd.DataFrame:
     """Image AUROC on the test images after each epoch of the last step, which is trained once more to watch it."""
-    work, config = RunWork(run), run.evaluation
+    work, config = RunWork(run, device), run.evaluation
     last = steps_of(run, results, work.dataset)[-1]
     ids, index = work.dataset.ids("train", last.categories), work.dataset.index
     records = []
@@ -176,7 +182,7 @@ def epochs(run: RunConfig, results: str | Path) -> pd.DataFrame:
         seen = copy.deepcopy(detector).eval()
         seen.calibrate(work.training_store(last), ids)
         for category, test in index[index["split"] == "test"].groupby("category", sort=False):
-            maps = anomaly_maps(seen, work.store, test["sample_id"].tolist())
+            maps = anomaly_maps(seen, work.test_store, test["sample_id"].tolist())
             scores = image_scores(maps, config.image_score, config.pool)
             value = or_missing(image_auroc, scores, test["label"].to_numpy(dtype=int))
             records.append((epoch + 1, category, "i_auroc", value))
@@ -185,13 +191,13 @@ def epochs(run: RunConfig, results: str | Path) -> pd.DataFrame:
     return pd.DataFrame(records, columns=list(KINDS["epochs"]))
 
 
-def perturbation(run: RunConfig, results: str | Path) -> pd.DataFrame:
+def perturbation(run: RunConfig, results: str | Path, device: str) -> pd.DataFrame:
     """Metrics on perturbed test images of the first categories, the model as it was trained on clean ones.
 
     A perturbation that the data set does not allow, such as another background where no object can be told from
     its own, is left out.
     """
-    work = RunWork(run)
+    work = RunWork(run, device)
     detector = load_detector(work, steps_of(run, results, work.dataset)[-1])
     categories = work.dataset.categories[:CATEGORIES_PERTURBED]
     tables = []
@@ -208,17 +214,18 @@ def perturbation(run: RunConfig, results: str | Path) -> pd.DataFrame:
     return pd.concat(tables) if tables else pd.DataFrame()
 
 
-def inside(run: RunConfig, results: str | Path) -> pd.DataFrame:
+def inside(run: RunConfig, results: str | Path, device: str) -> pd.DataFrame:
     """`iumad.study.diagnosis.diagnose` of the methods that have what it looks at."""
-    return diagnose(run, results) if run.model.kind == "reconstruction" else pd.DataFrame()
+    is_network = run.model.kind == "reconstruction"
+    return diagnose(run, results, device) if is_network else pd.DataFrame()
 
 
-def parts(run: RunConfig, _results: str | Path) -> pd.DataFrame:
+def parts(run: RunConfig, _results: str | Path, _device: str) -> pd.DataFrame:
     """`iumad.study.efficiency.model_card` with a logit for each category."""
     return model_card(run, len(data_of(run.data).categories))
 
 
-def gradients(run: RunConfig, _results: str | Path) -> pd.DataFrame:
+def gradients(run: RunConfig, _results: str | Path, _device: str) -> pd.DataFrame:
     """`iumad.study.efficiency.gradient_reach`, a line for each part and term."""
     if run.model.kind != "reconstruction":
         return pd.DataFrame()
@@ -226,7 +233,7 @@ def gradients(run: RunConfig, _results: str | Path) -> pd.DataFrame:
     return wide.melt("part", var_name="term", value_name="share")
 
 
-def information(run: RunConfig, results: str | Path) -> pd.DataFrame:
+def information(run: RunConfig, results: str | Path, device: str) -> pd.DataFrame:
     """What probes read around the bottleneck (`iumad.study.diagnosis`).
 
     Nothing where there is no bottleneck, or fewer good test images of a category than folds.
@@ -236,7 +243,7 @@ def information(run: RunConfig, results: str | Path) -> pd.DataFrame:
     few = good["category"].value_counts().min() < FOLDS
     if few or not getattr(run.model, "bottleneck", False):
         return pd.DataFrame()
-    features, images = bottleneck_features(run, results)
+    features, images = bottleneck_features(run, results, device)
     return probe(features, images[["category", "redundant", "spurious"]], images["sample_id"])
 
 
@@ -246,7 +253,7 @@ OF_MAPS: dict[str, Callable[[RunConfig, Sequence[Scored]], pd.DataFrame]] = {
     "details": details,
     "lottery": lottery,
 }
-OF_MODELS: dict[str, Callable[[RunConfig, str | Path], pd.DataFrame]] = {
+OF_MODELS: dict[str, Callable[[RunConfig, str | Path, str], pd.DataFrame]] = {
     "perturbed": perturbation,
     "epochs": epochs,
     "inside": inside,

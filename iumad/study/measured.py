@@ -1,6 +1,6 @@
 """Measurements on finished models and costs of methods, as tables that pages show, and publishing of all tables.
 
-    results/steps/<key of the last step>/<kind>-<hash of the evaluation>.csv    made here (`iumad.study.measure`)
+    results/steps/<key of the last step>/<kind>-<hash of the rows>.csv          made here (`iumad.study.measure`)
     results/<profile>/<kind>.csv.gz                                             published, with the run_id
     results/efficiency/<hash of the methods>.csv                                costs (`iumad.study.efficiency`)
 
@@ -29,6 +29,7 @@ from iumad.study.load import (
     PUBLISHED,
     RUN_LABELS,
     STEP_COLUMNS,
+    is_same_data,
     load_provenance,
     load_rows,
     read_published,
@@ -36,7 +37,7 @@ from iumad.study.load import (
     write_published,
 )
 from iumad.study.results import LABELS, last_step, step_means
-from iumad.study.steps import steps_of
+from iumad.study.steps import Step, steps_of
 
 KINDS: dict[str, dict[str, type]] = {
     # every test image: its score; of some also the anomaly map, a grey PNG in base64 (0 is `low`, 255 `high`)
@@ -133,12 +134,14 @@ def load_measured(study: StudyConfig, kind: str, results: str | Path) -> pd.Data
         no row.
     """
     published, data = _read_published(kind, Path(results)), data_of(study.data)
+    steps_published = read_published(results).runs["steps"]
     found = []
     for run in study.runs():
-        path = measured_file(run, kind, Path(results), data)
+        steps = steps_of(run, results, data)
+        path = _file_of(steps[-1], kind)
         if path.exists():
             table, source = _read(path, kind), OWN
-        elif run.run_id in published:
+        elif run.run_id in published and is_same_data(steps, data, steps_published.get(run.run_id)):
             table, source = published[run.run_id], PUBLISHED
         else:
             continue
@@ -148,12 +151,13 @@ def load_measured(study: StudyConfig, kind: str, results: str | Path) -> pd.Data
     return pd.concat(found, ignore_index=True)[columns] if found else pd.DataFrame(columns=columns)
 
 
-def measured_file(
-    run: RunConfig, kind: str, results: Path, data: Dataset | AbsentData | None = None
-) -> Path:
-    """Where the measurements of a run lie that were made in this folder; `data` where the caller has opened it."""
-    last = steps_of(run, results, data)[-1].folder
-    return last / f"{kind}-{stable_hash(run.evaluation.model_dump(mode='json'))}.csv"
+def measured_file(run: RunConfig, kind: str, results: Path) -> Path:
+    """Where the measurements of a run lie that were made in this folder: other test images, another file."""
+    return _file_of(steps_of(run, results)[-1], kind)
+
+
+def _file_of(last: Step, kind: str) -> Path:
+    return last.rows.with_name(last.rows.name.replace("rows", kind, 1))
 
 
 def publish_measured(studies: Sequence[StudyConfig], results: Path, profile: str) -> dict[str, int]:
@@ -333,15 +337,14 @@ def publish(studies: Sequence[StudyConfig], results: Path, profile: str) -> dict
     DataError
         No run is finished, or a step was made by code that is not committed.
     """
-    for part in profile.split("/"):
-        require_name(part, "--profile")
+    require_name(profile, "--profile")
     rows = pd.concat([load_rows(study, results) for study in studies], ignore_index=True)
     if rows.empty:
         raise DataError(
             f"{results}: no run of {_names(studies)} is finished; `iumad run` makes them"
         )
     steps = pd.concat([load_provenance(study, results) for study in studies], ignore_index=True)
-    _require_committed(steps)
+    _require_committed(rows, steps)
     log = pd.concat([training_log(study, results) for study in studies], ignore_index=True)
     costs = [(costs_id(study), read_costs(study, results)) for study in studies]
     source = rows.drop_duplicates("run_id").set_index("run_id")["source"]
@@ -379,9 +382,19 @@ def publish(studies: Sequence[StudyConfig], results: Path, profile: str) -> dict
     return counts | publish_measured(studies, results, profile)
 
 
-def _require_committed(steps: pd.DataFrame) -> None:
+def _require_committed(rows: pd.DataFrame, steps: pd.DataFrame) -> None:
     """Published numbers can be traced to a commit."""
-    own = steps[steps["source"] == "own"]
+    own = steps[steps["source"] == OWN]
+    keys = ["run_id", "step"]
+    made = rows[rows["source"] == OWN].drop_duplicates(keys)
+    lost = made[~made.set_index(keys).index.isin(steps.set_index(keys).index)]
+    if len(lost):
+        first = lost.iloc[0]
+        raise DataError(
+            f"{len(lost)} steps have numbers, but no model any more that says where they come from, first "
+            f"{first['method']} {first['modality']} {first['setting']} seed {first['seed']} step {first['step']}: "
+            "delete these folders and run them again"
+        )
     wrong = own[(own["modified"] != "False") | (own["commit"] == "")]
     if len(wrong):
         first = wrong.iloc[0]

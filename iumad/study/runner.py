@@ -299,12 +299,14 @@ def watch_training(
     after_epoch : callable
         See `iumad.training.loop.Watch`.
     """
+    # first, as in the run: a backbone that is made after the seed is set draws the numbers of the new weights
+    earlier = trained_detector(work, step.previous) if step.previous else None
     detector = work.new_detector(step)
     if not detector.trained:
         raise ConfigError(f"{run_name(work.run)}: this method has no epochs that could be watched")
     remembered: increments.Memory = {}
-    if step.previous:
-        load_grown(detector, trained_detector(work, step.previous).state_dict())
+    if step.previous and earlier is not None:
+        load_grown(detector, earlier.state_dict())
         remembered = remembered_after(work, step.previous)
     store, ids = work.training_store(step), work.dataset.ids("train", step.categories)
     plan = StepPlan.of(work.run, step.number)
@@ -365,9 +367,11 @@ def saved_text(study: StudyConfig, results: str | Path) -> str:
     )
 
 
-def score_categories(run: RunConfig, results: str | Path = RESULTS) -> Iterator[Scored]:
+def score_categories(
+    run: RunConfig, results: str | Path = RESULTS, device: str = "auto"
+) -> Iterator[Scored]:
     """Yield the test images with a mask of each category scored by a run's last model, trained if need be."""
-    work = RunWork(run)
+    work = RunWork(run, device)
     index = work.dataset.index
     detector = trained_detector(work, steps_of(run, results, work.dataset)[-1])
     for category in work.dataset.categories:
@@ -375,9 +379,9 @@ def score_categories(run: RunConfig, results: str | Path = RESULTS) -> Iterator[
         test = index[chosen].reset_index(drop=True)
         ids = test["sample_id"].tolist()
         with computing_threads(work.threads):
-            maps = anomaly_maps(detector, work.store, ids)
+            maps = anomaly_maps(detector, work.test_store, ids)
         scores = image_scores(maps, run.evaluation.image_score, run.evaluation.pool)
-        yield Scored(category, test, maps, work.store.masks(ids), scores)
+        yield Scored(category, test, maps, work.test_store.masks(ids), scores)
 
 
 def check_study(study: StudyConfig, device: str = "auto") -> list[str]:
