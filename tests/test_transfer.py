@@ -42,7 +42,6 @@ def test_differences_by_hand():
         }
     )
     assert set(judged["n"]) == {3}
-    assert set(judged["verdict"]) == {"not trained enough"}  # no floor, no classifier is there
 
 
 def test_means_over_seeds_have_their_spread():
@@ -88,6 +87,20 @@ def test_whole_images_are_asked_where_no_floor_gives_them_away():
     assert judged["mean"].to_dict() == pytest.approx(
         {"IB-IUMAD tells defective images better than IUF": 15}
     )
+
+
+def test_a_gate_that_was_not_measured_counts_as_missed():
+    methods = {("iuf", "rgb"): [0.9], ("ib-iumad", "rgb"): [0.9], ("floor-mean", "rgb"): [0.6]}
+    table = rows(methods).assign(metric="i_auroc")
+    named = rows({key: [1.0] for key in methods if key[0] != "floor-mean"}).assign(
+        metric="accuracy"
+    )
+    table = pd.concat([table, named])
+    missed = transfer.missed_gates(table)
+    assert missed.index.tolist() == [("iuf", "rgb"), ("ib-iumad", "rgb")]
+    assert all("learns all categories at once" in text for text in missed)
+    once = rows({("joint", "rgb"): [0.9]}).query("step == 1").assign(metric="i_auroc", step=0)
+    assert transfer.missed_gates(table, pd.concat([table, once])).empty
 
 
 def defects(inside: dict[tuple[str, str], list[float]]) -> pd.DataFrame:
