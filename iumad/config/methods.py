@@ -415,7 +415,8 @@ PRESETS: dict[str, Preset] = {
     ),
     "iuf": Preset("IUF's network and projection, gate bounded", _PLAIN | {"condition": "vit"}),
     "joint": Preset(
-        "ib-iumad on all categories at once: the upper bound", increment={"strategy": "joint"}
+        "ib-iumad on all categories at once: a mark, no upper bound",
+        increment={"strategy": "joint"},
     ),
     "finetune": Preset("ib-iumad without any protection: the lower bound", increment=_FINETUNED),
     "bank": Preset(
