@@ -124,3 +124,17 @@ def test_a_study_that_nobody_ran_says_so(path, tmp_path):
     assert failures(out) == []
     text = " ".join(shown(out)).lower()
     assert re.search(r"no run is finished|not run|not measured", text), json.dumps(text[:500])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "study"), [("10_training", "settings"), ("21_forgetting", "keep")]
+)
+def test_a_page_of_full_size_needs_no_data(name, study, tmp_path):
+    given = {"params_file": str(ROOT / "params" / "mvtec3d" / f"{study}.yaml")}
+    out, source = tmp_path / "out.ipynb", ROOT / "notebooks" / f"{name}.ipynb"
+    folder = str(source.parent)
+    papermill.execute_notebook(
+        source, out, given, cwd=folder, kernel_name="python3", progress_bar=False
+    )
+    assert failures(out) == []
