@@ -258,7 +258,7 @@ class FeatureStore:
         for modality in self.modalities:
             arrays = [each.images[modality] for each in prepared]
             features[modality] = self._features(arrays)
-            images[modality] = _to_tensor(arrays)
+            images[modality] = as_tensor(arrays)
         return Batch(features, images, torch.tensor(categories))
 
     def masks(self, sample_ids: Sequence[str]) -> Bool[np.ndarray, "n size size"]:
@@ -313,7 +313,7 @@ class FeatureStore:
         entries = [_read(path) for path in paths]
         missing = [i for i, entry in enumerate(entries) if entry is None]
         if missing:
-            images = _to_tensor([arrays[i] for i in missing]).to(self.device)
+            images = as_tensor([arrays[i] for i in missing]).to(self.device)
             with one_thread():
                 made = [self.backbone(part).cpu().numpy() for part in images.split(self.together)]
             for i, feature in zip(missing, np.concatenate(made), strict=True):
@@ -391,7 +391,8 @@ def _digest(text: str, array: np.ndarray | None = None) -> str:
     return digest.hexdigest()
 
 
-def _to_tensor(arrays: Sequence[np.ndarray]) -> Float[Tensor, "b 3 h w"]:
+def as_tensor(arrays: Sequence[np.ndarray]) -> Float[Tensor, "b 3 h w"]:
+    """Images of one size, h x w x 3, as a batch; bytes become fractions of 255."""
     return _as_images(torch.from_numpy(np.stack(arrays)))
 
 

@@ -22,7 +22,7 @@ from iumad.data.prepare import Prepared, prepare_capture
 from iumad.errors import ConfigError, DataError
 from iumad.evaluation.metrics import EIGHT_CONNECTED, image_scores
 from iumad.features.backbone import Backbone, one_thread
-from iumad.features.cache import Batch
+from iumad.features.cache import Batch, as_tensor
 from iumad.inspection.model_file import Model, load_model
 from iumad.machine import usable_cores
 
@@ -303,14 +303,9 @@ def encode(
     prepared: Prepared, modalities: Sequence[str], backbone: Backbone, category: int
 ) -> Batch:
     """A batch of one prepared sample."""
-    images = {name: _image_tensor(prepared.images[name]) for name in modalities}
+    images = {name: as_tensor([prepared.images[name]]) for name in modalities}
     features = {name: backbone(image) for name, image in images.items()}
     return Batch(features, images, torch.tensor([category]))
-
-
-def _image_tensor(image: np.ndarray) -> Float32[Tensor, "1 3 h w"]:
-    tensor = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
-    return tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor.contiguous()
 
 
 def _lead(smaller: float, larger: float | None = None) -> float:

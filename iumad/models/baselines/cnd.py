@@ -22,6 +22,7 @@ from iumad.config.methods import CndConfig
 from iumad.errors import ConfigError
 from iumad.features.cache import Batch
 from iumad.models.base import Detector, InputSpec, noise_like
+from iumad.models.baselines.unimmad import enlarged
 from iumad.models.reconstruction import Attention
 
 CONTEXT = 77  # tokens of CLIP's text encoder; the limit of model.prompt_length follows from it
@@ -424,13 +425,13 @@ class Cnd(Detector):
     @torch.no_grad()
     def residual_maps(self, batch: Batch) -> dict[str, Float[Tensor, "b g g"]]:
         """Eq. 17 on the grid, per modality."""
-        return {m: _resized(self._patch_map(batch, m), self.grid) for m in self.modalities}
+        return {m: enlarged(self._patch_map(batch, m), self.grid) for m in self.modalities}
 
     @torch.no_grad()
     def anomaly_maps(self, batch: Batch) -> Float[Tensor, "b size size"]:
         """Eq. 17 at image size, summed over modalities."""
         maps = [self._patch_map(batch, modality) for modality in self.modalities]
-        return _resized(torch.stack(maps).sum(dim=0), self.image_size)
+        return enlarged(torch.stack(maps).sum(dim=0), self.image_size)
 
 
 def _patches(levels: list[Tensor], joint: list[Tensor], text: Tensor) -> Any:
@@ -440,12 +441,6 @@ def _patches(levels: list[Tensor], joint: list[Tensor], text: Tensor) -> Any:
 
 def _sum(terms: Any) -> Float[Tensor, ""]:
     return torch.stack(list(terms)).sum()
-
-
-def _resized(maps: Float[Tensor, "b h w"], size: int) -> Float[Tensor, "b {size} {size}"]:
-    return functional.interpolate(maps[:, None], (size, size), mode="bilinear", align_corners=True)[
-        :, 0
-    ]
 
 
 def _leave_out_encoder(_module: nn.Module, state: dict[str, Any], prefix: str, _meta: Any) -> None:
