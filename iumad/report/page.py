@@ -150,6 +150,8 @@ class Page:
         if self.study.profile == MAIN or seen is None or not path.exists():
             return []
         main = load_params(path)
+        if self.study.data.name != main.data.name:
+            return []
         if (self.study.training, self.study.model) == (main.training, main.model):
             return []
         return [

@@ -232,11 +232,10 @@ def summary(judged: pd.DataFrame, table: pd.DataFrame, known: str) -> list[Marku
             for (name, statement), sign in decided.items()
             if name != known and (known, statement) in decided
         ]
-        sentence = (
-            "Of {} differences that are decided on {} and on photographs, {} {} the same way."
-        )
+        how = "difference that is" if len(same) == 1 else "differences that are"
         verb = "points" if sum(same) == 1 else "point"
-        sentences.append(fill(sentence, len(same), known, sum(same), verb))
+        sentence = "Of {} {} decided on {} and on photographs, {} {} the same way."
+        sentences.append(fill(sentence, len(same), how, known, sum(same), verb))
     given = table[table[GIVEN] == "yes"]
     if len(table):
         cells = table[["data", "category"]].drop_duplicates()
