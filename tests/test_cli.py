@@ -154,7 +154,7 @@ def test_the_cache_is_shown_and_pruned(iumad, monkeypatch, tmp_path):
     assert code == 0
     assert out.startswith("freed ")
     code, out, _ = iumad("cache", "info")
-    assert out.count(" 0 entries") == 2
+    assert out.count(" 0 entries") == 3
 
 
 # --- what a user can get wrong ------------------------------------------------------------------

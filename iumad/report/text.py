@@ -307,7 +307,7 @@ def against_forgetting(rows: pd.DataFrame, ours: str, bound: str, kilobytes: flo
     mine = rows[rows["method"] == ours]
     means = summarise(final_table(rows), ["method", "metric"]).set_index(["method", "metric"])
     value = (100 * means["mean"]).to_dict()
-    size = "" if np.isnan(kilobytes) else fill(" and adds {} kB a category", f"{kilobytes:.0f}")
+    size = "" if np.isnan(kilobytes) else fill(", and adds {} kB a category", f"{kilobytes:.0f}")
     said = [
         fill(
             "{} forgets {} of image AUROC, stores no image{}; in the end image AUROC is {} % and AUPRO {} % ({}).",
