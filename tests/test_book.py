@@ -1,5 +1,6 @@
 """The book: a failed notebook is noticed, and the pages are whole and work without a network."""
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -99,9 +100,10 @@ def test_an_executed_notebook_shows_what_it_was_told_and_keeps_its_figure(small_
     assert (root / "figures" / "curve.csv").read_text() == "x\n1\n2\n"
 
 
-def test_published_pages_see_the_published_tables_alone(small_repository):
+def test_published_pages_see_the_published_tables_alone(small_repository, monkeypatch):
+    monkeypatch.setenv("IUMAD_DATA", "photographs")
     root = small_repository(
-        "from pathlib import Path\n"
+        "import os\nfrom pathlib import Path\nassert 'IUMAD_DATA' not in os.environ\n"
         "print([sorted(p.name for p in Path(d).iterdir()) for d in ('../results', '../params')])"
     )
     for name in ("steps/0123", "mini", "efficiency"):
@@ -109,6 +111,7 @@ def test_published_pages_see_the_published_tables_alone(small_repository):
     (path,) = republish(root / "executed", root)
     assert last_text(path) == "[['mini'], ['other', 'settings.yaml', 'two.yaml']]"
     assert "injected-parameters" not in path.read_text()
+    assert os.environ["IUMAD_DATA"] == "photographs"
 
 
 def test_a_page_that_needs_what_is_absent_is_kept_as_published(small_repository, capsys):

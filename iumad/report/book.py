@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -383,10 +383,18 @@ def _is_installed(package: str) -> bool:
         return False
 
 
+DATA_FOLDER = "IUMAD_DATA"  # environment variable in params files
+
+
 @contextmanager
 def _published_alone(root: Path) -> Iterator[Path]:
-    """A folder to run notebooks in, from which they see the params files and the published results alone."""
-    with tempfile.TemporaryDirectory() as name:
+    """A folder to run notebooks in, from which they see the params files and the published results alone.
+
+    Not the data of whoever runs them either: with these at hand, more can be said of unfinished runs.
+    """
+    data = {key: os.environ.pop(key) for key in (DATA_FOLDER,) if key in os.environ}
+    with tempfile.TemporaryDirectory() as name, ExitStack() as after:
+        after.callback(os.environ.update, data)
         folder = Path(name)
         for part in ("notebooks", "results"):
             (folder / part).mkdir()
