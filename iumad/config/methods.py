@@ -418,7 +418,7 @@ PRESETS: dict[str, Preset] = {
         "ib-iumad on all categories at once: a mark, no upper bound",
         increment={"strategy": "joint"},
     ),
-    "finetune": Preset("ib-iumad without any protection: the lower bound", increment=_FINETUNED),
+    "finetune": Preset("ib-iumad without any protection", increment=_FINETUNED),
     "bank": Preset(
         "PatchCore on the study's features: a bank for each category, which it is told",
         {"kind": "bank"},

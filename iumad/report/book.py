@@ -392,7 +392,7 @@ def _published_alone(root: Path) -> Iterator[Path]:
 
     Not the data of whoever runs them either: with these at hand, more can be said of unfinished runs.
     """
-    data = {key: os.environ.pop(key) for key in (DATA_FOLDER,) if key in os.environ}
+    data = {DATA_FOLDER: os.environ.pop(DATA_FOLDER)} if DATA_FOLDER in os.environ else {}
     with tempfile.TemporaryDirectory() as name, ExitStack() as after:
         after.callback(os.environ.update, data)
         folder = Path(name)
