@@ -1,7 +1,7 @@
 """Costs: what is measured, how it is summarised, and that a bank grows with categories and one model does not."""
 
 import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from functools import cache
 
 import numpy as np
@@ -12,7 +12,14 @@ import tiny
 from iumad.config.files import load_params
 from iumad.errors import ConfigError
 from iumad.study import efficiency, measured
-from iumad.study.efficiency import Point, measure_point, measure_speeds, points_of
+from iumad.study.efficiency import (
+    Point,
+    measure_learning,
+    measure_point,
+    measure_speeds,
+    measure_study,
+    points_of,
+)
 from iumad.study.load import Speed, needs, plan
 from iumad.study.results import write_table
 
@@ -151,3 +158,70 @@ def test_a_model_without_times_has_its_size_in_the_summary():
     ).to_dict("records")
     assert found["model (MB)"] == 5000.0
     assert np.isnan(found["latency p50 (ms)"])
+
+
+@pytest.mark.parametrize(
+    ("method", "learnt", "remembered"),
+    [
+        ("ib-iumad", {"madeleine"}, set()),
+        ("ib-iumad+replay", {"madeleine"}, {"chocolate", "pretzel"}),
+        ("joint", set(tiny.CATEGORIES), set()),
+    ],
+)
+def test_learning_is_the_training_of_the_last_step(monkeypatch, method, learnt, remembered):
+    seen = {}
+
+    def fit_step(_detector, _store, sample_ids, plan, memory):
+        seen.update(ids=sample_ids, step=plan.step, memory=memory)
+
+    monkeypatch.setattr(efficiency, "fit_step", fit_step)
+    (row,) = measure_learning(tiny.run(method, settings=["1-1"]), 0, "cpu")
+    assert row["metric"] == measured.LEARNING
+    assert row["categories"] == 3
+    assert {name.split("/")[0] for name in seen["ids"]} == learnt
+    assert {name.split("/")[0] for name in seen["memory"].get("replay", [])} == remembered
+    assert seen["step"] == (0 if method == "joint" else 2)
+
+
+def test_learning_of_every_bank_is_timed():
+    for method in ("bank", "bank-unified"):
+        (row,) = measure_learning(tiny.run(method, settings=["2-1"]), 0, "cpu")
+        assert row["value"] > 0
+
+
+def test_methods_that_differ_in_training_alone_are_tested_once(monkeypatch, tmp_path, finished):
+    study = tiny.study(
+        methods={"ib-iumad": {}, "finetune": {"settings": ["2-1"]}, "bank": {"settings": ["3-0"]}},
+        settings=["3-0", "2-1"],
+    )
+    monkeypatch.setattr(efficiency, "ProcessPoolExecutor", InThisProcess)
+    monkeypatch.setattr(efficiency, "points_of", lambda run: points_of(run)[:1])
+    monkeypatch.setattr(efficiency, "PROCESSES", 2)
+    table = measure_study(study, tmp_path, "cpu")
+    methods = table.groupby("metric")["method"].apply(lambda each: sorted(set(each)))
+    assert methods["latency (ms)"] == ["bank", "ib-iumad"]
+    assert methods[measured.LEARNING] == ["finetune", "ib-iumad"]  # no bank in the setting of steps
+    pd.testing.assert_frame_equal(measured.read_costs(study, tmp_path), table, check_dtype=False)
+    summary = measured.learning_summary(table, finished.rows)
+    assert summary["method"].tolist() == ["ib-iumad", "finetune"]
+    assert (summary["low"] <= summary["seconds"]).all()
+    assert summary["i_auroc"].notna().tolist() == [True, False]  # the second is not trained
+    assert set(measured.cost_summary(table, 3, tiny.SIZE)["batch"]) == {1}
+
+
+class InThisProcess:
+    """Stands for `ProcessPoolExecutor`."""
+
+    def __init__(self, *_, **__) -> None:
+        pass
+
+    def __enter__(self) -> "InThisProcess":
+        return self
+
+    def __exit__(self, *_) -> None:
+        pass
+
+    def submit(self, call, *arguments):
+        done = Future()
+        done.set_result(call(*arguments))
+        return done

@@ -1,7 +1,7 @@
 """What a method costs: counted part by part, and measured as time and memory (paper Table 7).
 
-Nothing here depends on what a model has learnt, so weights are random, and banks hold random patches in the
-number that training would give.
+Nothing here depends on what a model has learnt, so weights are random, and banks that are tested hold random
+patches in the number that training would give.
 
 `model_card` counts parameters and operations of each part on one forward pass. A multiplication and an addition
 are two operations. Matrix products, convolutions, attention and the scan count; what works element by element
@@ -9,6 +9,7 @@ are two operations. Matrix products, convolutions, attention and the scan count;
 
 `measure_study` times inference, each size in a process of its own, from images in memory to anomaly maps, the
 backbone included. Memory is what making the model and scoring add to the process, libraries not included.
+Where the study has a setting of several steps, it times how long the last of its categories takes to learn too.
 `measure_speeds` times training too, roughly, for `iumad plan --measure`.
 """
 
@@ -29,7 +30,8 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from iumad.config.schema import RunConfig, StudyConfig
+from iumad.config.schema import RunConfig, StudyConfig, stable_hash
+from iumad.data import AbsentData, data_of
 from iumad.errors import ConfigError
 from iumad.features.backbone import Backbone
 from iumad.features.cache import Batch
@@ -44,8 +46,19 @@ from iumad.models.build import (
 )
 from iumad.study import results
 from iumad.study.load import Speed, Speeds
-from iumad.study.measured import COST_COLUMNS, COST_REPEATS, costs_file, runs_to_measure
-from iumad.training.loop import StepPlan, Updates
+from iumad.study.measured import (
+    COST_COLUMNS,
+    COST_REPEATS,
+    LEARNING,
+    costs_file,
+    runs_to_learn,
+    runs_to_measure,
+)
+from iumad.study.runner import RunWork
+from iumad.study.steps import Step, steps_of
+from iumad.training.checkpoint import load_grown
+from iumad.training.increments import Memory, remember
+from iumad.training.loop import StepPlan, Updates, fit_step
 
 INSIDE = ("bottleneck", "fusion")  # shown part by part where gradients are looked at
 
@@ -232,7 +245,7 @@ def _row(name: str, part: nn.Module, operations: int) -> dict[str, Any]:
     }
 
 
-PROCESSES = 3  # for each method and modality at the study's own size; all other points have one
+PROCESSES = 3  # for each method and modality at the study's own size, and for learning; all other points have one
 CPU_BATCH = 4  # of a training step whose time is measured on a CPU, where it hardly matters
 BATCH = 32  # beside batches of one image
 CATEGORIES = (1, 30, 100)  # beside the study's own number; what a bank would hold is made up
@@ -252,7 +265,7 @@ class Point:
 
 def points_of(run: RunConfig) -> list[Point]:
     """All points at which a method is measured: its own size several times, then one factor changed at a time."""
-    own, many = run.data.image_size, sum(int(part) for part in run.setting.split("-"))
+    own, many = run.data.image_size, len(data_of(run.data).categories)
     points = [Point(many, own, 1, process) for process in range(PROCESSES)]
     points.append(Point(many, own, BATCH, 0))
     points += [Point(number, own, 1, 0) for number in CATEGORIES if number != many]
@@ -260,25 +273,95 @@ def points_of(run: RunConfig) -> list[Point]:
 
 
 def measure_study(study: StudyConfig, folder: str | Path, device: str = "auto") -> pd.DataFrame:
-    """Costs of every method and modality of a study, made anew each time; `read_costs` reads them."""
-    todo = [(run, point) for run in runs_to_measure(study) for point in points_of(run)]
+    """Costs of every method and modality of a study, made anew each time; `read_costs` reads them.
+
+    Methods that differ in their training alone have one model, which is measured once, as the first of them.
+    Learning needs the study's images; without them it is left out.
+    """
+    models: dict[tuple[str, str], RunConfig] = {}
+    for run in runs_to_measure(study):
+        models.setdefault((stable_hash(run.model.model_dump(mode="json")), str(run.modality)), run)
+    todo: list[tuple[Callable[..., list[dict[str, Any]]], RunConfig, Any]] = [
+        (measure_point, run, point) for run in models.values() for point in points_of(run)
+    ]
+    if not isinstance(data_of(study.data), AbsentData):
+        learnt = runs_to_learn(study)
+        todo += [(measure_learning, run, repeat) for run in learnt for repeat in range(PROCESSES)]
     rows: list[dict[str, Any]] = []
     with tqdm(todo, desc="costs", unit="process") as bar:
-        for run, point in bar:
+        for measure, run, what in bar:
             bar.set_postfix_str(f"{run.method} {run.modality}")
             with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-                rows += pool.submit(measure_point, run, point, device).result()
+                rows += pool.submit(measure, run, what, device).result()
     table = pd.DataFrame(rows)[COST_COLUMNS]
     results.write_table(table, costs_file(study, folder))
     return table
 
 
+def measure_learning(run: RunConfig, repeat: int, device: str) -> list[dict[str, Any]]:
+    """The row of one timing of a run's last step; joint training, which has no other, learns all anew.
+
+    Timed is what a user waits for: the features of the new images, which are in memory, the training of the step
+    as a study does it, and what is gathered to protect the new category in its turn. The model comes to the step
+    with random weights, and with a real memory of the earlier categories.
+    """
+    work = RunWork(run, device)
+    *before, last = steps_of(run, "", work.dataset)
+    ids = {step.number: work.dataset.ids("train", step.categories) for step in (*before, last)}
+    for step_ids in ids.values():
+        work.store.fill(step_ids)
+    memory: Memory = {}
+    detector: Detector | None = None
+    for step in before:
+        detector = _grown(work, step, detector)
+        detector.fit(work.store, ids[step.number], torch.Generator().manual_seed(run.seed))
+        detector.eval().calibrate(work.store, ids[step.number])
+        if detector.trained:
+            step_ids = ids[step.number]
+            memory = remember(detector, work.store, step_ids, run.increment, memory, run.seed)
+    new, started = ids[last.number], time.perf_counter()
+    detector = _grown(work, last, detector)
+    if detector.trained:
+        fit_step(detector, work.store, new, StepPlan.of(run, last.number), memory)
+        remember(detector, work.store, new, run.increment, memory, run.seed)
+    else:
+        detector.fit(work.store, new, torch.Generator().manual_seed(run.seed))
+    seconds = time.perf_counter() - started
+    if detector.reads_features:
+        image = torch.rand(1, 3, *(run.data.image_size,) * 2, device=work.device)
+        seconds += _seconds(work.store.backbone, image) * len(new) * len(run.modalities)
+    return [
+        {
+            "method": run.method,
+            "modality": run.modality,
+            "categories": len(last.seen),
+            "image_size": run.data.image_size,
+            "batch": run.training.batch_size,
+            "machine": _machine(work.device),
+            "repeat": repeat,
+            "metric": LEARNING,
+            "value": seconds,
+        }
+    ]
+
+
+def _grown(work: RunWork, step: Step, earlier: Detector | None) -> Detector:
+    """The model with which a step begins."""
+    detector = work.new_detector(step)
+    if earlier is not None:
+        load_grown(detector, earlier.state_dict())
+    return detector
+
+
+def _machine(where: torch.device) -> str:
+    return f"{device_name(where)}, {torch.get_num_threads()} torch threads"
+
+
 def measure_point(run: RunConfig, point: Point, device: str) -> list[dict[str, Any]]:
     """Rows of one point, in a process of its own: else memory that other models gave back would be used again."""
     where = pick_device(device)
-    state = f"{device_name(where)}, {torch.get_num_threads()} torch threads"
     what = {"method": run.method, "modality": run.modality, "categories": point.categories}
-    what |= {"image_size": point.image_size, "batch": point.batch, "machine": state}
+    what |= {"image_size": point.image_size, "batch": point.batch, "machine": _machine(where)}
 
     def row(metric: str, value: float, repeat: int = point.process) -> dict[str, Any]:
         return what | {"repeat": repeat, "metric": metric, "value": value}
@@ -395,7 +478,7 @@ def measure_speeds(study: StudyConfig, device: str = "auto") -> tuple[Speeds, fl
     image = torch.rand(1, 3, side, side, device=where)
     speeds = {}
     for run in runs_to_measure(study):
-        categories = sum(int(part) for part in run.setting.split("-"))
+        categories = len(data_of(run.data).categories)
         spec = InputSpec(run.modalities, backbone.channels, grid, side)
         count = run.training.batch_size if where.type == "cuda" else CPU_BATCH
         batch = _random_batch(run, backbone.channels, count, categories).to(where)

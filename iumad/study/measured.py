@@ -36,7 +36,7 @@ from iumad.study.load import (
     training_log,
     write_published,
 )
-from iumad.study.results import LABELS, last_step, step_means
+from iumad.study.results import LABELS, MEAN, final_table, last_step, step_means
 from iumad.study.steps import Step, steps_of
 
 KINDS: dict[str, dict[str, type]] = {
@@ -212,12 +212,14 @@ COST_COLUMNS = [
 ]
 
 
+LEARNING = "learning a category (s)"
+
+
 def costs_id(study: StudyConfig) -> str:
     """Twelve hex digits: the hash of all that decides what a study's methods cost."""
     left_out = {"profile", "seed"}
-    return stable_hash(
-        [run.model_dump(mode="json", exclude=left_out) for run in runs_to_measure(study)]
-    )
+    runs = [*runs_to_measure(study), *runs_to_learn(study)]
+    return stable_hash([run.model_dump(mode="json", exclude=left_out) for run in runs])
 
 
 def costs_file(study: StudyConfig, folder: str | Path) -> Path:
@@ -226,9 +228,31 @@ def costs_file(study: StudyConfig, folder: str | Path) -> Path:
 
 
 def runs_to_measure(study: StudyConfig) -> list[RunConfig]:
-    """One run for each method and modality: costs depend neither on the setting nor on the seed."""
-    one_seed = study.model_copy(update={"seeds": (0,)})
-    return list({(run.method, run.modality): run for run in one_seed.runs()}.values())
+    """One run for each method and modality: costs of a test depend neither on the setting nor on the seed."""
+    return _one_each(_of_one_seed(study))
+
+
+def learning_setting(study: StudyConfig) -> str | None:
+    """The last of a study's settings that has several steps: its last step is timed. None if there is none."""
+    several = [setting for setting in study.settings if not setting.endswith("-0")]
+    return several[-1] if several else None
+
+
+def runs_to_learn(study: StudyConfig) -> list[RunConfig]:
+    """One run for each method and modality in `learning_setting`."""
+    setting = learning_setting(study)
+    return _one_each([run for run in _of_one_seed(study) if run.setting == setting])
+
+
+def _of_one_seed(study: StudyConfig) -> list[RunConfig]:
+    return study.model_copy(update={"seeds": (0,)}).runs()
+
+
+def _one_each(runs: Sequence[RunConfig]) -> list[RunConfig]:
+    found: dict[tuple[str, str], RunConfig] = {}
+    for run in runs:
+        found.setdefault((run.method, str(run.modality)), run)
+    return list(found.values())
 
 
 def read_costs(study: StudyConfig, folder: str | Path) -> pd.DataFrame:
@@ -241,7 +265,8 @@ def read_costs(study: StudyConfig, folder: str | Path) -> pd.DataFrame:
         a batch, "frames/s", "model (MB)" (parameters, buffers and banks, backbone included: what a file of the
         model holds), "added memory (MB)" (what making the model and scoring a batch add to the process, libraries
         not included; on a GPU what torch allocates there); of networks "parameters (M)" and "operations (10^9)"
-        for one image. A model of more than 4 GB has its size only.
+        for one image. A model of more than 4 GB has its size only. `LEARNING`: seconds in which the last of the
+        categories is learnt; batch is that of the training.
     """
     path = costs_file(study, folder)
     if path.exists():
@@ -253,6 +278,7 @@ def read_costs(study: StudyConfig, folder: str | Path) -> pd.DataFrame:
 def cost_summary(table: pd.DataFrame, categories: int, image_size: int) -> pd.DataFrame:
     """Median and 95th percentile of latency, median frames a second, sizes: one row a method and batch size."""
     chosen = (table["categories"] == categories) & (table["image_size"] == image_size)
+    chosen &= table["metric"] != LEARNING
     records = []
     for keys, part in table[chosen].groupby(["modality", "method", "batch"], sort=False):
         of = {metric: values["value"] for metric, values in part.groupby("metric", sort=False)}
@@ -284,6 +310,36 @@ def with_accuracy(summary: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     return summary.merge(
         wide.rename(columns=LABELS).reset_index(), "left", on=["modality", "method"]
     )
+
+
+def learning_summary(table: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """What learning one more category takes, and what comes of it.
+
+    Parameters
+    ----------
+    table : DataFrame
+        What `read_costs` returns.
+    rows : DataFrame
+        `iumad.study.load.load_rows` of the measured study in `learning_setting`.
+
+    Returns
+    -------
+    DataFrame
+        modality, method, seconds (median), low, high (the fastest and the slowest of some processes), and, where
+        the same configurations are trained, their seeds and in percent i_auroc after the last step, new_i_auroc,
+        fm_i_auroc. Without rows where no learning was measured.
+    """
+    keys = ["modality", "method"]
+    seconds = table[table["metric"] == LEARNING].groupby(keys, sort=False)["value"]
+    summary = seconds.agg(seconds="median", low="min", high="max").reset_index()
+    if summary.empty or rows.empty:
+        return summary
+    metrics = ["i_auroc", "new_i_auroc", "fm_i_auroc"]
+    final = final_table(rows)
+    final = final[final["metric"].isin(metrics) & (final["category"] == MEAN)]
+    wide = 100 * final.pivot_table("value", keys, "metric").reindex(columns=metrics)
+    seeds = final.groupby(keys)["seed"].nunique().rename("seeds")
+    return summary.merge(wide.join(seeds).reset_index(), "left", on=keys)
 
 
 def cost_growth(table: pd.DataFrame, factor: str, modality: str) -> pd.DataFrame:
