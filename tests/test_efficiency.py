@@ -11,6 +11,7 @@ import tiny
 
 from iumad.config.files import load_params
 from iumad.errors import ConfigError
+from iumad.report import text
 from iumad.study import efficiency, measured
 from iumad.study.efficiency import (
     Point,
@@ -196,7 +197,6 @@ def test_methods_that_differ_in_training_alone_are_tested_once(monkeypatch, tmp_
     )
     monkeypatch.setattr(efficiency, "ProcessPoolExecutor", InThisProcess)
     monkeypatch.setattr(efficiency, "points_of", lambda run: points_of(run)[:1])
-    monkeypatch.setattr(efficiency, "PROCESSES", 2)
     table = measure_study(study, tmp_path, "cpu")
     methods = table.groupby("metric")["method"].apply(lambda each: sorted(set(each)))
     assert methods["latency (ms)"] == ["bank", "ib-iumad"]
@@ -207,6 +207,17 @@ def test_methods_that_differ_in_training_alone_are_tested_once(monkeypatch, tmp_
     assert (summary["low"] <= summary["seconds"]).all()
     assert summary["i_auroc"].notna().tolist() == [True, False]  # the second is not trained
     assert set(measured.cost_summary(table, 3, tiny.SIZE)["batch"]) == {1}
+
+
+def test_the_time_to_learn_in_words():
+    rows = [("rgb", "ib-iumad", 31.4), ("rgb", "bank", 1.26), ("rgb", "joint", 204.0)]
+    summary = pd.DataFrame(rows, columns=["modality", "method", "seconds"])
+    (said,) = text.learning_takes(summary)
+    assert "ib-iumad</code> 31, " in said
+    assert "joint</code> 204 and <code" in said
+    assert said.endswith("bank</code> 1.3.")
+    assert text.learning_takes(summary[:1]) == []
+    assert text.learning_takes(summary[:0]) == []
 
 
 class InThisProcess:

@@ -212,6 +212,17 @@ def cost_table(summary: pd.DataFrame) -> pd.DataFrame:
     return table.rename(columns=COST_NAMES)
 
 
+def learning_table(summary: pd.DataFrame) -> pd.DataFrame:
+    """What one more category takes, and what comes of it (`iumad.study.measured.learning_summary`); fastest first."""
+    if summary.empty:
+        return summary
+    table = summary.sort_values(["modality", "seconds"], kind="stable")
+    if len(set(table["modality"])) == 1:
+        table = table.drop(columns="modality")
+    names = {"seconds": "s, median", "low": "s, least", "high": "s, most"}
+    return table.rename(columns=names | LABELS)
+
+
 def contrast_table(judged: pd.DataFrame) -> pd.DataFrame:
     """Every contrast behind some claims (`iumad.study.claims.evaluate_claims`)."""
     columns = ["claim", "role", "test", "compared", "n", "estimate", "low", "high", "paper"]

@@ -649,6 +649,25 @@ def cost_against(
     return said
 
 
+def learning_takes(
+    summary: pd.DataFrame,
+    ours: str = OURS,
+    beside: Sequence[str] = ("ib-iumad+replay", "joint", MARK),
+) -> list[Markup]:
+    """How long one more category takes to learn (`iumad.study.measured.learning_summary`), if it was measured."""
+    seconds = summary.set_index("method")["seconds"] if len(summary) else pd.Series(dtype=float)
+    others = seconds.reindex([*beside]).dropna()
+    if ours not in seconds or others.empty:
+        return []
+    said = [fill("{} {}", code(name), _seconds(value)) for name, value in others.items()]
+    learn = "Seconds to learn one more category: {} {}, {}."
+    return [fill(learn, code(ours), _seconds(seconds[ours]), _and(said))]
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2g}" if value < 10 else f"{value:.0f}"
+
+
 def inside(table: pd.DataFrame) -> list[Markup]:
     """What `iumad.report.tables.inside_table` says of the parts that the paper's explanation rests on."""
     if table.empty:

@@ -245,7 +245,8 @@ def _row(name: str, part: nn.Module, operations: int) -> dict[str, Any]:
     }
 
 
-PROCESSES = 3  # for each method and modality at the study's own size, and for learning; all other points have one
+PROCESSES = 3  # for each method and modality at the study's own size; all other points have one
+TIMES_LEARNT = 2  # each in a process; they differ little
 CPU_BATCH = 4  # of a training step whose time is measured on a CPU, where it hardly matters
 BATCH = 32  # beside batches of one image
 CATEGORIES = (1, 30, 100)  # beside the study's own number; what a bank would hold is made up
@@ -286,7 +287,9 @@ def measure_study(study: StudyConfig, folder: str | Path, device: str = "auto") 
     ]
     if not isinstance(data_of(study.data), AbsentData):
         learnt = runs_to_learn(study)
-        todo += [(measure_learning, run, repeat) for run in learnt for repeat in range(PROCESSES)]
+        todo += [
+            (measure_learning, run, repeat) for run in learnt for repeat in range(TIMES_LEARNT)
+        ]
     rows: list[dict[str, Any]] = []
     with tqdm(todo, desc="costs", unit="process") as bar:
         for measure, run, what in bar:
