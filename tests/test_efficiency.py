@@ -1,5 +1,6 @@
 """Costs: what is measured, how it is summarised, and that a bank grows with categories and one model does not."""
 
+import itertools
 import multiprocessing
 from concurrent.futures import Future, ProcessPoolExecutor
 from functools import cache
@@ -172,7 +173,7 @@ def test_a_model_without_times_has_its_size_in_the_summary():
 def test_learning_is_the_training_of_the_last_step(monkeypatch, method, learnt, remembered):
     seen = {}
 
-    def fit_step(_detector, _store, sample_ids, plan, memory):
+    def fit_step(_detector, _store, sample_ids, plan, memory, **_):
         seen.update(ids=sample_ids, step=plan.step, memory=memory)
 
     monkeypatch.setattr(efficiency, "fit_step", fit_step)
@@ -182,6 +183,23 @@ def test_learning_is_the_training_of_the_last_step(monkeypatch, method, learnt, 
     assert {name.split("/")[0] for name in seen["ids"]} == learnt
     assert {name.split("/")[0] for name in seen["memory"].get("replay", [])} == remembered
     assert seen["step"] == (0 if method == "joint" else 2)
+
+
+def test_a_long_training_is_timed_in_part(monkeypatch):
+    """Every epoch is as long as those that are run: 3 images in 700 epochs, 334 of which are 1,000 images."""
+    now = itertools.count()
+    monkeypatch.setattr(efficiency.time, "perf_counter", lambda: float(next(now)))
+    monkeypatch.setattr(efficiency, "_seconds", lambda *_: 0.0)
+
+    def fit_step(detector, _store, _ids, plan, _memory, watch):
+        assert plan.epochs == 334
+        for epoch in range(plan.epochs):
+            watch.epoch(detector, epoch)  # a second each
+
+    monkeypatch.setattr(efficiency, "fit_step", fit_step)
+    run = tiny.run("ib-iumad", settings=["2-1"], increment={"epochs": 700})
+    (row,) = measure_learning(run, 0, "cpu")
+    assert row["value"] == 701  # and one for what follows
 
 
 def test_learning_of_every_bank_is_timed():

@@ -213,7 +213,7 @@ def cost_table(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def learning_table(summary: pd.DataFrame) -> pd.DataFrame:
-    """What one more category takes, and what comes of it (`iumad.study.measured.learning_summary`); fastest first."""
+    """What one more category takes and gives (`iumad.study.measured.learning_summary`), the fastest first."""
     if summary.empty:
         return summary
     table = summary.sort_values(["modality", "seconds"], kind="stable")

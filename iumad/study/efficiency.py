@@ -58,7 +58,7 @@ from iumad.study.runner import RunWork
 from iumad.study.steps import Step, steps_of
 from iumad.training.checkpoint import load_grown
 from iumad.training.increments import Memory, remember
-from iumad.training.loop import StepPlan, Updates, fit_step
+from iumad.training.loop import StepPlan, Updates, Watch, fit_step
 
 INSIDE = ("bottleneck", "fusion")  # shown part by part where gradients are looked at
 
@@ -247,6 +247,9 @@ def _row(name: str, part: nn.Module, operations: int) -> dict[str, Any]:
 
 PROCESSES = 3  # for each method and modality at the study's own size; all other points have one
 TIMES_LEARNT = 2  # each in a process; they differ little
+LEARNT_IMAGES = (
+    1000  # of training that are timed at least; what a study trains beyond is worked out
+)
 CPU_BATCH = 4  # of a training step whose time is measured on a CPU, where it hardly matters
 BATCH = 32  # beside batches of one image
 CATEGORIES = (1, 30, 100)  # beside the study's own number; what a bank would hold is made up
@@ -322,14 +325,20 @@ def measure_learning(run: RunConfig, repeat: int, device: str) -> list[dict[str,
         if detector.trained:
             step_ids = ids[step.number]
             memory = remember(detector, work.store, step_ids, run.increment, memory, run.seed)
-    new, started = ids[last.number], time.perf_counter()
+    new, plan, ends = ids[last.number], StepPlan.of(run, last.number), list[float]()
+    count = -(-LEARNT_IMAGES // (len(new) + len(memory.get("replay", []))))
+    timed = replace(plan, epochs=min(plan.epochs, max(2, count)))
+    watch = Watch(epoch=lambda _detector, _epoch: ends.append(time.perf_counter()))
+    started = time.perf_counter()
     detector = _grown(work, last, detector)
     if detector.trained:
-        fit_step(detector, work.store, new, StepPlan.of(run, last.number), memory)
+        fit_step(detector, work.store, new, timed, memory, watch=watch)
         remember(detector, work.store, new, run.increment, memory, run.seed)
     else:
         detector.fit(work.store, new, torch.Generator().manual_seed(run.seed))
     seconds = time.perf_counter() - started
+    if plan.epochs > timed.epochs and len(ends) > 1:
+        seconds += (plan.epochs - len(ends)) * (ends[-1] - ends[0]) / (len(ends) - 1)
     if detector.reads_features:
         image = torch.rand(1, 3, *(run.data.image_size,) * 2, device=work.device)
         seconds += _seconds(work.store.backbone, image) * len(new) * len(run.modalities)
