@@ -110,6 +110,13 @@ def test_a_process_is_charged_for_what_the_model_adds():
     assert size - 10 < added < size + 150
 
 
+@pytest.mark.parametrize("method", ["uniad", "mambaad-lite", "bank-unified"])
+def test_other_methods_are_measured(method):
+    point = Point(3, tiny.SIZE, 1, 0)
+    rows = measure_point(tiny.run(method, settings=["3-0"]), point, "cpu")
+    assert "latency (ms)" in {row["metric"] for row in rows}
+
+
 def test_a_model_that_is_too_large_has_its_size_only(monkeypatch):
     monkeypatch.setattr(efficiency, "LIMIT", 0)
     (row,) = measure_point(tiny.run("bank", settings=["3-0"]), Point(100, tiny.SIZE, 1, 0), "cpu")
