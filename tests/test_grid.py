@@ -32,6 +32,7 @@ def grid():
     return tiny.study(methods=methods, seeds=[0, 1]), tiny.study(methods=methods, seeds=[0])
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_rows_of_one(grid, tmp_path):
     study, _ = grid
     run_parallel(study, tmp_path / "two", "cpu", jobs=2)

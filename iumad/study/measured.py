@@ -11,6 +11,7 @@ writes the numbers of finished runs into the committed tables (`iumad.study.load
 import gzip
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -216,8 +217,8 @@ LEARNING = "learning a category (s)"
 
 
 def costs_id(study: StudyConfig) -> str:
-    """Twelve hex digits: the hash of all that decides what a study's methods cost."""
-    left_out = {"profile", "seed"}
+    """Twelve hex digits: the hash of all that decides what a study's methods cost; learning rates do not."""
+    left_out: Any = {"profile": True, "seed": True, "training": {"lr"}, "increment": {"lr"}}
     runs = [*runs_to_measure(study), *runs_to_learn(study)]
     return stable_hash([run.model_dump(mode="json", exclude=left_out) for run in runs])
 
