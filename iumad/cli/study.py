@@ -153,7 +153,10 @@ def measure(
 def efficiency(
     params: Params, results: Results = Path("results"), device: Device = "auto", change: Set = None
 ) -> None:
-    """Measure time and memory of a params file's methods, with random weights; nothing is trained."""
+    """Measure time and memory of a params file's methods, and how long a category takes to learn.
+
+    Weights are random. What was measured before is kept: delete RESULTS/efficiency to measure again.
+    """
     from iumad.study.efficiency import measure_study
 
     table = measure_study(chosen_study(params, change), results, device)

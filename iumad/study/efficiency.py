@@ -51,6 +51,7 @@ from iumad.study.measured import (
     COST_REPEATS,
     LEARNING,
     costs_file,
+    read_costs_file,
     runs_to_learn,
     runs_to_measure,
 )
@@ -245,7 +246,7 @@ def _row(name: str, part: nn.Module, operations: int) -> dict[str, Any]:
     }
 
 
-PROCESSES = 3  # for each method and modality at the study's own size; all other points have one
+PROCESSES = 5  # for each method and modality at the study's own size; all other points have one
 TIMES_LEARNT = 2  # each in a process; they differ little
 LEARNT_IMAGES = (
     1000  # of training that are timed at least; what a study trains beyond is worked out
@@ -277,31 +278,52 @@ def points_of(run: RunConfig) -> list[Point]:
 
 
 def measure_study(study: StudyConfig, folder: str | Path, device: str = "auto") -> pd.DataFrame:
-    """Costs of every method and modality of a study, made anew each time; `read_costs` reads them.
+    """Costs of every method and modality of a study; `read_costs` reads them.
 
-    Methods that differ in their training alone have one model, which is measured once, as the first of them.
-    Learning needs the study's images; without them it is left out.
+    Written after every process: what an earlier call has measured on such a machine is kept, so that it goes on
+    where it was cut off. Methods take turns, so that a slow minute of the machine does not fall on one of them.
+    Those that differ in their training alone have one model, which is measured once, as the first of them.
+    Learning needs the images of the study; without them it is left out.
     """
     models: dict[tuple[str, str], RunConfig] = {}
     for run in runs_to_measure(study):
         models.setdefault((stable_hash(run.model.model_dump(mode="json")), str(run.modality)), run)
-    todo: list[tuple[Callable[..., list[dict[str, Any]]], RunConfig, Any]] = [
-        (measure_point, run, point) for run in models.values() for point in points_of(run)
+    turns = zip(
+        *([(run, point) for point in points_of(run)] for run in models.values()), strict=True
+    )
+    todo: list[tuple[Measure, RunConfig, Any]] = [
+        (measure_point, run, point) for turn in turns for run, point in turn
     ]
     if not isinstance(data_of(study.data), AbsentData):
-        learnt = runs_to_learn(study)
-        todo += [
-            (measure_learning, run, repeat) for run in learnt for repeat in range(TIMES_LEARNT)
-        ]
-    rows: list[dict[str, Any]] = []
+        for repeat in range(TIMES_LEARNT):
+            todo += [(measure_learning, run, repeat) for run in runs_to_learn(study)]
+    file, here = costs_file(study, folder), _machine(pick_device(device))
+    table = read_costs_file(file) if file.exists() else pd.DataFrame(columns=COST_COLUMNS)
+    table = table[table["machine"] == here]
     with tqdm(todo, desc="costs", unit="process") as bar:
         for measure, run, what in bar:
             bar.set_postfix_str(f"{run.method} {run.modality}")
+            if _is_measured(table, run, what):
+                continue
             with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-                rows += pool.submit(measure, run, what, device).result()
-    table = pd.DataFrame(rows)[COST_COLUMNS]
-    results.write_table(table, costs_file(study, folder))
+                rows = pool.submit(measure, run, what, device).result()
+            table = pd.DataFrame([*table.to_dict("records"), *rows], columns=COST_COLUMNS)
+            results.write_table(table, file)
     return table
+
+
+Measure = Callable[..., list[dict[str, Any]]]
+
+
+def _is_measured(table: pd.DataFrame, run: RunConfig, what: Point | int) -> bool:
+    """Whether a table has the rows of a point, or of a timing of learning by its number."""
+    here = table[(table["method"] == run.method) & (table["modality"] == str(run.modality))]
+    if isinstance(what, int):
+        return bool(((here["metric"] == LEARNING) & (here["repeat"] == what)).any())
+    point = here["metric"] == "model (MB)"
+    for column in ("categories", "image_size", "batch"):
+        point &= here[column] == getattr(what, column)
+    return bool((point & (here["repeat"] == what.process)).any())
 
 
 def measure_learning(run: RunConfig, repeat: int, device: str) -> list[dict[str, Any]]:

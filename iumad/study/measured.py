@@ -271,9 +271,14 @@ def read_costs(study: StudyConfig, folder: str | Path) -> pd.DataFrame:
     """
     path = costs_file(study, folder)
     if path.exists():
-        return read_table(path, NUMBERS[COSTS])
+        return read_costs_file(path)
     published = read_published(folder).costs
     return published[published["costs_id"] == costs_id(study)].reindex(columns=COST_COLUMNS)
+
+
+def read_costs_file(path: Path) -> pd.DataFrame:
+    """A table of costs that was measured in this folder."""
+    return read_table(path, NUMBERS[COSTS], "", COST_COLUMNS, "; delete it and measure again")
 
 
 def cost_summary(table: pd.DataFrame, categories: int, image_size: int) -> pd.DataFrame:
