@@ -155,7 +155,7 @@ def data_problems(dataset: Dataset) -> tuple[list[str], list[str]]:
         repeated = _repeated_images(index, _contents(dataset, index["sample_id"]))
         errors, warnings = errors + repeated[0], warnings + repeated[1]
         if "depth" in dataset.modalities:
-            errors += _other_units(depth_ranges(dataset, index["sample_id"]))
+            errors += _other_units(depth_ranges(dataset, index["sample_id"]), dataset)
     return errors, warnings
 
 
@@ -213,7 +213,7 @@ def check_dataset(
             for category in dataset.categories
         ),
         depth_range=joint_range(train) if train else None,
-        errors=(*errors, *more_errors, *_other_units(ranges)),
+        errors=(*errors, *more_errors, *_other_units(ranges, dataset)),
         warnings=(
             *dataset.notes,
             *warnings,
@@ -302,14 +302,15 @@ def _odd_sizes(index: pd.DataFrame) -> list[str]:
     ]
 
 
-def _other_units(ranges: Mapping[str, tuple[float, float]]) -> list[str]:
+def _other_units(ranges: Mapping[str, tuple[float, float]], dataset: Dataset) -> list[str]:
     """Depth in millimetres among depth in metres."""
-    if not ranges:
+    if not ranges or not isinstance(dataset, FileDataset):
         return []
     middles = {each: (low + high) / 2 for each, (low, high) in ranges.items()}
     usual = float(np.median(list(middles.values())))
     return [
-        f"{each}: its depth of about {z:.4g} m is far from the usual {usual:.4g} m; is it in another unit?"
+        f"{dataset.files(each)['depth']}: its depth of about {z:.4g} m is far from the usual {usual:.4g} m; "
+        "is it in another unit?"
         for each, z in middles.items()
         if usual > 0 and not usual / OTHER_UNIT < z < usual * OTHER_UNIT
     ]

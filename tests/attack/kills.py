@@ -71,7 +71,7 @@ if __name__ == "__main__":
     from iumad.study import measure, parallel
 
     parallel._context = lambda *_: multiprocessing.get_context("fork")
-    measure.measure = lambda *_: 0
+    measure.measure = lambda *_, **__: 0
     tqdm.monitor_interval = 0  # no threads, which a copy would not have
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
