@@ -208,7 +208,10 @@ def empty_test(root):
             lambda root: move(root, "bolt/test/hole/000", "bolt/test/good/007"),
             "one image, good in one place and defective in the other",
         ),
-        (in_millimetres, "nut/test/good/xyz/000.tiff: its depth of about 505 m is far from the usual 0.50"),
+        (
+            in_millimetres,
+            "nut/test/good/xyz/000.tiff: its depth of about 505 m is far from the usual 0.50",
+        ),
         (empty_test, "nut"),
     ],
     ids=["two splits", "good and defective", "millimetres", "empty test folder"],
