@@ -9,7 +9,7 @@ are two operations. Matrix products, convolutions, attention and the scan count;
 
 `measure_study` times inference, each size in a process of its own, from images in memory to anomaly maps, the
 backbone included. Memory is what making the model and scoring add to the process, libraries not included.
-Where the study has a setting of several steps, it times how long the last of its categories takes to learn too.
+Where the study has a setting in which categories come one by one, it times how long the last takes to learn too.
 `measure_speeds` times training too, roughly, for `iumad plan --measure`.
 """
 
@@ -248,9 +248,7 @@ def _row(name: str, part: nn.Module, operations: int) -> dict[str, Any]:
 
 PROCESSES = 5  # for each method and modality at the study's own size; all other points have one
 TIMES_LEARNT = 2  # each in a process; they differ little
-LEARNT_IMAGES = (
-    1000  # of training that are timed at least; what a study trains beyond is worked out
-)
+LEARNT_IMAGES = 1000  # of a training that are timed; what a study trains beyond is worked out
 CPU_BATCH = 4  # of a training step whose time is measured on a CPU, where it hardly matters
 BATCH = 32  # beside batches of one image
 CATEGORIES = (1, 30, 100)  # beside the study's own number; what a bank would hold is made up
@@ -275,6 +273,9 @@ def points_of(run: RunConfig) -> list[Point]:
     points.append(Point(many, own, BATCH, 0))
     points += [Point(number, own, 1, 0) for number in CATEGORIES if number != many]
     return points + [Point(many, size, 1, 0) for size in (own // 2, 2 * own)]
+
+
+Measure = Callable[..., list[dict[str, Any]]]
 
 
 def measure_study(study: StudyConfig, folder: str | Path, device: str = "auto") -> pd.DataFrame:
@@ -310,9 +311,6 @@ def measure_study(study: StudyConfig, folder: str | Path, device: str = "auto") 
             table = pd.DataFrame([*table.to_dict("records"), *rows], columns=COST_COLUMNS)
             results.write_table(table, file)
     return table
-
-
-Measure = Callable[..., list[dict[str, Any]]]
 
 
 def _is_measured(table: pd.DataFrame, run: RunConfig, what: Point | int) -> bool:

@@ -234,9 +234,9 @@ def runs_to_measure(study: StudyConfig) -> list[RunConfig]:
 
 
 def learning_setting(study: StudyConfig) -> str | None:
-    """The last of a study's settings that has several steps: its last step is timed. None if there is none."""
-    several = [setting for setting in study.settings if not setting.endswith("-0")]
-    return several[-1] if several else None
+    """The last of a study's settings in which categories come one by one; its last step is timed."""
+    one_by_one = [setting for setting in study.settings if setting.endswith("-1")]
+    return one_by_one[-1] if one_by_one else None
 
 
 def runs_to_learn(study: StudyConfig) -> list[RunConfig]:
