@@ -33,7 +33,7 @@ from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
 from iumad.models import reconstruction, scan
-from iumad.study.efficiency import scan_operations
+from iumad.study.counting import scan_operations
 from iumad.training.loop import autocast
 
 BANDWIDTH = 3e12

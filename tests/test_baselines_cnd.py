@@ -33,7 +33,7 @@ from iumad.models.baselines.cnd import (
     promoted,
 )
 from iumad.models.build import make_detector
-from iumad.study.efficiency import model_card
+from iumad.study.counting import model_card
 from iumad.study.results import read_step_table
 from iumad.study.runner import run_study
 from iumad.training.increments import Guard, remember

@@ -17,7 +17,7 @@ from iumad.features.cache import Batch
 from iumad.models.base import Detector, InputSpec
 from iumad.models.build import CLASSES, make_detector
 from iumad.study import efficiency
-from iumad.study.efficiency import gradient_reach, model_card
+from iumad.study.counting import gradient_reach, model_card
 from iumad.study.runner import run_study
 from iumad.training.increments import remember
 from iumad.training.loop import StepPlan, fit_step

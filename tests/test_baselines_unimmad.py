@@ -30,7 +30,7 @@ from iumad.models.baselines.unimmad import (
 )
 from iumad.models.build import make_detector
 from iumad.study import efficiency
-from iumad.study.efficiency import gradient_reach, model_card
+from iumad.study.counting import gradient_reach, model_card
 from iumad.study.runner import RunWork, remembered_after, run_study, trained_detector
 from iumad.study.steps import steps_of
 from iumad.training import increments
@@ -448,7 +448,8 @@ def test_costs_need_neither_pretrained_weights_nor_the_study_s_backbone(monkeypa
         raise AssertionError
 
     monkeypatch.setattr("iumad.models.baselines.unimmad.imagenet_classifier", refuse)
-    monkeypatch.setattr("iumad.study.efficiency.Backbone", refuse)
+    for module in ("counting", "efficiency"):
+        monkeypatch.setattr(f"iumad.study.{module}.Backbone", refuse)
     methods = {"unimmad": {"model": STUDIED["unimmad"] | {"weights": "pretrained"}}}
     (run,) = tiny.study(methods=methods, modalities=["rgb"], settings=["3-0"], **DATA).runs()
     rows = pd.DataFrame(efficiency.measure_point(run, efficiency.points_of(run)[1], "cpu"))

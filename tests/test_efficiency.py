@@ -13,7 +13,7 @@ import tiny
 from iumad.config.files import load_params
 from iumad.errors import ConfigError
 from iumad.report import text
-from iumad.study import efficiency, measured
+from iumad.study import counting, efficiency, measured
 from iumad.study.efficiency import (
     Point,
     measure_learning,
@@ -33,7 +33,9 @@ def table() -> pd.DataFrame:
     """All points of a network and a bank (measured in this process)."""
     rows = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(efficiency, "Backbone", cache(efficiency.Backbone))  # most of the time
+        backbone = cache(efficiency.Backbone)  # making it takes most of the time
+        for module in (counting, efficiency):
+            patch.setattr(module, "Backbone", backbone)
         for method in ("ib-iumad", "bank"):
             run = tiny.run(method, settings=["3-0"])
             for point in points_of(run):

@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 
 from iumad.cli import app
 from iumad.errors import ConfigError
-from iumad.study.efficiency import attention_operations, gradient_reach, model_card, scan_operations
+from iumad.study.counting import attention_operations, gradient_reach, model_card, scan_operations
 
 
 @pytest.fixture(scope="module")

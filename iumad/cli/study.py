@@ -185,7 +185,7 @@ def model(
     change: Set = None,
 ) -> None:
     """Show the parts of a method's model: parameters, and operations for one image. Needs no data."""
-    from iumad.study.efficiency import model_card, network_run
+    from iumad.study.counting import model_card, network_run
 
     methods, modalities = ([name] if name else None for name in (method, modality))
     chosen = chosen_study(params, change, methods, modalities)

@@ -20,8 +20,8 @@ from iumad.evaluation.metrics import image_auroc, image_scores, or_missing, pixe
 from iumad.features import open_store
 from iumad.models.base import Detector
 from iumad.models.build import method_class
+from iumad.study.counting import gradient_reach, model_card
 from iumad.study.diagnosis import FOLDS, bottleneck_features, diagnose, probe
-from iumad.study.efficiency import gradient_reach, model_card
 from iumad.study.measured import (
     KINDS,
     STRENGTHS,
@@ -221,12 +221,12 @@ def inside(run: RunConfig, results: str | Path, device: str) -> pd.DataFrame:
 
 
 def parts(run: RunConfig, _results: str | Path, _device: str) -> pd.DataFrame:
-    """`iumad.study.efficiency.model_card` with a logit for each category."""
+    """`iumad.study.counting.model_card` with a logit for each category."""
     return model_card(run, len(data_of(run.data).categories))
 
 
 def gradients(run: RunConfig, _results: str | Path, _device: str) -> pd.DataFrame:
-    """`iumad.study.efficiency.gradient_reach`, a line for each part and term."""
+    """`iumad.study.counting.gradient_reach`, a line for each part and term."""
     if run.model.kind != "reconstruction":
         return pd.DataFrame()
     wide = gradient_reach(run, len(data_of(run.data).categories)).reset_index()
