@@ -290,6 +290,27 @@ def test_what_changes_is_said_where_both_are_run():
     )
 
 
+def test_larger_budgets_are_told_from_the_end_of_training():
+    def at(budgets: dict[str, tuple[float, float]]) -> list[str]:
+        scores, errors = (
+            rows_of(
+                {(name, 0, 0, "a"): pair[i] for name, pair in budgets.items()}, setting="10-0"
+            ).query("metric == 'i_auroc'")
+            for i in (0, 1)
+        )
+        rows = pd.concat([scores, errors.assign(metric="validation_error")])
+        return [plain(each) for each in text.with_more_training(rows, 15)]
+
+    most = {"iuf[epochs=15]": (0.85, 5.0), "iuf[epochs=45]": (0.90, 4.0)}
+    assert at(most | {"plain[epochs=5]": (0.5, 9.0), "plain[epochs=15]": (0.6, 8.0)}) == [
+        "Not trained to the end.",
+        "With 3 times the images: iuf 90.0 % image AUROC (+5.0), validation error -20 %.",
+    ]
+    flat = {"iuf[epochs=15]": (0.90, 4.0), "iuf[epochs=45]": (0.85, 3.93)}
+    assert at(flat)[0] == "Trained to the end."
+    assert at({"iuf[epochs=15]": (0.85, 5.0)}) == []
+
+
 def test_old_steps_know_less_of_their_machine(study, tmp_path, monkeypatch):
     steps = pd.DataFrame(
         [{"step_key": "a", "seconds": 60.0, "cpu": "", "cores": np.nan, "threads": np.nan}]

@@ -33,6 +33,7 @@ from iumad.study.verdicts import ABOVE_FLOORS, FLOOR, NOT_RUN
 
 OURS, BASELINE, MARK = "ib-iumad", "iuf", "bank"
 WORDS = {"rgb": "colour alone", "depth": "depth alone", "rgb+depth": "colour and depth"}
+PLATEAU = 0.02  # share of its validation error that a model trained to the end may still lose with more images
 DECIDED = (SUPPORTED, CONTRADICTED, NO_DIFFERENCE)
 UNMEASURED = (
     Markup("Not measured on these runs; <code>iumad measure</code> does it where they were made."),
@@ -373,34 +374,47 @@ def how_trained(seen: int | None, rows: pd.DataFrame, log: pd.DataFrame) -> list
     return said
 
 
-def with_more_training(rows: pd.DataFrame, few: str, many: str) -> list[Markup]:
-    """What a larger budget still gives: validation error and image AUROC of each method that has both.
+def with_more_training(rows: pd.DataFrame, epochs: int) -> list[Markup]:
+    """What larger budgets than the recipe's give: validation error and image AUROC at the largest of each method.
 
     Parameters
     ----------
     rows : DataFrame
         Rows of one setting and modality, methods named like ``iuf[epochs=15]``.
-    few, many : str
-        Ends of the methods' names.
+    epochs : int
+        Those of the recipe.
     """
     if rows.empty:
         return []
-    means = _means(rows)
-    said = [
-        fill(
-            "{} image AUROC {}, validation error {} %",
+    means = _means(rows).reset_index().pivot_table("value", "method", "metric", sort=False)
+    names = means.index.str.extract(r"(.+)\[epochs=(\d+)\]$")
+    means.index = pd.MultiIndex.from_arrays([names[0], names[1].astype(int)])
+    said: dict[float, list[Markup]] = {}
+    falls = []
+    for name in dict.fromkeys(names[0]):
+        tried = means.loc[name]
+        most = int(tried.index.max())
+        if epochs not in tried.index or most == epochs:
+            continue
+        before, after = tried.loc[epochs], tried.loc[most]
+        falls.append(after["validation_error"] / before["validation_error"] - 1)
+        sentence = fill(
+            "{} {} % image AUROC ({}), validation error {} %",
             code(name),
+            f"{100 * after['i_auroc']:.1f}",
             f"{100 * (after['i_auroc'] - before['i_auroc']):+.1f}",
-            f"{100 * (after['validation_error'] / before['validation_error'] - 1):+.0f}",
+            f"{100 * falls[-1]:+.0f}",
         )
-        for name in dict.fromkeys(rows["method"].str.partition("[")[0])
-        if {name + few, name + many} <= set(means.index.get_level_values(0))
-        for before, after in [(means[name + few], means[name + many])]
-    ]
+        said.setdefault(most / epochs, []).append(sentence)
     if not said:
         return []
+    ended = min(falls) > -PLATEAU
     return [
-        fill("Not trained to the end. With three times the images: {}.", Markup("; ").join(said))
+        Markup("Trained to the end." if ended else "Not trained to the end."),
+        *(
+            fill("With {} times the images: {}.", f"{times:g}", Markup("; ").join(said[times]))
+            for times in sorted(said)
+        ),
     ]
 
 
