@@ -89,6 +89,24 @@ def test_whole_images_are_asked_where_no_floor_gives_them_away():
     )
 
 
+def test_what_is_decided_on_both_is_named():
+    keys = ["data", "statement", "mean", "low", "high", "n", "verdict"]
+    records = [
+        ("sweets", "it is better", 2.0, 1.0, 3.0, 5, "supported"),
+        ("sweets", "it forgets less", 2.0, 1.0, 3.0, 5, "supported"),
+        ("photographs", "it is better", -2.0, -3.0, -1.0, 3, "contradicted"),
+        ("photographs", "it forgets less", 0.5, -3.0, 4.0, 3, "undecided"),
+    ]
+    judged = pd.DataFrame(records, columns=keys)
+    floors = transfer.floors({"sweets": rows({("ib-iumad", "rgb"): [0.9]})})
+    (said,) = transfer.summary(judged, floors, "sweets")
+    assert said.striptags() == (
+        "Decided on sweets and on photographs: it is better (sweets: supported; photographs: contradicted)."
+    )
+    (said,) = transfer.summary(judged[judged["verdict"] != "contradicted"], floors, "sweets")
+    assert said == "No statement is decided on sweets and on photographs."
+
+
 def test_a_gate_that_was_not_measured_counts_as_missed():
     methods = {("iuf", "rgb"): [0.9], ("ib-iumad", "rgb"): [0.9], ("floor-mean", "rgb"): [0.6]}
     table = rows(methods).assign(metric="i_auroc")

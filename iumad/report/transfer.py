@@ -226,16 +226,20 @@ def summary(judged: pd.DataFrame, table: pd.DataFrame, known: str) -> list[Marku
             ends = Markup(", ").join(beside)
             sentences.append(fill("{} ({}): AUPRO of IB-IUMAD ends {}.", name, many, ends))
     if known in names:
-        decided = {key: row.mean > 0 for key, row in rows.items() if row.verdict in DECIDED}
-        same = [
-            sign == decided[known, statement]
-            for (name, statement), sign in decided.items()
-            if name != known and (known, statement) in decided
-        ]
-        how = "difference that is" if len(same) == 1 else "differences that are"
-        verb = "points" if sum(same) == 1 else "point"
-        sentence = "Of {} {} decided on {} and on photographs, {} {} the same way."
-        sentences.append(fill(sentence, len(same), how, known, sum(same), verb))
+        decided = {key: row.verdict for key, row in rows.items() if row.verdict in DECIDED}
+        both: dict[str, list[Markup]] = {}
+        for (name, statement), verdict in decided.items():
+            if name != known and (known, statement) in decided:
+                first = fill("{}: {}", known, verdict_word(decided[known, statement]))
+                both.setdefault(statement, [first]).append(
+                    fill("{}: {}", name, verdict_word(verdict))
+                )
+        each = [fill("{} ({})", key, Markup("; ").join(both[key])) for key in both]
+        sentences.append(
+            fill("Decided on {} and on photographs: {}.", known, Markup(", ").join(each))
+            if each
+            else fill("No statement is decided on {} and on photographs.", known)
+        )
     given = table[table[GIVEN] == "yes"]
     if len(table):
         cells = table[["data", "category"]].drop_duplicates()
