@@ -13,7 +13,7 @@ import tiny
 from iumad.config.files import load_params
 from iumad.errors import ConfigError
 from iumad.report import text
-from iumad.study import counting, efficiency, measured
+from iumad.study import costs, counting, efficiency
 from iumad.study.efficiency import (
     Point,
     measure_learning,
@@ -40,7 +40,7 @@ def table() -> pd.DataFrame:
             run = tiny.run(method, settings=["3-0"])
             for point in points_of(run):
                 rows += measure_point(run, point, "cpu")
-    return pd.DataFrame(rows)[measured.COST_COLUMNS]
+    return pd.DataFrame(rows)[costs.COST_COLUMNS]
 
 
 def test_time_of_absent_data_is_worked_out_from_the_published_numbers_of_images(
@@ -80,11 +80,11 @@ def test_every_size_is_measured(table):
     assert points == {*one, (3, own, 32), (3, 16, 1), (3, 64, 1)}
     timed = table[(table["metric"] == "latency (ms)") & (table["batch"] == 1)]
     at_own = timed.groupby(["method", *KEYS]).size()[:, 3, own]
-    assert (at_own == efficiency.PROCESSES * measured.COST_REPEATS).all()
+    assert (at_own == efficiency.PROCESSES * costs.COST_REPEATS).all()
 
 
 def test_only_the_bank_grows_with_categories(table):
-    grown = measured.cost_growth(table, "categories", "rgb+depth").query("metric == 'model (MB)'")
+    grown = costs.cost_growth(table, "categories", "rgb+depth").query("metric == 'model (MB)'")
     sizes = {name: part.set_index("categories")["value"] for name, part in grown.groupby("method")}
     bank, one = sizes["bank"], sizes["ib-iumad"]
     assert bank.index.tolist() == [1, 3, 30, 100]
@@ -131,16 +131,16 @@ def test_a_summary_by_hand():
         for i, value in enumerate([1.0, 2.0, 3.0, 4.0, 10.0])
     ]
     rows += [("iuf", "rgb", 3, 32, 1, "here", i, "frames/s", 100.0 * (i + 1)) for i in range(5)]
-    (row,) = measured.cost_summary(
-        pd.DataFrame(rows, columns=measured.COST_COLUMNS), 3, 32
-    ).to_dict("records")
+    (row,) = costs.cost_summary(pd.DataFrame(rows, columns=costs.COST_COLUMNS), 3, 32).to_dict(
+        "records"
+    )
     assert row["latency p50 (ms)"] == 3.0
     assert row["latency p95 (ms)"] == pytest.approx(8.8)  # 4 + 0.8 * (10 - 4)
     assert row["frames/s"] == 300.0
 
 
 def test_claims_get_one_value_a_process_as_a_logarithm(table):
-    values = measured.cost_claims(table, 3, tiny.SIZE)
+    values = costs.cost_claims(table, 3, tiny.SIZE)
     assert set(values["setting"]) == {"3-0"}
     assert (
         values.groupby(["method", "metric"])["seed"].apply(list).tolist() == [[0, 1, 2, 3, 4]] * 4
@@ -153,10 +153,10 @@ def test_claims_get_one_value_a_process_as_a_logarithm(table):
 
 def test_costs_are_found_again_whatever_the_seed(table, tmp_path):
     study = tiny.study(seeds=[0, 1])
-    assert measured.read_costs(study, tmp_path).empty
-    write_table(table, measured.costs_file(study, tmp_path))
-    assert len(measured.read_costs(tiny.study(seeds=[3]), tmp_path)) == len(table)
-    assert measured.read_costs(tiny.study(methods={"iuf": {}}), tmp_path).empty
+    assert costs.read_costs(study, tmp_path).empty
+    write_table(table, costs.costs_file(study, tmp_path))
+    assert len(costs.read_costs(tiny.study(seeds=[3]), tmp_path)) == len(table)
+    assert costs.read_costs(tiny.study(methods={"iuf": {}}), tmp_path).empty
 
 
 def test_fpfh_is_not_measured_rather_than_measured_wrongly():
@@ -166,9 +166,9 @@ def test_fpfh_is_not_measured_rather_than_measured_wrongly():
 
 def test_a_model_without_times_has_its_size_in_the_summary():
     row = ("bank", "rgb", 3, 32, 1, "here", 0, "model (MB)", 5000.0)
-    (found,) = measured.cost_summary(
-        pd.DataFrame([row], columns=measured.COST_COLUMNS), 3, 32
-    ).to_dict("records")
+    (found,) = costs.cost_summary(pd.DataFrame([row], columns=costs.COST_COLUMNS), 3, 32).to_dict(
+        "records"
+    )
     assert found["model (MB)"] == 5000.0
     assert np.isnan(found["latency p50 (ms)"])
 
@@ -189,7 +189,7 @@ def test_learning_is_the_training_of_the_last_step(monkeypatch, method, learnt, 
 
     monkeypatch.setattr(efficiency, "fit_step", fit_step)
     (row,) = measure_learning(tiny.run(method, settings=["1-1"]), 0, "cpu")
-    assert row["metric"] == measured.LEARNING
+    assert row["metric"] == costs.LEARNING
     assert row["categories"] == 3
     assert {name.split("/")[0] for name in seen["ids"]} == learnt
     assert {name.split("/")[0] for name in seen["memory"].get("replay", [])} == remembered
@@ -229,19 +229,19 @@ def test_methods_that_differ_in_training_alone_are_tested_once(monkeypatch, tmp_
     table = measure_study(study, tmp_path, "cpu")
     methods = table.groupby("metric")["method"].apply(lambda each: sorted(set(each)))
     assert methods["latency (ms)"] == ["bank", "ib-iumad"]
-    assert methods[measured.LEARNING] == ["finetune", "ib-iumad"]  # no bank in the setting of steps
-    pd.testing.assert_frame_equal(measured.read_costs(study, tmp_path), table, check_dtype=False)
+    assert methods[costs.LEARNING] == ["finetune", "ib-iumad"]  # no bank in the setting of steps
+    pd.testing.assert_frame_equal(costs.read_costs(study, tmp_path), table, check_dtype=False)
     left_out = table[table["method"] != "bank"]  # as if it had been cut off before the bank
-    write_table(left_out, measured.costs_file(study, tmp_path))
+    write_table(left_out, costs.costs_file(study, tmp_path))
     asked = []
     monkeypatch.setattr(efficiency, "measure_point", lambda run, *_: asked.append(run.method) or [])
     measure_study(study, tmp_path, "cpu")
     assert asked == ["bank"]
-    summary = measured.learning_summary(table, finished.rows)
+    summary = costs.learning_summary(table, finished.rows)
     assert summary["method"].tolist() == ["ib-iumad", "finetune"]
     assert (summary["low"] <= summary["seconds"]).all()
     assert summary["i_auroc"].notna().tolist() == [True, False]  # the second is not trained
-    assert set(measured.cost_summary(table, 3, tiny.SIZE)["batch"]) == {1}
+    assert set(costs.cost_summary(table, 3, tiny.SIZE)["batch"]) == {1}
 
 
 def test_the_time_to_learn_in_words():

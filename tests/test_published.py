@@ -13,7 +13,7 @@ from iumad.data import AbsentData
 from iumad.errors import DataError
 from iumad.study import load, measured
 from iumad.study.load import RUNS, STEPS, read_published, write_published
-from iumad.study.measured import publish
+from iumad.study.publish import publish
 from iumad.study.steps import steps_of
 
 

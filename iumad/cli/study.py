@@ -170,7 +170,7 @@ def publish(
     change: Set = None,
 ) -> None:
     """Write the numbers of finished runs into the committed tables, RESULTS/PROFILE."""
-    from iumad.study.measured import publish as published
+    from iumad.study.publish import publish as published
 
     counts = published([chosen_study(path, change) for path in params], results, profile)
     said = ", ".join(f"{count} {what}" for what, count in counts.items())

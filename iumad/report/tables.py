@@ -195,7 +195,7 @@ def paper_lies(row: Any) -> str:
 
 
 def cost_table(summary: pd.DataFrame) -> pd.DataFrame:
-    """Costs of methods side by side (`iumad.study.measured.cost_summary`): one line a method and modality."""
+    """Costs of methods side by side (`iumad.study.costs.cost_summary`): one line a method and modality."""
     if summary.empty:
         return summary
     keys = ["modality", "method"]
@@ -213,7 +213,7 @@ def cost_table(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def learning_table(summary: pd.DataFrame) -> pd.DataFrame:
-    """What one more category takes and gives (`iumad.study.measured.learning_summary`), the fastest first."""
+    """What one more category takes and gives (`iumad.study.costs.learning_summary`), the fastest first."""
     if summary.empty:
         return summary
     table = summary.sort_values(["modality", "seconds"], kind="stable")

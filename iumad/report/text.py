@@ -642,7 +642,7 @@ def largest_shift(shifts: pd.DataFrame) -> list[Markup]:
 def cost_against(
     summary: pd.DataFrame, ours: str = OURS, marks: Sequence[str] = (MARK, "bank-unified")
 ) -> list[Markup]:
-    """Time, size and memory of a method and of others for one image (`iumad.study.measured.cost_summary`)."""
+    """Time, size and memory of a method and of others for one image (`iumad.study.costs.cost_summary`)."""
     one = (
         summary[summary["batch"] == 1].drop_duplicates("method").set_index("method")
         if len(summary)
@@ -668,7 +668,7 @@ def learning_takes(
     ours: str = OURS,
     beside: Sequence[str] = ("ib-iumad+replay", "joint", MARK),
 ) -> list[Markup]:
-    """How long one more category takes to learn (`iumad.study.measured.learning_summary`), if it was measured."""
+    """How long one more category takes to learn (`iumad.study.costs.learning_summary`), if it was measured."""
     seconds = summary.set_index("method")["seconds"] if len(summary) else pd.Series(dtype=float)
     others = seconds.reindex([*beside]).dropna()
     if ours not in seconds or others.empty:

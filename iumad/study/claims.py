@@ -14,8 +14,8 @@ import pandas as pd
 from iumad.config.files import load_params
 from iumad.config.schema import StudyConfig
 from iumad.data import data_of
+from iumad.study.costs import cost_claims, read_costs
 from iumad.study.load import load_rows, progress
-from iumad.study.measured import cost_claims, read_costs
 from iumad.study.results import FRACTIONS
 from iumad.study.verdicts import (
     COLUMNS,

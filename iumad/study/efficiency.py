@@ -39,9 +39,7 @@ from iumad.models.build import (
     with_random_weights,
 )
 from iumad.study import results
-from iumad.study.counting import model_card
-from iumad.study.load import Speed, Speeds
-from iumad.study.measured import (
+from iumad.study.costs import (
     COST_COLUMNS,
     COST_REPEATS,
     LEARNING,
@@ -50,6 +48,8 @@ from iumad.study.measured import (
     runs_to_learn,
     runs_to_measure,
 )
+from iumad.study.counting import model_card
+from iumad.study.load import Speed, Speeds
 from iumad.study.runner import RunWork
 from iumad.study.steps import Step, steps_of
 from iumad.training.checkpoint import load_grown

@@ -75,7 +75,7 @@ class Published:
     rows : run_id, step, category, metric, value, n_good, n_defect
     steps : `STEP_COLUMNS`, indexed by step_key
     log : step_key, epoch, term, value
-    costs : costs_id and the columns of `iumad.study.measured`
+    costs : costs_id and the columns of `iumad.study.costs`
     """
 
     runs: pd.DataFrame
