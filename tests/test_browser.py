@@ -241,10 +241,12 @@ rows = pd.DataFrame([
     for method in ("iuf", "ib-iumad", *names) for seed in (0, 1) for step in (0, 1)
     for category in names[: 5 + 5 * step] for metric in ("i_auroc", "p_auroc", "aupro")
 ], columns=list(ROW_SCHEMA.columns)).assign(dataset=names[0], profile=names[1])
+keys = ["method", "modality", "setting", "metric", "verdict"]
+compared = pd.DataFrame([(name, "rgb", "1-1", "i_auroc", "undecided") for name in names], columns=keys)
 """
 SHOWN = [
     "style.table(tables.category_table(StudyConfig(), rows, 'i_auroc'), csv=names[2])",
-    "style.fold(names[0], *names, style.box(text.place_among(rows, names), names[2]))",
+    "style.fold(names[0], *names, style.box(text.place_among(rows, compared, names), names[2]))",
     "style.table(pd.DataFrame({name: names for name in names}))",
     "explorers.explorer('forgetting', explorers.forgetting_data(rows))",
     "figures.category_heatmap(rows.query('method == \"iuf\"').assign(method=names[0], dataset='d'))",

@@ -83,7 +83,7 @@ def test_what_an_attempt_gives_by_hand():
             "6-1",
             "2",
             "85.0, 75.5:<br>9.5 [3.1, 15.9]",
-            "10.0, 30.0:<br>-20.0 (every seed)",
+            "10.0, 30.0:<br>-20.0 (same for every seed)",
         ),
         style.ABSENT,
     ]
@@ -189,17 +189,20 @@ def test_what_a_method_keeps_by_hand(page):
 def test_the_landing_page_says_yes_no_or_open(page, word, begins):
     compared = page.compared("iuf").assign(verdict=word)
     floors = page.part().query("method == 'iuf'").assign(method="floor-laplacian")
-    answer, end, floor, _ = map(plain, text.in_short(page.part(), compared, floors))
+    at_once = page.part().query("method == 'iuf'").assign(setting="10-0")
+    short = text.in_short(page.part(), compared, floors, at_once)
+    answer, end, floor, together, _ = map(plain, short)
     assert answer.startswith(begins)
     assert (
         "it loses 10.0 points of the image AUROC of categories learnt earlier, IUF 30.0 (20.0 less"
         in answer
     )
     assert end.endswith("IB-IUMAD 85.0 % and IUF 75.5 %.")
-    assert floor == "Without any training, floor-laplacian has 75.5 %."
-    assert text.in_short(no_rows(), compared, no_rows()) == [text.NOT_ANSWERED]
+    assert floor.endswith("is told the category, floor-laplacian, has 75.5 % image AUROC.")
+    assert together == "Trained on all categories at once: IUF 75.5 %."
+    assert text.in_short(no_rows(), compared, *[no_rows()] * 2) == [text.NOT_ANSWERED]
     ours = page.part().query("method == 'ib-iumad'")
-    said = text.in_short(ours, compared, no_rows())
+    said = text.in_short(ours, compared, *[no_rows()] * 2)
     assert [plain(each) for each in said] == ["Not run yet: iuf."]
 
 
@@ -247,7 +250,7 @@ def test_names_from_data_are_escaped_wherever_they_go(tmp_path):
         style.table(frame),
         style.fold(HOSTILE, HOSTILE, style.table(frame)),
         style.box([HOSTILE, *text.learning_in_steps(rows, page.compared("ib-iumad"))], HOSTILE),
-        style.box(text.place_among(rows, [HOSTILE])),
+        style.box(text.place_among(rows, page.compared("ib-iumad"), [HOSTILE])),
         page.status(),
         page.provenance(),
     ]
@@ -278,16 +281,40 @@ def test_what_changes_is_said_where_both_are_run():
     said = text.changed_by(rows, [("It", "iuf", "ib-iumad"), ("That", "iuf", "plain")])
     assert [plain(s) for s in said] == [
         # by 10 and 9, 0 and -2; with two seeds the interval is 12.7 standard errors
-        "It takes the image AUROC of iuf from 75.5 to 85.0 % (by 9.5 [3.1, 15.9]); new categories right after "
-        "their step go from 91.0 to 90.0 % (by -1.0 [-13.7, 11.7]); forgetting goes from 30.0 to 10.0 points (by "
-        "-20.0 (every seed)); 2 seeds."
+        "It (iuf → ib-iumad): image AUROC 75.5 → 85.0 % (+9.5 [3.1, 15.9]), new categories right after their "
+        "step 91.0 → 90.0 % (-1.0 [-13.7, 11.7]), forgetting 30.0 → 10.0 points (-20.0 (same for every seed)) "
+        "(2 seeds)."
     ]
     both = pd.concat([rows, rows.assign(modality="rgb")])
-    (said,) = text.changed_by(both, [("It", "iuf", "ib-iumad")])
-    assert (
-        " (colour and depth; by 9.5 [3.1, 15.9]) and from 75.5 to 85.0 % (colour alone; "
-        in plain(said)
+    words = pd.DataFrame(
+        [("ib-iumad", "rgb", "6-1", "i_auroc", "supported")],
+        columns=["method", "modality", "setting", "metric", "verdict"],
     )
+    (said,) = text.changed_by(both, [("It", "iuf", "ib-iumad")], {"iuf": words})
+    assert "): colour and depth: image AUROC 75.5 → 85.0 % (+9.5 [3.1, 15.9]), new" in plain(said)
+    assert "; colour alone: image AUROC 75.5 → 85.0 % (+9.5 [3.1, 15.9]: better), new" in plain(
+        said
+    )
+
+
+def test_what_would_change_our_mind():
+    answers = pd.DataFrame(
+        [
+            ("better in steps, rgb", "supported"),
+            ("forgets less, rgb", "contradicted"),
+            ("x", "supported"),
+        ],
+        columns=["claim", "verdict"],
+    )
+    rows = rows_of(TWO_SEEDS).replace({"method": {"iuf": "bank-unified"}})
+    paper, against, question = map(plain, text.minds(answers, rows))
+    assert paper.endswith("to be asked. Of the 2 main contrasts in steps 1 are supported.")
+    assert against.endswith("Of the 2 main contrasts in steps 1 are contradicted or no difference.")
+    assert question.endswith(
+        "not met. Image AUROC after the last step: bank-unified 75.5 %, ib-iumad 85.0 %."
+    )
+    none = text.minds(answers.assign(verdict="undecided"), rows)[0]
+    assert "not met. Of the 2 main contrasts in steps 0" in plain(none)
 
 
 def test_larger_budgets_are_told_from_the_end_of_training():

@@ -37,8 +37,8 @@ def test_differences_by_hand():
     assert judged["mean"].to_dict() == pytest.approx(
         {
             "IB-IUMAD localises better than IUF": 10,
-            "IB-IUMAD forgets less than IUF": 0,
-            "a second image helps IB-IUMAD": 20,
+            "IB-IUMAD forgets less AUPRO than IUF": 0,
+            "a second image helps IB-IUMAD to localise": 20,
         }
     )
     assert set(judged["n"]) == {3}
@@ -144,7 +144,7 @@ def test_the_second_image_is_compared_image_by_image():
     table = transfer.inside_table(defects(both | {("iuf", "rgb"): [0.5] * 4}))
     assert list(table["method"]) == ["<code>plain</code>", "<code>iuf</code>"]
     assert table["difference"].to_list() == [
-        "10.0 (every seed)",
+        "10.0 (same for every seed)",
         "-",
     ]  # each image gains ten points
     assert table["rgb"][0].startswith("75.0 [")  # ((50 + 70) / 2 + 90) / 2

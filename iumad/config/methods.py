@@ -128,7 +128,7 @@ class ReconstructionConfig(Section):
 
 
 class KeepConfig(ReconstructionConfig):
-    """IB-IUMAD that forgets nothing: a trunk that rests after the base step, small own parts. Not in the paper."""
+    """IB-IUMAD that forgets nothing: a trunk frozen after the base step, and small own parts. Not in the paper."""
 
     kind: Literal["keep"] = "keep"  # type: ignore[assignment]
     own: Literal["none", "norms", "queries", "projections"] = Field(

@@ -1,4 +1,4 @@
-"""IB-IUMAD that forgets nothing: a trunk that rests after the base step, and small own parts. Not in the paper.
+"""IB-IUMAD that forgets nothing: a trunk frozen after the base step, and small own parts. Not in the paper.
 
 After the base step the network stays as it is, but for a few parameters (`model.own`) of which every later step
 trains a copy, beginning with the base step's. An image is scored with the copy of its category, which the model
@@ -79,7 +79,7 @@ class KeepDetector(ReconstructionDetector):
                 p.requires_grad_(True)
 
     def train(self, mode: bool = True) -> "KeepDetector":
-        """As ever, but batch norms of a trunk that rests go on as when scoring."""
+        """As ever, but batch norms of a frozen trunk go on as when scoring."""
         super().train(mode)
         for module in self.modules():
             if self.rests and isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):

@@ -247,7 +247,11 @@ def dose_lines(table: pd.DataFrame) -> Figure:
     table : pandas.DataFrame
         `iumad.report.tables.doses`.
     """
-    titles = {"i_auroc": "Image AUROC", "fm_i_auroc": "FM", "new_i_auroc": "Image AUROC of the new"}
+    titles = {
+        "i_auroc": "Image AUROC",
+        "fm_i_auroc": "FM",
+        "new_i_auroc": "Image AUROC of new categories",
+    }
     drawn = table[table["metric"].isin(titles)]
     kinds = ["noise", "backgrounds", "both"]
     colours = dict(zip(kinds, OKABE_ITO.values(), strict=False))

@@ -591,7 +591,7 @@ def interval_text(mean: float, low: float, high: float) -> str:
     if np.isnan(low):
         return f"{mean:.1f}"
     if high - low < 1e-9:  # a method without randomness
-        return f"{mean:.1f} (every seed)"
+        return f"{mean:.1f} (same for every seed)"
     return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
 
 

@@ -3,7 +3,7 @@
 Sentences are `Markup`, so names in them are escaped (`iumad.report.style`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ from iumad.study.statistics import (
     UNDECIDED,
     summarise,
 )
-from iumad.study.verdicts import ABOVE_FLOORS, FLOOR, NOT_RUN
+from iumad.study.verdicts import ABOVE_FLOORS, COLUMNS, FLOOR, NOT_RUN
 
 OURS, BASELINE, MARK = "ib-iumad", "iuf", "bank"
 WORDS = {"rgb": "colour alone", "depth": "depth alone", "rgb+depth": "colour and depth"}
@@ -42,7 +42,7 @@ WHO = {  # in words that need no other page
     OURS: "IB-IUMAD",
     BASELINE: "IUF",
     "finetune": "IB-IUMAD without any protection",
-    "bank-unified": "one bank of stored features for all, which trains nothing,",
+    "bank-unified": "one memory bank for all categories, which trains nothing,",
 }
 FORGETS = {
     SUPPORTED: "<b>IB-IUMAD forgets less than IUF</b>, on which it builds",
@@ -51,9 +51,13 @@ FORGETS = {
     UNDECIDED: "<b>IB-IUMAD is not shown to forget less than IUF</b>, on which it builds",
 }
 CHANGES = {
-    "i_auroc": "{}",
-    "new_i_auroc": "new categories right after their step go {}",
-    "fm_i_auroc": "forgetting goes {}",
+    "i_auroc": "image AUROC",
+    "new_i_auroc": "new categories right after their step",
+    "fm_i_auroc": "forgetting",
+}
+READ = {  # what linear probes read
+    "redundant": Markup("noise (<i>redundant</i>)"),
+    "spurious": Markup("background (<i>spurious</i>)"),
 }
 PARTS = {
     "backbone": "the frozen backbone",
@@ -147,10 +151,16 @@ def verdict(compared: pd.DataFrame, ours: str = OURS) -> list[Markup]:
                 LABELS[row.metric].removeprefix("FM "),
                 code(row.reference),
                 _interval(row),
-                verdict_word(BETTER_OR_WORSE.get(row.verdict, row.verdict)),
+                _outcome(BETTER_OR_WORSE.get(row.verdict, row.verdict)),
             )
         )
     return said
+
+
+def _outcome(word: str) -> Markup:
+    """A verdict on a difference in points, with what counts as none."""
+    shown = verdict_word(word)
+    return fill("{} of more than a point", shown) if word == NO_DIFFERENCE else shown
 
 
 def _direction(row: Any, value: float) -> str:
@@ -167,7 +177,9 @@ def _interval(row: Any) -> str:
     return said
 
 
-def in_short(rows: pd.DataFrame, compared: pd.DataFrame, floors: pd.DataFrame) -> list[Markup]:
+def in_short(
+    rows: pd.DataFrame, compared: pd.DataFrame, floors: pd.DataFrame, at_once: pd.DataFrame
+) -> list[Markup]:
     """Whether the paper's method forgets less than the one that it builds on, for a reader who knows no name.
 
     Parameters
@@ -178,6 +190,8 @@ def in_short(rows: pd.DataFrame, compared: pd.DataFrame, floors: pd.DataFrame) -
         Their comparison with `BASELINE` (`iumad.report.page.Page.compared`).
     floors : DataFrame
         Rows of floors in the same setting and modality.
+    at_once : DataFrame
+        Rows of all categories at once, in the same modality.
     """
     shown = [name for name in WHO if name in set(rows["method"])]
     missing = [name for name in (OURS, BASELINE) if name not in shown]
@@ -200,7 +214,7 @@ def in_short(rows: pd.DataFrame, compared: pd.DataFrame, floors: pd.DataFrame) -
             Markup(FORGETS.get(row.verdict, open_question)),
             *(f"{of['fm_i_auroc'][name]:.1f}" for name in (OURS, BASELINE)),
             *(f"{abs(row.estimate):.1f}", _direction(row, row.estimate), _interval(row)),
-            verdict_word(row.verdict),
+            _outcome(row.verdict),
         )
     ]
     if others:
@@ -210,6 +224,11 @@ def in_short(rows: pd.DataFrame, compared: pd.DataFrame, floors: pd.DataFrame) -
     ends = [fill("{} {} %", WHO[name], f"{of['i_auroc'][name]:.1f}") for name in shown]
     said.append(fill("Image AUROC of all categories in the end: {}.", _and(ends)))
     said += without_training(floors)
+    best = 100 * _means(at_once).xs("i_auroc", level="metric") if len(at_once) else {}
+    known = [name for name in (OURS, BASELINE, "bank-unified") if name in best]
+    if known:
+        values = [fill("{} {} %", WHO[name], f"{best[name]:.1f}") for name in known]
+        said.append(fill("Trained on all categories at once: {}.", _and(values)))
     where = circumstances(rows[rows["method"].isin([OURS, BASELINE])])
     return [*said, fill("Measured on {}.", where)]
 
@@ -254,7 +273,8 @@ def without_training(rows: pd.DataFrame) -> list[Markup]:
         return []
     means = _means(floors).xs("i_auroc", level="metric")
     best = f"{100 * means.max():.1f}"
-    return [fill("Without any training, {} has {} %.", code(means.idxmax()), best)]
+    rule = "A rule that trains nothing and is told the category, {}, has {} % image AUROC."
+    return [fill(rule, code(means.idxmax()), best)]
 
 
 def _not_run(methods: Sequence[str]) -> Markup:
@@ -270,6 +290,9 @@ def against_the_mark(rows: pd.DataFrame, mark: str = MARK) -> list[Markup]:
     shown = [name for name in (OURS, BASELINE, mark) if name in means]
     where = circumstances(rows[rows["method"].isin(shown)]) if shown else ""
     said = [fill("{} ({}).", _start(standing(rows, shown)), where)] if shown else []
+    if "bank-unified" in means:
+        one = f"{100 * means['bank-unified']:.1f} %"
+        said.append(fill("One memory bank for all, not told the category, has {}.", one))
     trained = means[[n != mark and not n.startswith((FLOOR, MARK)) for n in means.index]]
     if mark and len(trained):
         gap = 100 * (trained - means[mark]).sort_values(ascending=False)
@@ -285,9 +308,6 @@ def against_the_mark(rows: pd.DataFrame, mark: str = MARK) -> list[Markup]:
                 ),
             )
         )
-    if "bank-unified" in means:
-        one = f"{100 * means['bank-unified']:.1f} %"
-        said.append(fill("One bank of fixed size for all categories, not told which, has {}.", one))
     return said + without_training(rows)
 
 
@@ -422,12 +442,16 @@ def _names(methods: Sequence[str]) -> Markup:
     return Markup(", ").join(code(name) for name in methods)
 
 
-def place_among(rows: pd.DataFrame, alike: Sequence[str], ours: str = OURS) -> list[Markup]:
+def place_among(
+    rows: pd.DataFrame, compared: pd.DataFrame, alike: Sequence[str], ours: str = OURS
+) -> list[Markup]:
     """Where one method stands among the others of one setting and modality, by mean image AUROC over seeds.
 
     Parameters
     ----------
     rows : DataFrame
+    compared : DataFrame
+        Their comparison with `ours` (`iumad.report.page.Page.compared`).
     alike : sequence of str
         Methods that score colour features alone, as it does.
     ours : str
@@ -438,12 +462,18 @@ def place_among(rows: pd.DataFrame, alike: Sequence[str], ours: str = OURS) -> l
     rows = rows[~rows["method"].str.startswith(FLOOR)]
     order = _means(rows).xs("i_auroc", level="metric").sort_values(ascending=False).index
     peers = [name for name in order if name in {*alike, ours}]
+    setting, modality = rows[["setting", "modality"]].iloc[0]
+    here = compared[(compared["setting"] == setting) & (compared["modality"] == modality)]
+    here = here[here["metric"] == "i_auroc"]
+    alike_to = here[here["method"].isin(peers) & here["verdict"].isin([UNDECIDED, NO_DIFFERENCE])]
+    alike_to = alike_to["method"]
     return [
         fill(
-            "{}: {} is number {} of the {} that score colour alone ({}), and number {} of {} with those that "
+            "{}: {} is number {} of the {} that score colour alone ({}){}, and number {} of {} with those that "
             "score both images, are told the category or keep images.",
-            *(rows["setting"].iloc[0], code(ours), peers.index(ours) + 1, len(peers)),
+            *(setting, code(ours), peers.index(ours) + 1, len(peers)),
             standing(rows, peers, ["i_auroc"]),
+            fill(", not told apart from {}", _and([*map(code, alike_to)])) if len(alike_to) else "",
             *(order.get_loc(ours) + 1, len(order)),
         )
     ]
@@ -464,8 +494,9 @@ def kept_by_the_bottleneck(table: pd.DataFrame) -> list[Markup]:
     for target, part in wide.groupby("target", sort=False):
         said.append(
             fill(
-                "Of <b>{}</b>, a linear probe reads {} bits before the bottleneck and {} after it: {}.",
-                *(target, f"{part['before'].mean():.2f}", f"{part['after'].mean():.2f}"),
+                "About the <b>{}</b> a linear probe reads {} bits before the bottleneck and {} behind it ({}).",
+                *(READ.get(str(target), str(target)), f"{part['before'].mean():.2f}"),
+                f"{part['after'].mean():.2f}",
                 _bits(part),
             )
         )
@@ -497,8 +528,9 @@ def dropped(table: pd.DataFrame, target: str, methods: Sequence[str]) -> list[Ma
     shown = [fill("{} {}", code(name), changes[name]) for name in methods if name in changes]
     if len(shown) < 2:
         return []
-    sentence = "What the bottleneck changes in the bits of <b>{}</b> ({}): {}."
-    return [fill(sentence, target, table["setting"].iloc[0], Markup(", ").join(shown))]
+    sentence = "What the bottleneck changes in the bits about the <b>{}</b> ({}): {}."
+    what, setting = READ.get(target, target), table["setting"].iloc[0]
+    return [fill(sentence, what, setting, Markup(", ").join(shown))]
 
 
 def verdict_counts(answers: pd.DataFrame, shown: Sequence[str] = DECIDED) -> list[Markup]:
@@ -549,7 +581,62 @@ def verdict_counts(answers: pd.DataFrame, shown: Sequence[str] = DECIDED) -> lis
     return said
 
 
-def changed_by(rows: pd.DataFrame, changes: Sequence[tuple[str, str, str]]) -> list[Markup]:
+def minds(answers: pd.DataFrame, rows: pd.DataFrame) -> list[Markup]:
+    """What came of the outcomes that the protocol says would change our mind.
+
+    Parameters
+    ----------
+    answers : DataFrame
+        `iumad.study.claims.verdicts`.
+    rows : DataFrame
+        Rows of one setting with steps and one modality, a bank for all and replay among them.
+    """
+    if rows.empty:
+        return [NOT_ANSWERED]
+    main = answers[answers["claim"].str.startswith(("better in steps", "forgets less"))]["verdict"]
+    held, failed = (main == SUPPORTED).sum(), main.isin([CONTRADICTED, NO_DIFFERENCE]).sum()
+    said = [
+        fill(
+            "<b>{}</b>: {}. Of the {} main contrasts <i>in steps</i> {} {}.",
+            *(what, "to be asked" if count else "not met", len(main), count, words),
+        )
+        for what, count, words in (
+            ("For the paper", held, "are supported"),
+            ("Against it", failed, "are contradicted or no difference"),
+        )
+    ]
+    means = 100 * _means(rows).xs("i_auroc", level="metric")
+    ours = means.get(OURS, np.nan)
+    others = means.reindex(["bank-unified", f"{OURS}+replay"]).dropna()
+    if len(others):
+        shown = [fill("{} {} %", code(name), f"{value:.1f}") for name, value in others.items()]
+        met = "met" if (others >= ours).any() else "not met"
+        sentence = (
+            "<b>Against the question itself</b>: {}. Image AUROC after the last step: {}, {} {} %."
+        )
+        said.append(fill(sentence, met, _and(shown), code(OURS), f"{ours:.1f}"))
+    return said
+
+
+def as_ratios(answers: pd.DataFrame) -> list[Markup]:
+    """Costs as ratios with their intervals, of claims whose unit is doublings (`iumad.study.claims.verdicts`)."""
+    known = answers[(answers["unit"] == "doublings") & (answers["n"] > 1)]
+    return [
+        fill(
+            "{} Here {} times, {} to {} over {} processes (95 % interval): {}.",
+            *(row.statement, *(f"{2**x:.2g}" for x in (row.estimate, row.low, row.high))),
+            *(row.n, verdict_word(row.verdict)),
+        )
+        for row in known.itertuples()
+        if row.high > row.low
+    ]
+
+
+def changed_by(
+    rows: pd.DataFrame,
+    changes: Sequence[tuple[str, str, str]],
+    compared: Mapping[str, pd.DataFrame] | None = None,
+) -> list[Markup]:
     """Image AUROC after the last step, and forgetting, from one method to another in each modality and setting.
 
     The difference stands beside, with a 95 % interval over seeds.
@@ -561,33 +648,46 @@ def changed_by(rows: pd.DataFrame, changes: Sequence[tuple[str, str, str]]) -> l
     changes : sequence of (what, before, after)
         What makes the difference, as the sentence begins; the two methods, on the seeds that both have. Those that
         are not run are left out.
+    compared : mapping, optional
+        Method of `before` -> every method against it (`iumad.report.page.Page.compared`), for verdicts.
     """
     several = [name for name in ("modality", "setting") if len(set(rows[name])) > 1]
     said = []
     for what, before, after in changes:
-        found: dict[str, list[Markup]] = {name: [] for name in CHANGES}
-        seeds: set[int] = set()
+        judged = (compared or {}).get(before, pd.DataFrame(columns=COLUMNS))
+        keys = ["method", "modality", "setting", "metric"]
+        words = judged.reindex(columns=[*keys, "verdict"]).set_index(keys)["verdict"]
+        cells = []
         for keys, part in rows.groupby(["modality", "setting"], sort=False):
             modality, setting = map(str, keys)
             names = {"modality": in_words(modality), "setting": setting}
             here = paired((part, after, before, setting))
-            seeds |= set(here["n"]) if len(here) else set()
-            for metric, row in here.loc[here.index.intersection(list(CHANGES))].iterrows():
-                end = _quantity(row["first"], str(metric))
-                change = interval_text(row["mean"], row["low"], row["high"])
-                where = "; ".join([*(names[name] for name in several), f"by {change}"])
-                found[str(metric)].append(
-                    fill("from {} to {} ({})", f"{row['second']:.1f}", end, where)
-                )
-        if found["i_auroc"]:
-            first, *others = (
-                fill(CHANGES[name], _and(values)) for name, values in found.items() if values
-            )
-            start = fill("{} takes the image AUROC of {} {}", what, code(before), first)
-            n = max(seeds)
+            if "i_auroc" not in here.index:
+                continue
+            where = ", ".join(names[name] for name in several)
+            n = int(here.loc["i_auroc", "n"])
+            values = [
+                _change(name, here.loc[name], words.get((after, modality, setting, name)))
+                for name in CHANGES
+                if name in here.index
+            ]
             many = f"{n} seeds" if n > 1 else "one seed"
-            said.append(fill("{}.", Markup("; ").join([start, *others, Markup(many)])))
+            start = f"{where}: " if where else ""
+            cells.append(fill("{}{} ({})", start, Markup(", ").join(values), many))
+        if cells:
+            start = fill("{} ({} → {}): ", what, code(before), code(after))
+            said.append(fill("{}{}.", start, Markup("; ").join(cells)))
     return said or [NOT_ANSWERED]
+
+
+def _change(metric: str, row: pd.Series, word: str | None) -> Markup:
+    """A result before and after, the difference with its interval, and a verdict if there is one."""
+    sign = "+" if row["mean"] >= 0.05 else ""
+    change = fill("{}{}", sign, interval_text(row["mean"], row["low"], row["high"]))
+    if word and word != NOT_RUN:
+        change = fill("{}: {}", change, _outcome(BETTER_OR_WORSE.get(word, word)))
+    before, after = f"{row['second']:.1f}", _quantity(row["first"], metric)
+    return fill("{} {} → {} ({})", CHANGES[metric], before, after, change)
 
 
 def what_is_missed(missed: pd.DataFrame, method: str) -> list[Markup]:
@@ -619,7 +719,8 @@ def overwritten(luck: pd.DataFrame) -> list[Markup]:
     return [
         fill(
             "Where test images of one name overwrite each other, as in the release, one evaluation of one model "
-            "moves by <b>{} to {} points</b> of image AUROC (the middle 95 % of {}, the most of {} methods).",
+            "moves by <b>{} to {} points</b> of image AUROC (the middle 95 % of {}, the widest range among {} "
+            "methods).",
             *(f"{low:+.1f}", f"{high:+.1f}", f"{luck['evaluations'].iloc[0]:.0f}", len(luck)),
         )
     ]
@@ -632,7 +733,8 @@ def largest_shift(shifts: pd.DataFrame) -> list[Markup]:
     worst = shifts.loc[shifts["shift"].abs().idxmax()]
     return [
         fill(
-            "From the same anomaly maps of {}, <i>{}</i> gives {} points of {}, the largest shift in use.",
+            "From the same anomaly maps of {}, <i>{}</i> gives {} points of {}, the largest shift among choices "
+            "in use.",
             *(code(worst["method"]), worst["detail"], f"{worst['shift']:+.1f}"),
             LABELS[worst["metric"]],
         )
@@ -764,15 +866,20 @@ def over_settings(rows: pd.DataFrame, compared: pd.DataFrame) -> list[Markup]:
             said.append(fill("{}: {} ({}).", setting, values, circumstances(part)))
     found = compared[(compared["method"] == OURS) & (compared["metric"] == "i_auroc")]
     words = found["verdict"].map(lambda word: BETTER_OR_WORSE.get(word, word))
-    words = words[found["n"] > 1].value_counts()
-    counts = [fill("{} {}", number, verdict_word(str(word))) for word, number in words.items()]
+    words = words[found["n"] > 1]
+    counts = []
+    for word, number in words.value_counts().items():
+        places = found.loc[words.index[words == word], ["setting", "modality"]]
+        where = "; ".join(f"{row.setting}, {in_words(row.modality)}" for row in places.itertuples())
+        shown = f" ({where})" if number < 3 else ""
+        counts.append(fill("{} {}{}", number, _outcome(str(word)), shown))
     single = int((found["n"] == 1).sum())
     counts += [fill("{} with one seed", single)] if single else []
     if said and counts:
         which = fill(
             "combinations of modality and setting, {} against {}", code(OURS), code(BASELINE)
         )
-        said.append(fill("Of {} {}: {}.", len(found), which, Markup(", ").join(counts)))
+        said.append(fill("Of {} {}: {}.", len(found), which, Markup("; ").join(counts)))
     return said or [NOT_ANSWERED]
 
 

@@ -248,12 +248,19 @@ def answer(checked: pd.DataFrame, cases: pd.DataFrame) -> list[Markup]:
     """What the page finds, from `check_statements` and `counterexamples`."""
     verdicts = checked.groupby("statement", sort=False)["verdict"].unique()
     always = sum(list(found) == ["holds"] for found in verdicts)
+    chains = checked[checked["for"] == "chain"]
+    never = list(chains.loc[chains["verdict"] != "holds", "statement"])
     copy, blind = cases.iloc[1], cases.iloc[3]
     return [
         fill(
-            "Of {} statements, {} hold for every distribution; the others need a condition or a reading, above "
-            "all that G is made from F alone. Under it Eq. 8 equals Eq. 7 to within rounding.",
-            *(len(verdicts), always),
+            "Of {} statements, {} hold for every distribution and {} more if G is made from F alone: then Eq. 8 "
+            "equals Eq. 7 to within rounding. Not even then: {}.",
+            *(
+                len(verdicts),
+                always,
+                len(verdicts) - always - len(never),
+                "; ".join(never) or "none",
+            ),
         ),
         fill(
             "So the loss asks that G knows as much about the category as F. It does <b>not</b> ask that G forgets "

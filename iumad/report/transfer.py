@@ -53,7 +53,7 @@ class Question:
 
 QUESTIONS = (
     Question("IB-IUMAD localises better than IUF", "aupro", ("ib-iumad", ALL), ("iuf", ALL), "IUF"),
-    Question("IB-IUMAD forgets less than IUF", "fm_aupro", ("ib-iumad", ALL), ("iuf", ALL)),
+    Question("IB-IUMAD forgets less AUPRO than IUF", "fm_aupro", ("ib-iumad", ALL), ("iuf", ALL)),
     Question(
         "IB-IUMAD localises better than the bare network",
         "aupro",
@@ -62,14 +62,16 @@ QUESTIONS = (
         "the network without its parts",
     ),
     Question(
-        "reconstructing all images past a bottleneck with a way around it helps",
+        "ib-iumad-plus, which reconstructs all images, localises better than IB-IUMAD",
         "aupro",
         ("ib-iumad-plus", ALL),
         ("ib-iumad", ALL),
     ),
-    Question("a second image helps IB-IUMAD", "aupro", ("ib-iumad", ALL), ("ib-iumad", "rgb")),
     Question(
-        "a second image helps one bank for all",
+        "a second image helps IB-IUMAD to localise", "aupro", ("ib-iumad", ALL), ("ib-iumad", "rgb")
+    ),
+    Question(
+        "a second image helps one bank for all to localise",
         "aupro",
         ("bank-unified", ALL),
         ("bank-unified", "rgb"),
@@ -386,7 +388,7 @@ def result_table(rows: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
     wide = wide.fillna(Markup(ABSENT))
     known = [metric for metric in metrics if metric in wide]
     wide = wide[known].rename(columns=label_of).reset_index()
-    wide = wide.rename(columns={"accuracy": "Category told (%)"})
+    wide = wide.rename(columns={"accuracy": "Category recognised (%)"})
     return wide.assign(method=wide["method"].map(code))
 
 

@@ -297,6 +297,13 @@ def _difference(
     return Contrast(terms, setting, metric, names or {}, exempt)
 
 
+def _of_modalities(
+    method: str, better: str, worse: str, setting: str, metric: str = "i_auroc"
+) -> Contrast:
+    """One method with two inputs; the first has the higher value, or forgets less."""
+    return Contrast((Term(1, method, better), Term(-1, method, worse)), setting, metric)
+
+
 def _harm(clean: str, noisy: str, modality: str, metric: str = "i_auroc") -> Contrast:
     return _difference(clean, noisy, modality, "6-1", metric)
 
@@ -319,7 +326,7 @@ def _more_relative_harm(modality: str) -> Contrast:
 SPURIOUS = (
     Claim(
         "redundant features harm one modality",
-        "With one modality, redundant features lower the results.",
+        "With one modality, redundant features in the images of new categories lower IUF's results.",
         "Sec. 2.3, observation 1",
         "spurious",
         SPURIOUS_PAGE,
@@ -332,7 +339,7 @@ SPURIOUS = (
     ),
     Claim(
         "redundant features make one modality forget",
-        "With one modality, redundant features raise forgetting.",
+        "With one modality, redundant features in the images of new categories raise IUF's forgetting.",
         "Sec. 2.3, observation 1",
         "spurious",
         SPURIOUS_PAGE,
@@ -356,7 +363,7 @@ SPURIOUS = (
     ),
     Claim(
         "both harm two modalities",
-        "With both modalities, redundant and spurious features lower the results too.",
+        "With both modalities, redundant and spurious features lower IUF's results too.",
         "Sec. 2.3, observation 2",
         "spurious",
         SPURIOUS_PAGE,
@@ -400,6 +407,31 @@ SPURIOUS = (
         "Sec. 2.3, observation 4",
         page=SPURIOUS_PAGE,
         why_not="a summary of observations 1 to 3, without a test of its own",
+    ),
+)
+MODALITIES = (
+    Claim(
+        "two modalities forget more",
+        "IUF forgets more with both modalities than with one.",
+        "Abstract; Tables 1 and 2, 6-1",
+        "settings",
+        SETTINGS_PAGE,
+        _of_modalities("iuf", "rgb", BOTH, "6-1", "fm_i_auroc"),
+        (_of_modalities("iuf", "depth", BOTH, "6-1", "fm_i_auroc"),),
+        "modalities",
+    ),
+    Claim(
+        "two modalities end higher",
+        "After the last step, IB-IUMAD with both modalities is better than with one.",
+        "Tables 1 and 2, 6-1",
+        "settings",
+        SETTINGS_PAGE,
+        _of_modalities("ib-iumad", BOTH, "rgb", "6-1"),
+        (
+            _of_modalities("ib-iumad", BOTH, "depth", "6-1"),
+            *(_of_modalities("ib-iumad", BOTH, modality, "10-0") for modality in ("rgb", "depth")),
+        ),
+        "modalities",
     ),
 )
 CREDIT = (  # which part of observation 3 is the bottleneck's own
@@ -618,7 +650,14 @@ EFFICIENCY = tuple(
         ("smaller than a bank per category", "has a smaller model file", "log2 size"),
     )
 )
-PAPER_CLAIMS: tuple[Claim, ...] = (*SPURIOUS, *SETTINGS, *UNIFIED, *ABLATION, *UNTESTED)
+PAPER_CLAIMS: tuple[Claim, ...] = (
+    *SPURIOUS,
+    *MODALITIES,
+    *SETTINGS,
+    *UNIFIED,
+    *ABLATION,
+    *UNTESTED,
+)
 """In the order of the paper."""
 QUESTIONS: tuple[Claim, ...] = (*CREDIT, *EFFICIENCY)
 """Ours, not the paper's."""
