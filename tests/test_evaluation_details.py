@@ -26,6 +26,7 @@ def scored(
             "sample_id": [f"{category}/test/{name}" for name in names],
             "defect": kinds,
             "label": labels,
+            "masked": True,
             "geometric": pd.array([(geometric or {}).get(kind) for kind in kinds], dtype="boolean"),
         }
     )

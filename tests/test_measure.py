@@ -23,9 +23,9 @@ from iumad.study.measured import (
     load_measured,
     measured_file,
     measured_part,
-    publish,
     publish_measured,
 )
+from iumad.study.publish import publish
 from iumad.study.runner import run_study
 
 

@@ -49,10 +49,12 @@ def chosen_study(
     setting: list[str] | None = None,
     seed: list[int] | None = None,
 ) -> StudyConfig:
-    """The study of a params file with its changes, or the part of its grid that is asked for."""
+    """The study of a params file with its changes, each of which has an effect, or a part of its grid."""
     study = load_params(params, assignments=change or [])
     wanted = {"methods": method, "modalities": modality, "settings": setting, "seeds": seed}
-    return study.select(**{axis: values for axis, values in wanted.items() if values})
+    part = study.select(**{axis: values for axis, values in wanted.items() if values})
+    part.require_effect()
+    return part
 
 
 SUMMARY = ("i_auroc", "p_auroc", "aupro", "accuracy", "fm_i_auroc", "fm_aupro")

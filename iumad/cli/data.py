@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from iumad.cli.common import print_table, say
 from iumad.config.sections import MiniCandiesConfig, build
-from iumad.errors import DataError
+from iumad.errors import ConfigError, DataError
 
 data_app = typer.Typer(
     no_args_is_help=True, help="Data sets: export, check, show, set up one's own."
@@ -18,6 +18,7 @@ data_app = typer.Typer(
 cache_app = typer.Typer(
     no_args_is_help=True, help="The cache of prepared images and frozen features."
 )
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")  # of contact sheets
 Root = Annotated[Path, typer.Argument(help="folder of the data set, in any known layout")]
 
 
@@ -93,6 +94,8 @@ def show(
     from iumad.data.check import contact_sheet, open_folder
     from iumad.data.minicandies import MiniCandies
 
+    if out.suffix.lower() not in PICTURES:
+        raise ConfigError(f"--out {out}: a picture's name ends in {', '.join(PICTURES)}")
     dataset = MiniCandies(MiniCandiesConfig()) if root is None else open_folder(root)
     contact_sheet(dataset).save(out)
     say(f"contact sheet written to {out}")
@@ -124,6 +127,8 @@ def new(
         require_no_index,
     )
 
+    if mapping is not None and source is not None:
+        raise ConfigError("--mapping and --source: give one of the two")
     described = None if mapping is None else read_mapping(mapping)
     require_no_index(root)  # before any question
     layout = foreign_layout(source or root) if described is None else None

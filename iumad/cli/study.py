@@ -33,6 +33,10 @@ def run(
     results: Results = Path("results"),
     device: Device = "auto",
     jobs: Jobs = None,
+    threads: Annotated[
+        int,
+        typer.Option(min=1, help="threads that each run computes with; the last bits depend on it"),
+    ] = 1,
     method: Method = None,
     modality: Modality = None,
     setting: Setting = None,
@@ -51,9 +55,9 @@ def run(
     study = chosen_study(params, change, method, modality, setting, seed)
     for text in check_study(study, device):
         say(f"warning: {text}")
-    run_parallel(study, results, device, jobs or default_jobs(device))
-    print_summary(run_study(study, results, device))
-    measured(study, results, device=device)
+    run_parallel(study, results, device, jobs or default_jobs(device), threads)
+    print_summary(run_study(study, results, device, threads))
+    measured(study, results, device=device, whole=load_params(params, assignments=change or []))
 
 
 def plan(

@@ -36,6 +36,7 @@ Rate = Annotated[
 ]
 SOME_ANOMALOUS = 3  # exit code of `predict`
 IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
+SHOWN = 50  # lines of predictions that are printed
 BATCH = 16  # images prepared and scored together
 
 
@@ -401,7 +402,9 @@ def _write(
         say(f"table: {out}")
     elif not any((overlays, maps, report)) or len(scored) == 1:
         shown = ["file", "category", "score", "normalised", "anomalous", "ms"]
-        print_table(table[shown].head(50))
+        print_table(table[shown].head(SHOWN))
+        if len(table) > SHOWN:
+            say(f"{len(table) - SHOWN} more; --out writes all")
     for each in scored:
         if overlays is not None:
             write_png(overlay(each.prediction), overlays / f"{each.key}.png")

@@ -290,7 +290,7 @@ class StudyConfig(Section):
         runs = self.runs()
         if not any(run.model.kind in RECONSTRUCTIONS for run in runs):
             build(ReconstructionConfig, self.model, "model")  # a misspelt key is found here too
-        self._assignments_act(runs)
+        self.require_effect()
         return self
 
     def _sizes_fit(self) -> None:
@@ -304,8 +304,15 @@ class StudyConfig(Section):
                 f"features.grid: {grid} x {grid} tokens need images of at least {grid} pixels, got {size}"
             )
 
-    def _assignments_act(self, runs: list[RunConfig]) -> None:
-        """Every assigned key changes some run of the grid."""
+    def require_effect(self) -> None:
+        """Refuse an assigned key that changes no run of the grid.
+
+        Raises
+        ------
+        ConfigError
+            Which key, and why.
+        """
+        runs = self.runs()
         for section, changes in self.assigned.items():
             for key in changes:
                 having = [run for run in runs if key in type(getattr(run, section)).model_fields]
@@ -379,7 +386,7 @@ class StudyConfig(Section):
         Raises
         ------
         ConfigError
-            A key is unknown, a value is not in the grid, or an assignment would change no run of the part.
+            A key is unknown, or a value is not in the grid.
         """
         update: dict[str, Any] = {}
         for key, values in wanted.items():
@@ -396,7 +403,6 @@ class StudyConfig(Section):
         part = self.model_copy(update=update)
         if not part.runs():
             raise ConfigError(f"select: profile {self.profile!r} has no run with all of {wanted}")
-        part._assignments_act(part.runs())
         return part
 
 

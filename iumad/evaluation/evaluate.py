@@ -152,6 +152,7 @@ class Scored:
         Rows of the data set's index.
     maps : float32 array (n, h, w)
     masks : bool array (n, h, w)
+        Nothing is marked where it is not known which pixels are defective (`masked` of `test`).
     scores : array (n,)
         Image scores as the run's `evaluation` section defines them.
     """
@@ -172,7 +173,8 @@ def compare_details(
     scored: Scored, config: EvaluationConfig
 ) -> list[tuple[str, str, float, float]]:
     """Values of one category without and with each detail: (detail, metric, here, there)."""
-    maps, masks, labels = scored.maps, scored.masks, scored.labels
+    masked, labels = scored.test["masked"].to_numpy(dtype=bool), scored.labels
+    maps, masks = scored.maps[masked], scored.masks[masked]
     limit = config.fpr_limit
     here = {
         "i_auroc": or_missing(image_auroc, scored.scores, labels),
@@ -202,8 +204,8 @@ def compare_details(
         kinds = ("only geometric defects",) * 3
         values = (
             or_missing(image_auroc, scored.scores[kept], labels[kept]),
-            or_missing(pixel_auroc, maps[kept], masks[kept]),
-            or_missing(aupro, maps[kept], masks[kept], limit),
+            or_missing(pixel_auroc, maps[kept[masked]], masks[kept[masked]]),
+            or_missing(aupro, maps[kept[masked]], masks[kept[masked]], limit),
         )
         found += list(zip(kinds, here, values, strict=True))
     pairs = [(detail, metric, here[metric], there) for detail, metric, there in found]

@@ -28,9 +28,15 @@ from iumad.data.sample import Dataset
 from iumad.errors import CheckpointError, ConfigError, DataError
 from iumad.evaluation.metrics import image_auroc, image_scores, or_missing
 from iumad.features.cache import Batch, FeatureStore
-from iumad.inspection.model_file import Card, Model, Threshold, threshold_from_good
+from iumad.inspection.model_file import (
+    Card,
+    Model,
+    Threshold,
+    require_rate,
+    threshold_from_good,
+)
 from iumad.models.base import Detector, InputSpec
-from iumad.models.build import make_detector
+from iumad.models.build import make_detector, method_class
 from iumad.study.runner import RunWork, ShowBar, load_detector, remembered_after
 from iumad.study.steps import read_provenance, run_name, steps_of
 from iumad.training.checkpoint import load_grown
@@ -93,10 +99,23 @@ def own_run(
         "data": data,
         "methods": {method: (content.get("methods") or {}).get(method, {})},
         "modalities": ["+".join(dataset.modalities)],
-        "settings": [f"{len(dataset.categories)}-0", "1-1"],  # of the second is `increment`
+        "settings": ["1-1"],  # of this is `increment`
         "seeds": [0],
     }
-    return build_study(content, str(params or root), assignments).runs()[0]
+    where = str(params or root)
+    chosen = getattr(build_study(content, where, assignments).data, "categories", None)
+    at_once = f"{len(chosen or dataset.categories)}-0"
+    return build_study(content | {"settings": [at_once, "1-1"]}, where, assignments).runs()[0]
+
+
+def _require_thresholds(run: RunConfig, false_alarm_rate: float) -> None:
+    """Refuse what would be refused after hours: a rate that no threshold has, scores that are not positive."""
+    require_rate(false_alarm_rate)
+    if method_class(run.model).signed:
+        raise ConfigError(
+            f"method {run.method!r}: its scores may be negative, and thresholds are made from their logarithms; "
+            "take another method"
+        )
 
 
 def fit_folder(
@@ -113,6 +132,7 @@ def fit_folder(
     DataError
         The folder cannot be used, or a category has too few good images for a threshold.
     """
+    _require_thresholds(run, false_alarm_rate)
     started, clock = datetime.now(UTC), time.monotonic()
     dataset = open_dataset(run.data.model_copy(update={"root": root}))
     store = _store(dataset, run, progress, cache)
@@ -123,9 +143,8 @@ def fit_folder(
     thresholds, alone = _thresholds(detector, store, run, held, false_alarm_rate, progress, None)
     memory = _remember(detector, store, learnt, run, {})
     seconds = time.monotonic() - clock
-    card = _card(
-        run, store, categories, thresholds, started.isoformat(timespec="seconds"), seconds, alone
-    )
+    created = started.isoformat(timespec="seconds")
+    card = _card(run, store, held, thresholds, created, seconds, alone)
     model = Model(card, run, detector.eval(), store.backbone, _kept(store, held), memory)
     return Fitted(model, _table(model, store, dataset, categories))
 
@@ -142,6 +161,7 @@ def pack_run(run: RunConfig, results: Path, false_alarm_rate: float) -> Fitted:
     ConfigError
         A category has fewer than two validation images.
     """
+    _require_thresholds(run, false_alarm_rate)
     work = RunWork(run, "cpu")
     step = steps_of(run, results, work.dataset)[-1]
     if not step.checkpoint.exists():
@@ -156,7 +176,7 @@ def pack_run(run: RunConfig, results: Path, false_alarm_rate: float) -> Fitted:
         for name in categories
     }
     provenance = read_provenance(step.provenance)
-    card = _card(run, store, categories, thresholds, provenance.started, provenance.duration_s)
+    card = _card(run, store, held, thresholds, provenance.started, provenance.duration_s)
     memory = remembered_after(work, step) if detector.trained and _protects(run) else {}
     model = Model(card, run, detector.eval(), store.backbone, _kept(store, held), memory)
     return Fitted(model, _table(model, store, work.dataset, categories))
@@ -180,6 +200,7 @@ def learn_folder(
     ConfigError, DataError
         A category is known already, or its images are not of the model's kind.
     """
+    _require_thresholds(model.run, false_alarm_rate)
     started, clock = datetime.now(UTC), time.monotonic()
     run, dataset = _new_categories(model, root)
     categories = (*model.card.categories, *dataset.categories)
@@ -207,6 +228,11 @@ def learn_folder(
             "n_train": model.card.n_train | n_train,
             "thresholds": full | thresholds,
             "alone": (fewer[0] if fewer else {}) | alone,
+            "held_out": tuple(
+                name
+                for name in categories
+                if (held[name] if name in held else _kept_were_held_out(model, name))
+            ),
             "seconds": round(time.monotonic() - clock, 1),
         }
     )
@@ -241,7 +267,7 @@ def _new_categories(model: Model, root: Path) -> tuple[RunConfig, Dataset]:
 def _card(
     run: RunConfig,
     store: FeatureStore,
-    categories: Sequence[str],
+    held: dict[str, list[str]],
     thresholds: dict[str, Threshold],
     created: str,
     seconds: float,
@@ -252,13 +278,14 @@ def _card(
         iumad=version("iumad"),
         created=created,
         run=_without_root(run),
-        categories=tuple(categories),
+        categories=tuple(held),
         channels=store.backbone.channels,
         modalities=run.modalities,
         preparation=store.preparation(),
-        n_train={name: len(store.dataset.ids("train", [name])) for name in categories},
+        n_train={name: len(store.dataset.ids("train", [name])) for name in held},
         thresholds=thresholds,
         alone=alone or {},
+        held_out=tuple(name for name, ids in held.items() if ids),
         seconds=round(seconds, 1),
         torch=torch.__version__,
     )
@@ -462,9 +489,12 @@ def _moved(
 def _kept_were_held_out(model: Model, name: str) -> bool:
     """Whether the kept images of a category were held out, so that their scores rise as those of new images do.
 
-    Trained methods always hold some out. One in closed form learns all training images, and without validation
-    images it keeps some of these: then there are as many scores as training images.
+    Files of earlier versions do not say it. Trained methods always hold some out; one in closed form learns all
+    training images, and without validation images it keeps some of these: then there are as many scores as
+    training images.
     """
+    if model.card.held_out is not None:
+        return name in model.card.held_out
     n_scores = len(model.card.thresholds[name].good_scores)
     return model.detector.trained or n_scores != model.card.n_train[name]
 

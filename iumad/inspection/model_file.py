@@ -91,6 +91,18 @@ class Threshold(BaseModel):
         return self.model_copy(update={"value": self.value * factor, "good_scores": good_scores})
 
 
+def require_rate(rate: float) -> None:
+    """Refuse a false alarm rate that no threshold can have.
+
+    Raises
+    ------
+    ConfigError
+        It is outside (0, 0.5].
+    """
+    if not 0 < rate <= 0.5:
+        raise ConfigError(f"false alarm rate: needs a number in (0, 0.5], got {rate}")
+
+
 def threshold_from_good(scores: Sequence[float], false_alarm_rate: float) -> Threshold:
     """The score that a new good image exceeds with the given probability.
 
@@ -110,8 +122,7 @@ def threshold_from_good(scores: Sequence[float], false_alarm_rate: float) -> Thr
     ConfigError
         Fewer than two scores, or a rate outside (0, 0.5].
     """
-    if not 0 < false_alarm_rate <= 0.5:
-        raise ConfigError(f"false alarm rate: needs a number in (0, 0.5], got {false_alarm_rate}")
+    require_rate(false_alarm_rate)
     if len(scores) < 2:
         raise ConfigError(
             f"a threshold needs at least 2 held-out good images of a category, got {len(scores)}"
@@ -187,13 +198,18 @@ def _logs(scores: Sequence[float]) -> np.ndarray:
     return np.log(np.maximum(np.asarray(scores, dtype=np.float64), MIN_SCORE))
 
 
-VERSION = 3  # 2: how inputs are prepared is in the file; 3: thresholds for the first modality alone
+# 2: how inputs are prepared is in the file; 3: thresholds for the first modality alone; 4: `held_out`
+VERSION = 4
 CARD = "card.json"
 EPOCH = (1980, 1, 1, 0, 0, 0)  # of all members, so that equal models are equal files
 
 
 class Card(BaseModel):
-    """What a model file says of itself; `alone` has the thresholds for images without a second modality."""
+    """What a model file says of itself.
+
+    `alone` has the thresholds for images without a second modality. `held_out` names the categories whose kept
+    images were not learnt; files of earlier versions do not say it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -209,6 +225,7 @@ class Card(BaseModel):
     n_train: dict[str, int]
     thresholds: dict[str, Threshold]
     alone: dict[str, Threshold] = {}
+    held_out: tuple[str, ...] | None = None
     seconds: float
     torch: str
     plain: dict[str, Any] = {}

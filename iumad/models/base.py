@@ -87,6 +87,8 @@ class Detector(nn.Module):
         Of the class: whether a batch may lack modalities of the model, whose maps are then left out.
     has_map : bool
         Of the class: whether maps tell places apart; else they are the image's score at every pixel.
+    signed : bool
+        Of the class: whether maps may be negative; the thresholds of a model file need positive ones.
     """
 
     trained: ClassVar[bool] = True
@@ -94,6 +96,7 @@ class Detector(nn.Module):
     needs_category: ClassVar[bool] = False
     takes_fewer: ClassVar[bool] = False
     has_map: ClassVar[bool] = True
+    signed: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -230,7 +230,7 @@ def perturbation_data(study: StudyConfig, measured: pd.DataFrame) -> dict[str, A
         samples = [_stronger(run, datasets, category) for category in dataset.categories[:2]]
         runs = []
         for method, of_run in part.groupby("method", sort=False):
-            curves = of_run.pivot_table("value", "metric", "strength")
+            curves = of_run.pivot_table("value", "metric", "strength").reindex(SHOWN_METRICS)
             values = {m: [_percent(v) for v in curves.loc[m]] for m in SHOWN_METRICS}
             runs.append({"name": method, "colour": colours[str(method)], "values": values})
         kinds.append({"name": kind, "strengths": strengths, "samples": samples, "runs": runs})

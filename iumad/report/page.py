@@ -86,7 +86,8 @@ class Page:
 
     def compared(self, reference: str) -> pd.DataFrame:
         """Every method against a reference (`iumad.study.claims.compare`)."""
-        return claims.compare(self.study.profile, self.evidence, reference)
+        paper = tables.paper_name(self.study)
+        return claims.compare(self.study.profile, self.evidence, reference, dataset=paper)
 
     def of(
         self,
@@ -107,7 +108,8 @@ class Page:
         shown = set(self.rows["modality"])
         where = f"{text.in_words(shown.pop()).capitalize()}. " if len(shown) == 1 else ""
         note = (
-            f"{where}Percent, FM in points; mean ± standard deviation over seeds; bold: the best."
+            f"{where}Percent, FM in points; mean ± standard deviation over seeds; bold: the best of those with "
+            "the most seeds."
         )
         if 'class="paper"' in "".join(map(str, frame.to_numpy().ravel())):
             note += f" Grey: the paper on {PAPER_NAMES[tables.paper_name(self.study)]}."

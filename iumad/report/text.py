@@ -293,14 +293,14 @@ def against_the_mark(rows: pd.DataFrame, mark: str = MARK) -> list[Markup]:
     if "bank-unified" in means:
         one = f"{100 * means['bank-unified']:.1f} %"
         said.append(fill("One memory bank for all, not told the category, has {}.", one))
-    trained = means[[n != mark and not n.startswith((FLOOR, MARK)) for n in means.index]]
-    if mark and len(trained):
-        gap = 100 * (trained - means[mark]).sort_values(ascending=False)
+    gap, n = _gaps(rows, mark)
+    if len(gap):
         said.append(
             fill(
-                "Of the single models that are trained, {} has the highest image AUROC ({} points beside one bank "
-                "for each category) and {} the lowest ({}).",
+                "Of the single models that are trained, on the {} that all of these have, {} has the highest "
+                "image AUROC ({} points beside one bank for each category) and {} the lowest ({}).",
                 *(
+                    f"{n} seeds" if n > 1 else "one seed",
                     code(gap.index[0]),
                     f"{gap.iloc[0]:+.1f}",
                     code(gap.index[-1]),
@@ -309,6 +309,19 @@ def against_the_mark(rows: pd.DataFrame, mark: str = MARK) -> list[Markup]:
             )
         )
     return said + without_training(rows)
+
+
+def _gaps(rows: pd.DataFrame, mark: str) -> tuple[pd.Series, int]:
+    """Points of trained methods beside a mark, the best first, on the seeds that all of several seeds share."""
+    table = final_table(rows)
+    wide = table[table["metric"] == "i_auroc"].pivot_table("value", "seed", "method")
+    trained = [name for name in wide if not name.startswith((FLOOR, MARK))]
+    if mark not in wide or not trained:
+        return pd.Series(dtype=float), 0
+    several = [name for name in trained if wide[name].count() > 1] or trained
+    wide = wide[[mark, *several]].dropna()
+    gaps = 100 * wide[several].sub(wide[mark], axis=0).mean()
+    return gaps.sort_values(ascending=False), len(wide)
 
 
 def against_forgetting(rows: pd.DataFrame, ours: str, bound: str, kilobytes: float) -> list[Markup]:
@@ -460,21 +473,22 @@ def place_among(
         where = f" in {rows['setting'].iloc[0]}" if len(rows) else ""
         return [fill("{} is not run{} yet.", code(ours), where)]
     rows = rows[~rows["method"].str.startswith(FLOOR)]
-    order = _means(rows).xs("i_auroc", level="metric").sort_values(ascending=False).index
-    peers = [name for name in order if name in {*alike, ours}]
+    means = _means(rows).xs("i_auroc", level="metric").sort_values(ascending=False)
+    peers = [name for name in means.index if name in {*alike, ours}]
     setting, modality = rows[["setting", "modality"]].iloc[0]
     here = compared[(compared["setting"] == setting) & (compared["modality"] == modality)]
-    here = here[here["metric"] == "i_auroc"]
+    here = here[(here["metric"] == "i_auroc") & here["method"].isin(means.index)]
+    ahead = here[here["estimate"] > 0]["method"]
     alike_to = here[here["method"].isin(peers) & here["verdict"].isin([UNDECIDED, NO_DIFFERENCE])]
     alike_to = alike_to["method"]
     return [
         fill(
             "{}: {} is number {} of the {} that score colour alone ({}){}, and number {} of {} with those that "
             "score both images, are told the category or keep images.",
-            *(setting, code(ours), peers.index(ours) + 1, len(peers)),
+            *(setting, code(ours), 1 + int(ahead.isin(peers).sum()), len(peers)),
             standing(rows, peers, ["i_auroc"]),
             fill(", not told apart from {}", _and([*map(code, alike_to)])) if len(alike_to) else "",
-            *(order.get_loc(ours) + 1, len(order)),
+            *(1 + len(ahead), len(means)),
         )
     ]
 

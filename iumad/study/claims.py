@@ -152,11 +152,12 @@ def compare(
     evidence: Evidence,
     reference: str,
     metrics: tuple[str, ...] = COMPARED,
+    dataset: str = "mvtec3d",
 ) -> pd.DataFrame:
     """Every method against a reference in the same modality and setting.
 
-    What a claim of the paper, or a question of ours, asks of the study or of the settings is judged with its
-    claim, so that all pages say the same; the rest is judged with the other methods of its cell of the grid.
+    What a claim of the paper, or a question of ours, asks of the study or of the settings is judged in the family
+    of its claim, on the runs of this study; the rest is judged with the other methods of its cell of the grid.
 
     Parameters
     ----------
@@ -167,6 +168,8 @@ def compare(
     reference : str
         Method that the others are compared with.
     metrics : tuple of str
+    dataset : str
+        Of the paper's data sets, the one whose numbers stand beside ours.
 
     Returns
     -------
@@ -180,7 +183,7 @@ def compare(
         for claim in (*PAPER_CLAIMS, *QUESTIONS)
         if claim.study in (name, REFERENCES[0])
     }
-    judged = evaluate_claims(tuple(asked.values()), {name: evidence})
+    judged = evaluate_claims(tuple(asked.values()), {name: evidence}, dataset)
     found: dict[tuple, dict] = {}
     for row in judged[judged["role"] == "main"].to_dict("records"):
         main = asked[row["claim"]].main
@@ -192,7 +195,7 @@ def compare(
     for family, _, contrast in contrasts:
         if contrast.key not in found:
             rest.setdefault(family, []).append(contrast)
-    judged_rest = judge_contrasts(rest, evidence).to_dict("records")
+    judged_rest = judge_contrasts(rest, evidence, dataset).to_dict("records")
     for contrast, row in zip(
         [c for family in rest.values() for c in family], judged_rest, strict=True
     ):

@@ -32,8 +32,12 @@ LEARNING = "learning a category (s)"
 
 
 def costs_id(study: StudyConfig) -> str:
-    """Twelve hex digits: the hash of all that decides what a study's methods cost; learning rates do not."""
+    """Twelve hex digits: the hash of all that decides what a study's methods cost.
+
+    Learning rates do not, nor where the data lie.
+    """
     left_out: Any = {"profile": True, "seed": True, "training": {"lr"}, "increment": {"lr"}}
+    left_out |= {"data": {"root", "source"}}
     runs = [*runs_to_measure(study), *runs_to_learn(study)]
     return stable_hash([run.model_dump(mode="json", exclude=left_out) for run in runs])
 

@@ -51,7 +51,7 @@ from iumad.study.costs import (
 from iumad.study.counting import model_card
 from iumad.study.load import Speed, Speeds
 from iumad.study.runner import RunWork
-from iumad.study.steps import Step, steps_of
+from iumad.study.steps import Step, cpu_model, steps_of
 from iumad.training.checkpoint import load_grown
 from iumad.training.increments import Memory, remember
 from iumad.training.loop import StepPlan, Updates, Watch, fit_step
@@ -196,7 +196,8 @@ def _grown(work: RunWork, step: Step, earlier: Detector | None) -> Detector:
 
 
 def _machine(where: torch.device) -> str:
-    return f"{device_name(where)}, {torch.get_num_threads()} torch threads"
+    name = cpu_model() or "cpu" if where.type == "cpu" else device_name(where)
+    return f"{name}, {torch.get_num_threads()} torch threads"
 
 
 def measure_point(run: RunConfig, point: Point, device: str) -> list[dict[str, Any]]:

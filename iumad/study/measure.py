@@ -50,6 +50,7 @@ def measure(
     results: str | Path,
     kinds: Sequence[str] = tuple(KINDS),
     device: str = "auto",
+    whole: StudyConfig | None = None,
 ) -> int:
     """Measure the part of a study that pages look at closely; what is there already stays.
 
@@ -62,6 +63,8 @@ def measure(
     kinds : sequence of str
         Of `iumad.study.measured.KINDS`.
     device : "auto", "cpu", "cuda", "cuda:1", ...
+    whole : StudyConfig, optional
+        The study of whose grid `study` is a part: what pages look at is a part of the whole grid.
 
     Returns
     -------
@@ -69,8 +72,11 @@ def measure(
         Tables that were written.
     """
     written = 0
+    chosen = {run.run_id for run in study.runs()}
+    study = whole or study
     wanted = {kind: measured_part(study, kind).seeds for kind in kinds}
-    for run in tqdm(_runs_of(study, kinds), desc="measurements", unit="run"):
+    runs = [run for run in _runs_of(study, kinds) if run.run_id in chosen]
+    for run in tqdm(runs, desc="measurements", unit="run", disable=not runs):
         finished, scored = is_trained(run, results), list[Scored]()
         for kind in [kind for kind, seeds in wanted.items() if run.seed in seeds]:
             path = measured_file(run, kind, Path(results))

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from filelock import FileLock, Timeout
@@ -216,7 +217,9 @@ def train_step(work: RunWork, step: Step, earlier: Detector | None) -> None:
     """Train a step from the model of the one before, and write all that belongs to it; the checkpoint is last."""
     run, ids = work.run, work.dataset.ids("train", step.categories)
     detector = work.new_detector(step)  # first: a wrong size shows here
-    effort, log = Effort(step.unfinished, work.threads), []
+    trunk = trained_trunk(work, step) if earlier is None else None  # its time is counted as its own
+    effort = Effort(step.unfinished, work.threads)
+    log: list[train.LogRow] = []
     with computing_threads(effort.threads):
         store = work.training_store(step)
         with work.show(work.title(step, "images"), len(ids)) as advance:
@@ -228,8 +231,9 @@ def train_step(work: RunWork, step: Step, earlier: Detector | None) -> None:
         generator = torch.Generator().manual_seed(run.seed)
         if not detector.trained:
             detector.fit(store, ids, generator)
-        elif earlier is None and run.trunk is not None:
-            log = take_trunk(work, step, run.trunk, detector)
+        elif trunk is not None:
+            weights, log = trunk
+            detector.load_state_dict(detector.state_dict() | weights)
             detector.fit(store, ids, generator)
             detector.eval().calibrate(store, ids)
         else:
@@ -248,15 +252,19 @@ def train_step(work: RunWork, step: Step, earlier: Detector | None) -> None:
     save_checkpoint(step.checkpoint, {"key": {"step": step.key}, "detector": detector.state_dict()})
 
 
-def take_trunk(
-    work: RunWork, step: Step, trunk: RunConfig, detector: Detector
-) -> list[train.LogRow]:
-    """Give a detector the network that another run's base step has trained; returns the log of its losses."""
-    other = RunWork(trunk, str(work.device), work.label, work.threads, work.show)
-    base = steps_of(trunk, step.folder.parent.parent, work.dataset)[0]
-    trained = trained_detector(other, base).state_dict()
-    detector.load_state_dict(detector.state_dict() | trained)
-    return read_step_table(base.log).to_dict("records")
+def trained_trunk(
+    work: RunWork, step: Step
+) -> tuple[dict[str, torch.Tensor], list[train.LogRow]] | None:
+    """Weights of the network that another run's base step has trained, and the log of its losses.
+
+    None where the run takes no other's network.
+    """
+    if work.run.trunk is None:
+        return None
+    other = RunWork(work.run.trunk, str(work.device), work.label, work.threads, work.show)
+    base = steps_of(work.run.trunk, step.folder.parent.parent, work.dataset)[0]
+    weights = trained_detector(other, base).state_dict()
+    return weights, read_step_table(base.log).to_dict("records")
 
 
 def evaluate_step(work: RunWork, step: Step, detector: Detector) -> None:
@@ -370,18 +378,21 @@ def saved_text(study: StudyConfig, results: str | Path) -> str:
 def score_categories(
     run: RunConfig, results: str | Path = RESULTS, device: str = "auto"
 ) -> Iterator[Scored]:
-    """Yield the test images with a mask of each category scored by a run's last model, trained if need be."""
+    """Yield the test images of each category scored by a run's last model, trained if need be."""
     work = RunWork(run, device)
     index = work.dataset.index
     detector = trained_detector(work, steps_of(run, results, work.dataset)[-1])
     for category in work.dataset.categories:
-        chosen = (index["category"] == category) & (index["split"] == "test") & index["masked"]
+        chosen = (index["category"] == category) & (index["split"] == "test")
         test = index[chosen].reset_index(drop=True)
         ids = test["sample_id"].tolist()
         with computing_threads(work.threads):
             maps = anomaly_maps(detector, work.test_store, ids)
         scores = image_scores(maps, run.evaluation.image_score, run.evaluation.pool)
-        yield Scored(category, test, maps, work.test_store.masks(ids), scores)
+        masks = np.zeros(maps.shape, dtype=bool)
+        masked = test["masked"].to_numpy(dtype=bool)
+        masks[masked] = work.test_store.masks(test.loc[masked, "sample_id"].tolist())
+        yield Scored(category, test, maps, masks, scores)
 
 
 def check_study(study: StudyConfig, device: str = "auto") -> list[str]:

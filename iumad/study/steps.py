@@ -261,7 +261,7 @@ def record_provenance(
         packages=_installed_versions(),
         python=platform.python_version(),
         system=platform.platform(),
-        cpu=_cpu_model(),
+        cpu=cpu_model(),
         cores=usable_cores(),
         threads=effort["threads"],
         memory_gb=_memory_gb(),
@@ -277,7 +277,7 @@ def code_and_machine() -> dict[str, str]:
     """What a page says of its execution: commit ("+" if files outside the book were changed), processor, cores."""
     commit, modified = _git_state()
     cores = usable_cores()
-    machine = f"{_cpu_model()}, {cores} core{'s' * (cores > 1)}"
+    machine = f"{cpu_model()}, {cores} core{'s' * (cores > 1)}"
     return {"commit": f"{commit[:7]}{'+' * bool(modified)}" if commit else "", "machine": machine}
 
 
@@ -346,7 +346,8 @@ def _installed_versions() -> dict[str, str]:
     return installed
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """The processor's name; empty where it is not known."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():

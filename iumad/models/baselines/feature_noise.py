@@ -34,6 +34,8 @@ class SimpleNet(Detector):
     SimpleNet does not classify: `n_categories` is not used.
     """
 
+    signed = True
+
     def __init__(self, config: SimpleNetConfig, spec: InputSpec, n_categories: int) -> None:
         super().__init__(config, spec, n_categories, targets=spec.modalities[:1])
         width = spec.channels * len(spec.modalities)
