@@ -349,6 +349,15 @@ def test_a_page_takes_what_a_claim_asks_from_the_claim():
     assert turned["p_holm"] == main.iloc[0]["p_holm"]
 
 
+def test_the_paper_s_numbers_are_those_of_the_data_set():
+    evidence = evidence_of(at_once({"ib-iumad": [0.8], "iuf": [0.7]}, setting="10-0"))
+    mvtec, eyecandies = (
+        compare("settings", evidence, "iuf", dataset=name).query("metric == 'i_auroc'")["paper"]
+        for name in ("mvtec3d", "eyecandies")
+    )
+    assert mvtec.item() != eyecandies.item()
+
+
 def test_every_claim_asks_for_runs_that_its_study_has(repository):
     names = [each.name for each in (*PAPER_CLAIMS, *QUESTIONS)]
     assert len(set(names)) == len(names)

@@ -137,6 +137,24 @@ def test_the_snippets_of_the_book_are_valid(repository):
 # --- damaged and complete data sets -------------------------------------------------------------
 
 
+def test_options_that_cannot_be_meant(iumad, tmp_path):
+    mapping = tmp_path / "m.yaml"
+    for command, text in {
+        ("data", "show", "--out", "sheet.svg"): "--out sheet.svg: a picture's name ends in .png",
+        (
+            "data",
+            "new",
+            tmp_path,
+            "--mapping",
+            mapping,
+            "--source",
+            tmp_path,
+        ): "give one of the two",
+    }.items():
+        code, _, err = iumad(*command)
+        assert code == 2 and text in err
+
+
 def test_an_exported_minicandies_is_clean(iumad, tmp_path):
     options = ["--n-train", "2", "--n-test-good", "1", "--n-test-defect", "1", "--image-size", "64"]
     code, _, err = iumad("data", "export", "candies", *options)

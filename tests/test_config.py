@@ -452,6 +452,13 @@ def test_a_method_needs_a_part_that_is_in_the_grid():
         build(StudyConfig, {"methods": {"iuf": {"settings": ["9-1"]}}}, "file.yaml")
 
 
+def test_a_part_may_be_untouched_by_an_assignment_of_the_whole(repository):
+    study = load_params(repository / "params/baselines.yaml", assignments=["increment.lr=1.0e-4"])
+    part = study.select(settings=["10-0"])
+    with pytest.raises(ConfigError, match=r"increment\.lr would change no run"):
+        part.require_effect()
+
+
 @pytest.mark.parametrize(
     ("wanted", "text"),
     [

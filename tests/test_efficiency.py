@@ -159,6 +159,16 @@ def test_costs_are_found_again_whatever_the_seed(table, tmp_path):
     assert costs.read_costs(tiny.study(methods={"iuf": {}}), tmp_path).empty
 
 
+def test_costs_are_found_wherever_the_data_lie(repository):
+    first, second = (
+        load_params(
+            repository / "params/mvtec3d/efficiency.yaml", assignments=[f"data.root={root}"]
+        )
+        for root in ("here", "there")
+    )
+    assert costs.costs_id(first) == costs.costs_id(second)
+
+
 def test_fpfh_is_not_measured_rather_than_measured_wrongly():
     with pytest.raises(ConfigError, match="FPFH"):
         measure_point(tiny.run("btf"), Point(3, tiny.SIZE, 1, 0), "cpu")

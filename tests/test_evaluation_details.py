@@ -76,6 +76,16 @@ def test_leaving_out_photometric_defects_by_hand():
     assert compared(one)["only geometric defects", "i_auroc"] == (0.75, 1.0)
 
 
+def test_a_defect_without_a_mask_counts_for_its_image_alone():
+    one = scored({"good/0": 1.0, "good/1": 2.0, "hole/0": 3.0, "hole/1": 0.5})
+    one.test.loc[3, "masked"], one.masks[3] = False, False
+    found = compared(one)
+    assert found["below 0.5 becomes 1 - AUROC", "i_auroc"][0] == 0.5
+    assert found["below 0.5 becomes 1 - AUROC", "p_auroc"][0] == pytest.approx(
+        32 / 40
+    )  # of its half
+
+
 def test_where_it_is_not_known_which_defects_are_geometric_nothing_is_left_out():
     one = scored({"good/000": 0.1, "hole/000": 0.9})
     assert not [name for name, _ in compared(one) if name == "only geometric defects"]

@@ -5,6 +5,7 @@ import math
 import shutil
 import zipfile
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from iumad.errors import CheckpointError, ConfigError, DataError
 from iumad.evaluation.evaluate import anomaly_maps
 from iumad.features.cache import FeatureStore
 from iumad.inspection.export import export_model
-from iumad.inspection.fit import fit_folder, learn_folder, own_run
+from iumad.inspection.fit import _kept_were_held_out, fit_folder, learn_folder, own_run
 from iumad.inspection.model_file import (
     load_model,
     promise,
@@ -383,6 +384,33 @@ def test_a_method_that_recognises_no_product_has_to_be_given_it(folder):
         Predictor(model)(image, cloud)
     given = Predictor(model)(image, cloud, "pretzel")
     assert (given.category, given.recognised, given.confidence) == ("pretzel", False, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("method", "rate", "text"),
+    [("simplenet", 0.05, "scores may be negative"), ("bank", 1.0, r"needs a number in \(0, 0.5\]")],
+)
+def test_what_has_no_threshold_is_refused_before_it_is_fitted(folder, method, rate, text):
+    def never(*_):
+        raise AssertionError
+
+    with pytest.raises(ConfigError, match=text):
+        fit_folder(folder, own_run(folder, method), rate, never)
+
+
+def test_some_categories_of_a_folder(folder):
+    run = own_run(folder, assignments=["data.categories=[pretzel, madeleine]"])
+    assert (run.setting, run.data.categories) == ("2-0", ("pretzel", "madeleine"))
+
+
+def test_as_many_held_out_images_as_learnt_ones(fitted):
+    card = fitted.model.card
+    assert set(card.held_out) == set(card.categories)  # two validation images each
+    scores = card.thresholds["pretzel"].model_copy(update={"good_scores": (1.0,) * 6})
+    alike = card.model_copy(update={"thresholds": card.thresholds | {"pretzel": scores}})
+    assert _kept_were_held_out(replace(fitted.model, card=alike), "pretzel")
+    old = alike.model_copy(update={"held_out": None})  # of an earlier version, which can but guess
+    assert not _kept_were_held_out(replace(fitted.model, card=old), "pretzel")
 
 
 def test_a_threshold_can_be_changed_at_prediction(folder, file):

@@ -126,6 +126,12 @@ def test_nothing_is_measured_twice_and_damage_is_named(measured):
         path.write_bytes(content)
 
 
+def test_a_run_outside_of_what_pages_look_at_is_not_measured(tmp_path):
+    whole = tiny.study(methods={"ib-iumad": {}}, seeds=[0, 1])
+    assert measure(whole.select(seeds=[1]), tmp_path, ["parts"], whole=whole) == 0
+    assert measure(whole.select(seeds=[0]), tmp_path, ["parts"], whole=whole) == 1
+
+
 def test_defects_by_hand():
     # good images score 1 and 2, the defective one 2: more than one and as much as the other; one of four pixels is
     # marked, and two of the other three are lower, one is equal
