@@ -295,8 +295,8 @@ def markers_of(levels: Sequence[str]) -> dict[str, str]:
 
 
 def label_of(metric: str) -> str:
-    """Axis label with unit; the metric's own name if it has no label here."""
-    return METRICS.get(metric, metric)
+    """Axis label with unit; the metric's own name, in words, if it has no label here."""
+    return METRICS.get(metric, metric.replace("_", " "))
 
 
 def scale_of(metric: str) -> int:
