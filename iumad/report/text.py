@@ -622,7 +622,7 @@ def minds(answers: pd.DataFrame, rows: pd.DataFrame) -> list[Markup]:
     means = 100 * _means(rows).xs("i_auroc", level="metric")
     ours = means.get(OURS, np.nan)
     others = means.reindex(["bank-unified", f"{OURS}+replay"]).dropna()
-    if len(others):
+    if len(others) and not np.isnan(ours):
         shown = [fill("{} {} %", code(name), f"{value:.1f}") for name, value in others.items()]
         met = "met" if (others >= ours).any() else "not met"
         sentence = (
