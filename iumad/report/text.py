@@ -431,11 +431,14 @@ def with_more_training(rows: pd.DataFrame, epochs: int) -> list[Markup]:
             continue
         before, after = tried.loc[epochs], tried.loc[most]
         falls.append(after["validation_error"] / before["validation_error"] - 1)
+        between = [count for count in tried.index if epochs < count < most]
+        gains = 100 * (tried["i_auroc"] - before["i_auroc"])
         sentence = fill(
-            "{} {} % image AUROC ({}), validation error {} %",
-            code(name),
-            f"{100 * after['i_auroc']:.1f}",
-            f"{100 * (after['i_auroc'] - before['i_auroc']):+.1f}",
+            "{} {} % image AUROC ({}{}), validation error {} %",
+            *(code(name), f"{100 * after['i_auroc']:.1f}", f"{gains[most]:+.1f}"),
+            fill("; {} with {} times", f"{gains[max(between)]:+.1f}", f"{max(between) / epochs:g}")
+            if between
+            else "",
             f"{100 * falls[-1]:+.0f}",
         )
         said.setdefault(most / epochs, []).append(sentence)
