@@ -9,6 +9,7 @@ import tifffile
 import trees
 import yaml
 
+from iumad.config.files import build_study
 from iumad.config.sections import FolderConfig
 from iumad.data import open_dataset
 from iumad.data.check import TILE, check_dataset, contact_sheet, open_folder
@@ -23,6 +24,7 @@ from iumad.data.own import (
     read_mapping,
 )
 from iumad.errors import ConfigError, DataError
+from iumad.study.steps import steps_of
 
 DEPTH = (trees.xyz_array()[..., 2] * 1000).astype(np.uint16)
 
@@ -276,6 +278,23 @@ def test_identity_follows_the_camera_and_the_files(tmp_path):
     changed = OwnDataset(root).fingerprint(sample_id)
     settings.write_text("version: 1\ndepth_scale: 0.0001\n")
     assert len({before, changed, OwnDataset(root).fingerprint(sample_id)}) == 3
+
+
+def test_an_evaluation_follows_the_validation_images(tmp_path):
+    root = captures(tmp_path)
+    new_dataset(Mapping.model_validate(mapping()), root)
+    content = {
+        "data": {"name": "folder", "root": str(root)},
+        "settings": ["1-0"],
+        "methods": {"bank": {}},
+    }
+    run = build_study(content, "file.yaml").runs()[0]
+    (validation, *_) = OwnDataset(root).ids("validation", ["bracket"])
+    (before,) = steps_of(run, tmp_path, OwnDataset(root))
+    depth = OwnDataset(root).files(validation)["depth"]
+    trees.write_png(depth, DEPTH + 1)
+    (after,) = steps_of(run, tmp_path, OwnDataset(root))
+    assert before.folder == after.folder and before.rows != after.rows
 
 
 def with_infrared(root, dtype=np.uint16):

@@ -417,13 +417,13 @@ class FileDataset(Dataset):
         return self._fingerprint(sample_id, file_digests(self._all_files(sample_id)))
 
     def digest(self, split: str, categories: Iterable[str]) -> str:
-        """Return a hash of the content of all samples of a split and some categories, worked out once."""
+        """Return a hash of the content of all samples of a split and some categories; of none an empty text."""
         key = (split, tuple(categories))
         if key not in self._digests:
             ids = sorted(self.ids(split, key[1]))
             digests = file_digests(path for each in ids for path in self._all_files(each))
             whole = "|".join(self._fingerprint(each, digests) for each in ids)
-            self._digests[key] = hashlib.sha256(whole.encode()).hexdigest()[:16]
+            self._digests[key] = hashlib.sha256(whole.encode()).hexdigest()[:16] if ids else ""
         return self._digests[key]
 
     def _all_files(self, sample_id: str) -> list[Path]:

@@ -103,6 +103,8 @@ def steps_of(
         seen = tuple(name for names in learnt[: number + 1] for name in names)
         key = run.step_key(learnt[: number + 1], data.digest("train", seen))
         tested = [data.digest("test", seen)]
+        if checked := data.digest("validation", seen):
+            tested.append(checked)
         if run.perturb.test:
             tested.append(run.perturb.model_dump_json(exclude={"where"}))
         folder = Path(results) / "steps" / key
