@@ -23,6 +23,7 @@ from iumad.report.figures import (
     information_plot,
     lines,
     profile_plot,
+    search_fronts,
     training_curves,
 )
 from iumad.report.style import COLOURS, PALETTE, colours_of, in_style, keep_table, legend
@@ -308,3 +309,18 @@ def test_points_between_two_quantities_have_their_method_s_colour():
     figure = fronts(table, [("new", "FM"), ("FM", "new")])
     assert [line.get_color() for line in figure.axes[0].lines] == [COLOURS["iuf"], COLOURS["bank"]]
     assert figure.axes[1].get_xlabel() == "FM"
+
+
+def test_choices_of_a_search_are_joined_in_their_order(rows):
+    choices = [
+        rows.assign(method=rows["method"] + f"[lr={rate}]", run_id=rows["run_id"] + str(rate))
+        for rate in (1, 3)
+    ]
+    figure = search_fronts(pd.concat(choices).assign(search="rates"))
+    (axis,) = figure.axes
+    final = final_table(rows[rows["method"] == "iuf"]).groupby("metric")["value"].mean() * 100
+    at = [pytest.approx(final[name]) for name in ("fm_i_auroc", "new_i_auroc")]
+    assert axis.lines[0].get_xydata().tolist() == [at, at]  # both rates have the same numbers
+    assert axis.get_title() == "rates"
+    assert legend_texts(figure) == ["iuf", "ib-iumad"]
+    assert not search_fronts(rows[:0].assign(search="")).axes[0].lines

@@ -93,6 +93,20 @@ def test_what_an_attempt_gives_by_hand():
     )
 
 
+def test_a_search_is_decided_on_the_seeds_that_all_choices_have():
+    rows = rows_of({key: value for key, value in TWO_SEEDS.items() if key[0] == "iuf"})
+    rates = [rows.assign(method=f"iuf[lr={rate}]", run_id=rows["run_id"] + rate) for rate in "12"]
+    rates[1] = rates[1][rates[1]["seed"] == 1]
+    rates[1] = rates[1].assign(value=rates[1]["value"].replace(0.92, 0.96))
+    (line,) = tables.search_table(pd.concat(rates), ["new_i_auroc", "i_auroc"]).to_dict("records")
+    # of seed 1: new 92 and final 76, against 96 and 78
+    assert line == {"method": "iuf", "seeds": 1, "lr=1": "84.0", "lr=2": Markup("<b>87.0</b>")}
+    errors = pd.concat(rates).query("metric == 'i_auroc'").assign(metric="validation_error")
+    (line,) = tables.search_table(errors, ["validation_error"]).to_dict("records")
+    assert line["lr=1"] == Markup("<b>0.76</b>")
+    assert tables.search_table(rows[:0], ["i_auroc"]).empty
+
+
 def test_what_a_dose_changes_by_hand(study):
     methods = {
         "iuf": {},

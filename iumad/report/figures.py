@@ -39,7 +39,7 @@ from iumad.report.style import (
     panels,
     scale_of,
 )
-from iumad.study.results import last_step
+from iumad.study.results import final_table, last_step
 from iumad.study.statistics import (
     CONTRADICTED,
     NO_DIFFERENCE,
@@ -297,6 +297,35 @@ def fronts(table: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> Figure:
     figure.legend(handles, labels, loc="outside right center", fontsize="small")
     figure.set_figwidth(figure.get_figwidth() + 2.2)
     return keep_table(figure, table)
+
+
+@in_style
+def search_fronts(rows: pd.DataFrame) -> Figure:
+    """Draw what each choice of a search gives for learning and costs in forgetting, a panel for each search.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Rows of runs in steps, with the column `search`, a panel's title. Choices of one method,
+        ``method[choice]``, are joined by a line in their order, with larger markers for later ones.
+    """
+    final = final_table(rows).merge(rows[["run_id", "search"]].drop_duplicates(), on="run_id")
+    named = final["method"].str.extract(r"^(?P<method>.+)\[(?P<choice>.+)\]$")
+    keys = ["search", "method", "choice"]
+    means = final.assign(**named).pivot_table("value", keys, "metric", sort=False).reset_index()
+    levels = list(means["method"].unique())
+    colours, markers = colours_of(levels), markers_of(levels)
+    searches = means["search"].unique()
+    figure, axes = panels(len(searches))
+    for axis, search in zip(axes, searches, strict=True):
+        for method, line in means[means["search"] == search].groupby("method", sort=False):
+            x, y = 100 * line["fm_i_auroc"], 100 * line["new_i_auroc"]
+            axis.plot(x, y, color=colours[method], linewidth=1)
+            look = {"color": colours[method], "marker": markers[method], "zorder": 2}
+            axis.scatter(x, y, 12 * np.arange(1, len(line) + 1), label=method, **look)
+        axis.set(title=search, xlabel=label_of("fm_i_auroc"), ylabel=label_of("new_i_auroc"))
+    legend(figure, final.assign(method=named["method"]), "method")
+    return keep_table(figure, means)
 
 
 def lines(axis: Axes, summary: pd.DataFrame, x: str, metric: str, factor: str = "method") -> None:

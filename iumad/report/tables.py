@@ -489,6 +489,40 @@ def best_epoch(epochs: pd.DataFrame) -> pd.DataFrame:
 Attempts = Mapping[str, tuple[pd.DataFrame, str, str, str]]
 
 
+def search_table(rows: pd.DataFrame, criterion: Sequence[str]) -> pd.DataFrame:
+    """What decided a search, a line a method and a column a choice: mean ± standard deviation, the best bold.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Rows of variants that `vary` made, ``method[choice]``.
+    criterion : sequence of str
+        Metrics whose mean decides; of ``validation_error`` the least, else the most, in percent.
+
+    Returns
+    -------
+    DataFrame
+        method, seeds, one column a choice. Of a method those seeds count that all its choices have.
+    """
+    final = final_table(rows)
+    named = final["method"].str.extract(r"^(?P<method>.+)\[(?P<choice>.+)\]$")
+    values = final[final["metric"].isin(criterion)].assign(**named)
+    cells = values.pivot_table("value", ["method", "seed"], "choice", sort=False)
+    least = "validation_error" in criterion
+    factor, digits = (1, 2) if least else (100, 1)
+    records = []
+    for method, part in cells.groupby(level="method", sort=False):
+        part = factor * part.dropna(axis=1, how="all").dropna()
+        means, sds = part.mean().round(digits), part.std()
+        best = means.min() if least else means.max()
+        found = {
+            choice: mean_and_sd(mean, sds[choice], bool(mean == best), digits)
+            for choice, mean in means.items()
+        }
+        records.append({"method": method, "seeds": len(part)} | found)
+    return pd.DataFrame(records, columns=["method", "seeds", *cells.columns])
+
+
 def attempts_table(attempts: Attempts, metrics: Sequence[str]) -> pd.DataFrame:
     """What becomes of two methods when something else is tried.
 
@@ -647,11 +681,12 @@ def _best(found: pd.DataFrame, metric: str) -> set[tuple[str, str]]:
     return best
 
 
-def mean_and_sd(mean: float, sd: float, best: bool = False) -> Markup:
+def mean_and_sd(mean: float, sd: float, best: bool = False, digits: int = 1) -> Markup:
     """Text of a cell: ``87.0 ± 0.6``, or the mean alone of a single seed."""
     if np.isnan(mean):
         return Markup("undefined")
-    text = f"{round(mean, 1) + 0.0:.1f}" + ("" if np.isnan(sd) else f" ± {sd:.1f}")  # no -0.0
+    text = f"{round(mean, digits) + 0.0:.{digits}f}"  # no -0.0
+    text += "" if np.isnan(sd) else f" ± {sd:.{digits}f}"
     return fill("<b>{}</b>" if best else "{}", text)
 
 
