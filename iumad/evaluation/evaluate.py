@@ -185,7 +185,7 @@ def compare_details(
         (
             f"image score: {kind}",
             "i_auroc",
-            or_missing(image_auroc, image_scores(maps, kind), labels),
+            or_missing(image_auroc, image_scores(scored.maps, kind), labels),
         )
         for kind in ("mean", "std")
     ]

@@ -196,11 +196,11 @@ class ReconstructionDetector(Detector):
     ) -> dict[str, Float[Tensor, ""]]:
         """The weighted terms of Eq. 10; their sum is the loss.
 
-        `fusion` is Eq. 9: squared error summed over channels, mean over tokens and batch. (As the mean over
-        channels it weighs C times less, and the label terms decide alone what the shared layers learn.)
+        `fusion` is Eq. 9: squared error summed over channels, mean over tokens, batch and targets. (As the mean
+        over channels it weighs C times less, and the label terms decide alone what the shared layers learn.)
         `ib` is the KL of Eq. 8, mean over the batch, first distribution detached. `ib_heads` is the
-        cross-entropy of both heads: not in Eq. 10, but without it constant heads minimise the KL; with "heads"
-        it trains them alone. In the base step (`base`) `compression` is IUF's.
+        cross-entropy of both heads: not in Eq. 10, but without it the first head, detached, stays as it was drawn;
+        with "heads" it trains them alone. In the base step (`base`) `compression` is IUF's.
         """
         config, output = self.config, self(batch, generator)
         weights = {"rgb": config.lambda_rgb, "depth": config.lambda_depth}

@@ -618,10 +618,10 @@ UNTESTED = (
         "distance to one bank per category",
     ),
     Claim(
-        "better than DiAD and CDAD",
-        "IB-IUMAD is better than DiAD and CDAD, which are built on diffusion models.",
+        "better than DiAD, CDAD and DeSTSeg",
+        "IB-IUMAD is better than DiAD and CDAD, which are built on diffusion models, and than DeSTSeg.",
         "Sec. 4.2, Tables 1 to 4",
-        why_not="neither method is run in this study",
+        why_not="none of them is run in this study",
     ),
     Claim(
         "better on real parts and on Eyecandies",
@@ -632,7 +632,7 @@ UNTESTED = (
     Claim(
         "the KL removes redundant information",
         "The KL divergence between the two predictions removes redundant information from fused features.",
-        "Sec. 3, Corollary 2",
+        "Sec. 3.4, Corollary 2",
         page="18_ablation",
         why_not="a statement about mutual information; the page shows what probes read before and after the "
         "bottleneck, which bounds it from below only",

@@ -172,8 +172,8 @@ def _below_joint(cell: tuple[str, str, str], own: _Learnt, other: _Learnt) -> tu
     if cell not in own.new:
         return np.nan, -BELOW_JOINT, INAPPLICABLE, f"{method} learns all categories at once"
     new = own.new[cell]
-    for source in (own, other):
-        for name in (method, JOINT):
+    for name in (method, JOINT):
+        for source in (own, other):
             if (name, modality) in source.at_once:
                 gaps = new - source.at_once[name, modality].reindex(new.index)
                 gap = gaps.groupby("seed").mean().mean()

@@ -4,7 +4,8 @@
     projection      IUF: updates of the second FFN linear of every layer are damped along the directions in which
                     earlier categories' features vary most
     svd             CDAD: updates of all layers stay away from the span of earlier inputs
-    ewc             a quadratic penalty on moving weights (Kirkpatrick et al., PNAS 2017)
+    ewc             a quadratic penalty on moving weights (after Kirkpatrick et al., PNAS 2017; one anchor, the
+                    weights at the start of the step, and the importances of all earlier steps summed)
     replay          a few images of earlier categories are trained on again; a control from above
     feature-replay  the same with the backbone's features alone, so that no image is kept
 
@@ -60,9 +61,10 @@ def linear_layers(network: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
 def second_moments(
     detector: Detector, store: FeatureStore, sample_ids: Sequence[str], seed: int
 ) -> dict[str, Float[Tensor, "d d"]]:
-    """S of every layer over a step's training images (float64): inputs while training and while scoring.
+    """S of every layer over a step's training images (float64): inputs of the loss and of the maps.
 
-    `seed` draws the noise of the loss. Layers that got no input are left out.
+    Both in evaluation mode, so without feature jitter and dropout; `seed` draws the noise that a loss adds itself
+    (`cdad-feat`). Layers that got no input are left out.
     """
     moments: dict[str, Tensor] = {}
 
