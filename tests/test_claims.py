@@ -280,6 +280,8 @@ def test_gates_without_their_runs_are_not_measured_unless_another_study_has_them
     assert set(gate_states(own, rows).values()) == {MET}
     joint = run_rows("joint", [dict.fromkeys("abc", 0.95)])
     assert gate_states(pd.concat([own, joint]))["new categories"] == MISSED
+    # IB-IUMAD's joint training counts only where the method's own is nowhere
+    assert gate_states(pd.concat([own, joint]), rows)["new categories"] == MET
     other_seed = rows[rows["setting"] == "3-0"].assign(seed=5)
     assert gate_states(pd.concat([own, other_seed]))["new categories"] == UNMEASURED
 

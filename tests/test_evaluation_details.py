@@ -84,6 +84,7 @@ def test_a_defect_without_a_mask_counts_for_its_image_alone():
     assert found["below 0.5 becomes 1 - AUROC", "p_auroc"][0] == pytest.approx(
         32 / 40
     )  # of its half
+    assert ("image score: mean", "i_auroc") in found
 
 
 def test_where_it_is_not_known_which_defects_are_geometric_nothing_is_left_out():

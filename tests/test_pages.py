@@ -282,9 +282,9 @@ def test_a_claim_is_said_with_its_verdict_and_the_rest_is_counted():
     numbers = {"estimate": 2.0, "low": 1.0, "high": 3.0, "paper": 5.8, "unit": "points"}
     decided, rest, paper = text.verdict_counts(answers.assign(**numbers))
     assert plain(decided) == "supported: “A < B.” Here 2.0 [1.0, 3.0] points; the paper: 5.8."
-    assert plain(rest) == "1 of 4 claims is decided; of the others 2 not run, 1 undecided."
+    assert plain(rest) == "1 of 4 claims is decided; the others: 2 not run, 1 undecided."
     assert (
-        plain(paper) == "For 1 undecided claim the paper has a difference: above our interval in 1."
+        plain(paper) == "For 1 undecided claim the paper gives a difference, which lies above our interval in 1."
     )
     none, _ = text.verdict_counts(answers.assign(**numbers)[1:])
     assert plain(none) == "None of the 3 claims is decided: 2 not run, 1 undecided."
@@ -322,13 +322,13 @@ def test_what_would_change_our_mind():
     )
     rows = rows_of(TWO_SEEDS).replace({"method": {"iuf": "bank-unified"}})
     paper, against, question = map(plain, text.minds(answers, rows))
-    assert paper.endswith("to be asked. Of the 2 main contrasts in steps 1 are supported.")
-    assert against.endswith("Of the 2 main contrasts in steps 1 are contradicted or no difference.")
+    assert paper.endswith("to be asked. Of the 2 main contrasts in steps, 1 are supported.")
+    assert against.endswith("Of the 2 main contrasts in steps, 1 are contradicted or no difference.")
     assert question.endswith(
         "not met. Image AUROC after the last step: bank-unified 75.5 %, ib-iumad 85.0 %."
     )
     none = text.minds(answers.assign(verdict="undecided"), rows)[0]
-    assert "not met. Of the 2 main contrasts in steps 0" in plain(none)
+    assert "not met. Of the 2 main contrasts in steps, 0" in plain(none)
 
 
 def test_larger_budgets_are_told_from_the_end_of_training():
@@ -344,14 +344,14 @@ def test_larger_budgets_are_told_from_the_end_of_training():
 
     most = {"iuf[epochs=15]": (0.85, 5.0), "iuf[epochs=45]": (0.90, 4.0)}
     assert at(most | {"plain[epochs=5]": (0.5, 9.0), "plain[epochs=15]": (0.6, 8.0)}) == [
-        "Not trained to the end.",
+        "Training has not converged.",
         "With 3 times the images: iuf 90.0 % image AUROC (+5.0), validation error -20 %.",
     ]
     assert at(most | {"iuf[epochs=150]": (0.91, 3.5)})[1] == (
         "With 10 times the images: iuf 91.0 % image AUROC (+6.0; +5.0 with 3 times), validation error -30 %."
     )
     flat = {"iuf[epochs=15]": (0.90, 4.0), "iuf[epochs=45]": (0.85, 3.93)}
-    assert at(flat)[0] == "Trained to the end."
+    assert at(flat)[0] == "Training has converged."
     assert at({"iuf[epochs=15]": (0.85, 5.0)}) == []
 
 
@@ -368,7 +368,7 @@ def test_methods_compete_on_the_seeds_that_they_share():
         setting="10-0",
     )
     (said,) = [s for s in map(plain, text.against_the_mark(rows)) if "highest" in s]
-    assert "on the 2 seeds that all of these have, ib-iumad has the highest image AUROC (-4" in said
+    assert "on the 2 seeds that all of them share, ib-iumad has the highest image AUROC (-4" in said
     assert "iuf the lowest (-5.0)" in said
     grid = {"settings": ["10-0"], "modalities": ["rgb+depth"], "seeds": [0, 1, 2]}
     table = StudyConfig.model_validate({"methods": {name: {} for name in values}} | grid)

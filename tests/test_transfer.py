@@ -38,7 +38,7 @@ def test_differences_by_hand():
         {
             "IB-IUMAD localises better than IUF": 10,
             "IB-IUMAD forgets less AUPRO than IUF": 0,
-            "a second image helps IB-IUMAD to localise": 20,
+            "a second modality helps IB-IUMAD to localise": 20,
         }
     )
     assert set(judged["n"]) == {3}
@@ -85,7 +85,7 @@ def test_whole_images_are_asked_where_no_floor_gives_them_away():
     table.loc[second & (table["method"] == "iuf"), "value"] = 0.9  # would turn the difference round
     judged = transfer.answers({"colour": table}).set_index("statement")
     assert judged["mean"].to_dict() == pytest.approx(
-        {"IB-IUMAD tells defective images better than IUF": 15}
+        {"IB-IUMAD detects defective images better than IUF": 15}
     )
 
 
@@ -152,7 +152,7 @@ def test_the_second_image_is_compared_image_by_image():
 
 def test_size_classes_in_cells():
     table = transfer.size_table(defects({("plain", "rgb"): [0.5, 0.6, 0.7, 0.8]}), grid=4)
-    inside = table["inside"].iloc[0]
+    inside = table["pixel AUROC inside the image"].iloc[0]
     assert inside.to_dict() == pytest.approx(
         {"0 to 0.25 (1)": 50, "0.25 to 1 (1)": 60, "1 to 4 (1)": 70, "over 4 (1)": 80}
     )

@@ -218,11 +218,11 @@ def in_short(
         )
     ]
     if others:
-        said.append(fill("Beside them, {} points.", _and(others)))
+        said.append(fill("For comparison: {} points.", _and(others)))
     if row.paper > row.high:
         said.append(Markup("A gain as large as the paper's lies outside the interval."))
     ends = [fill("{} {} %", WHO[name], f"{of['i_auroc'][name]:.1f}") for name in shown]
-    said.append(fill("Image AUROC of all categories in the end: {}.", _and(ends)))
+    said.append(fill("Image AUROC of all categories at the end: {}.", _and(ends)))
     said += without_training(floors)
     best = 100 * _means(at_once).xs("i_auroc", level="metric") if len(at_once) else {}
     known = [name for name in (OURS, BASELINE, "bank-unified") if name in best]
@@ -250,7 +250,7 @@ def learning_in_steps(rows: pd.DataFrame, compared: pd.DataFrame) -> list[Markup
     rows = rows[rows["method"].isin(shown)]
     if not shown:
         return [NOT_ANSWERED]
-    said = [fill("At the end {} ({}).", standing(rows, shown, ["i_auroc"]), circumstances(rows))]
+    said = [fill("At the end, {} ({}).", standing(rows, shown, ["i_auroc"]), circumstances(rows))]
     means = _means(rows)
     forgotten = [
         fill("{} {}", code(name), f"{round(100 * means[name, 'fm_i_auroc'], 1) + 0.0:.1f}")
@@ -259,7 +259,7 @@ def learning_in_steps(rows: pd.DataFrame, compared: pd.DataFrame) -> list[Markup
     ]
     if forgotten:
         said.append(
-            fill("Points forgotten of categories learnt earlier: {}.", Markup(", ").join(forgotten))
+            fill("Points forgotten on categories learnt earlier: {}.", Markup(", ").join(forgotten))
         )
     if len(trained) < 2:
         said.append(_not_run([n for n in (OURS, BASELINE) if n not in have]))
@@ -297,8 +297,9 @@ def against_the_mark(rows: pd.DataFrame, mark: str = MARK) -> list[Markup]:
     if len(gap):
         said.append(
             fill(
-                "Of the single models that are trained, on the {} that all of these have, {} has the highest "
-                "image AUROC ({} points beside one bank for each category) and {} the lowest ({}).",
+                "Of the trained single models, on the {} that all of them share, {} has the "
+                "highest image AUROC ({} points relative to one bank for each category) and {} "
+                "the lowest ({}).",
                 *(
                     f"{n} seeds" if n > 1 else "one seed",
                     code(gap.index[0]),
@@ -344,7 +345,8 @@ def against_forgetting(rows: pd.DataFrame, ours: str, bound: str, kilobytes: flo
     size = "" if np.isnan(kilobytes) else fill(", and adds {} kB a category", f"{kilobytes:.0f}")
     said = [
         fill(
-            "{} forgets {} of image AUROC, stores no image{}; in the end image AUROC is {} % and AUPRO {} % ({}).",
+            "{} forgets {} of image AUROC, stores no image{}; at the end image AUROC is {} % and "
+            "AUPRO {} % ({}).",
             *(code(ours), _quantity(value[ours, "fm_i_auroc"], "fm_i_auroc"), size),
             *(f"{value[ours, metric]:.1f}" for metric in MAIN),
             circumstances(mine),
@@ -354,8 +356,8 @@ def against_forgetting(rows: pd.DataFrame, ours: str, bound: str, kilobytes: flo
     if len(gaps):
         said.append(
             fill(
-                "New categories reach {} % right after their step. Against {}, trained on all at once: {} "
-                "points of image AUROC, {} on new categories.",
+                "New categories reach {} % right after their step. Compared with {}, trained on "
+                "all at once: {} points of image AUROC, {} on new categories.",
                 *(f"{value[ours, 'new_i_auroc']:.1f}", code(bound)),
                 *(f"{-gaps[metric]:+.1f}" for metric in ("i_auroc", "new_i_auroc")),
             )
@@ -392,18 +394,18 @@ def how_trained(seen: int | None, rows: pd.DataFrame, log: pd.DataFrame) -> list
         fill(
             "The best floor, {}, has {} % image AUROC; {} of {} trained methods are 10 points above it or more{}.",
             *(code(floors.idxmax()), f"{100 * floors.max():.1f}", int(enough.sum()), len(trained)),
-            fill(", not {}", _names(trained[~enough].index)) if not enough.all() else "",
+            fill(", but not {}", _names(trained[~enough].index)) if not enough.all() else "",
         ),
     ]
     if MARK in means:
         over = trained[trained >= means[MARK]]
         sentence = fill("{} reaches {} %", code(MARK), f"{100 * means[MARK]:.1f}")
         reached = (
-            fill("{} as much or more", _names(over.index))
+            fill("as much or more: {}", _names(over.index))
             if len(over)
-            else "no trained method as much"
+            else "no trained method does"
         )
-        said.append(fill("{}, {}.", sentence, reached))
+        said.append(fill("{}; {}.", sentence, reached))
     return said
 
 
@@ -446,7 +448,7 @@ def with_more_training(rows: pd.DataFrame, epochs: int) -> list[Markup]:
         return []
     ended = min(falls) > -PLATEAU
     return [
-        Markup("Trained to the end." if ended else "Not trained to the end."),
+        Markup("Training has converged." if ended else "Training has not converged."),
         *(
             fill("With {} times the images: {}.", f"{times:g}", Markup("; ").join(said[times]))
             for times in sorted(said)
@@ -486,8 +488,8 @@ def place_among(
     alike_to = alike_to["method"]
     return [
         fill(
-            "{}: {} is number {} of the {} that score colour alone ({}){}, and number {} of {} with those that "
-            "score both images, are told the category or keep images.",
+            "{}: {} is number {} of the {} that score colour alone ({}){}, and number {} of {} "
+            "together with those that score both images, are told the category or store images.",
             *(setting, code(ours), 1 + int(ahead.isin(peers).sum()), len(peers)),
             standing(rows, peers, ["i_auroc"]),
             fill(", not told apart from {}", _and([*map(code, alike_to)])) if len(alike_to) else "",
@@ -511,7 +513,8 @@ def kept_by_the_bottleneck(table: pd.DataFrame) -> list[Markup]:
     for target, part in wide.groupby("target", sort=False):
         said.append(
             fill(
-                "About the <b>{}</b> a linear probe reads {} bits before the bottleneck and {} behind it ({}).",
+                "About the <b>{}</b> a linear probe reads {} bits before the bottleneck and {} "
+                "after it ({}).",
                 *(READ.get(str(target), str(target)), f"{part['before'].mean():.2f}"),
                 f"{part['after'].mean():.2f}",
                 _bits(part),
@@ -545,7 +548,7 @@ def dropped(table: pd.DataFrame, target: str, methods: Sequence[str]) -> list[Ma
     shown = [fill("{} {}", code(name), changes[name]) for name in methods if name in changes]
     if len(shown) < 2:
         return []
-    sentence = "What the bottleneck changes in the bits about the <b>{}</b> ({}): {}."
+    sentence = "Change across the bottleneck in bits about the <b>{}</b> ({}): {}."
     what, setting = READ.get(target, target), table["setting"].iloc[0]
     return [fill(sentence, what, setting, Markup(", ").join(shown))]
 
@@ -586,14 +589,14 @@ def verdict_counts(answers: pd.DataFrame, shown: Sequence[str] = DECIDED) -> lis
         what = fill("None of the {} claims is decided:", len(answers))
         if decided:
             verb = "is" if decided == 1 else "are"
-            what = fill("{} of {} claims {} decided; of the others", decided, len(answers), verb)
+            what = fill("{} of {} claims {} decided; the others:", decided, len(answers), verb)
         said.append(fill("{} {}.", what, Markup(", ").join(counts)))
     lies = [paper_lies(row) for row in answers[answers["verdict"] == UNDECIDED].itertuples()]
     places = pd.Series([place for place in lies if place], dtype=str).value_counts()
     if len(places):
         where = ", ".join(f"{place} our interval in {number}" for place, number in places.items())
         claims = "claim" if places.sum() == 1 else "claims"
-        sentence = "For {} undecided {} the paper has a difference: {}."
+        sentence = "For {} undecided {} the paper gives a difference, which lies {}."
         said.append(fill(sentence, int(places.sum()), claims, where))
     return said
 
@@ -614,7 +617,7 @@ def minds(answers: pd.DataFrame, rows: pd.DataFrame) -> list[Markup]:
     held, failed = (main == SUPPORTED).sum(), main.isin([CONTRADICTED, NO_DIFFERENCE]).sum()
     said = [
         fill(
-            "<b>{}</b>: {}. Of the {} main contrasts <i>in steps</i> {} {}.",
+            "<b>{}</b>: {}. Of the {} main contrasts <i>in steps</i>, {} {}.",
             *(what, "to be asked" if count else "not met", len(main), count, words),
         )
         for what, count, words in (
@@ -640,7 +643,7 @@ def as_ratios(answers: pd.DataFrame) -> list[Markup]:
     known = answers[(answers["unit"] == "doublings") & (answers["n"] > 1)]
     return [
         fill(
-            "{} Here {} times, {} to {} over {} processes (95 % interval): {}.",
+            "“{}” Here a factor of {}, {} to {} over {} processes (95 % interval): {}.",
             *(row.statement, *(f"{2**x:.2g}" for x in (row.estimate, row.low, row.high))),
             *(row.n, verdict_word(row.verdict)),
         )
@@ -717,12 +720,12 @@ def what_is_missed(missed: pd.DataFrame, method: str) -> list[Markup]:
     return [
         fill(
             "After the last step {} scores {} % of the {} defects higher than every good object of their "
-            "category, and {} % no higher than half of them.",
+            "category, and {} % lower than at least half of these.",
             *(code(method), f"{100 * found:.0f}", len(missed), f"{100 * beaten:.0f}"),
         ),
         fill(
-            "Easiest is a <b>{}</b>, which a good object beats in {} % of the pairs, hardest a <b>{}</b> "
-            "({} %; 50 % would be chance).",
+            "The easiest is a <b>{}</b>, which a good object outscores in {} % of the pairs, the "
+            "hardest a <b>{}</b> ({} %; 50 % would be chance).",
             *(least, f"{share.iloc[0]:.0f}", most, f"{share.iloc[-1]:.0f}"),
         ),
     ]
@@ -735,9 +738,9 @@ def overwritten(luck: pd.DataFrame) -> list[Markup]:
     low, high = (luck["low"].min(), luck["high"].max())
     return [
         fill(
-            "Where test images of one name overwrite each other, as in the release, one evaluation of one model "
-            "moves by <b>{} to {} points</b> of image AUROC (the middle 95 % of {}, the widest range among {} "
-            "methods).",
+            "Where test images of the same name overwrite each other, as in the release, an "
+            "evaluation of one model moves by <b>{} to {} points</b> of image AUROC (the middle "
+            "95 % of {} evaluations, outermost ends among {} methods).",
             *(f"{low:+.1f}", f"{high:+.1f}", f"{luck['evaluations'].iloc[0]:.0f}", len(luck)),
         )
     ]
@@ -750,8 +753,8 @@ def largest_shift(shifts: pd.DataFrame) -> list[Markup]:
     worst = shifts.loc[shifts["shift"].abs().idxmax()]
     return [
         fill(
-            "From the same anomaly maps of {}, <i>{}</i> gives {} points of {}, the largest shift among choices "
-            "in use.",
+            "With the same anomaly maps of {}, <i>{}</i> shifts the result by {} points of {}, the "
+            "most among choices in use.",
             *(code(worst["method"]), worst["detail"], f"{worst['shift']:+.1f}"),
             LABELS[worst["metric"]],
         )
@@ -816,8 +819,9 @@ def inside(table: pd.DataFrame) -> list[Markup]:
             continue
         said.append(
             fill(
-                "The classifier of {} knows {} % of the good images after the base step; after the last step "
-                "{} % of the earlier categories' and {} % of the newest one's.",
+                "The classifier of {} recognises {} % of the good images after the base step; "
+                "after the last step, {} % of those of earlier categories and {} % of the newest "
+                "one's.",
                 *(
                     modality,
                     *(
@@ -894,7 +898,9 @@ def over_settings(rows: pd.DataFrame, compared: pd.DataFrame) -> list[Markup]:
     counts += [fill("{} with one seed", single)] if single else []
     if said and counts:
         which = fill(
-            "combinations of modality and setting, {} against {}", code(OURS), code(BASELINE)
+            "combinations of modality and setting, image AUROC of {} against {}",
+            code(OURS),
+            code(BASELINE),
         )
         said.append(fill("Of {} {}: {}.", len(found), which, Markup("; ").join(counts)))
     return said or [NOT_ANSWERED]
@@ -913,7 +919,7 @@ def data_answer(dataset: Dataset, strength: pd.DataFrame) -> list[Markup]:
     if strength.empty:
         return [
             *said,
-            Markup("It has no undamaged twins, so the strength of its defects cannot be measured."),
+            Markup("Its defects have no undamaged twins, so their strength cannot be measured."),
         ]
     depth = strength.set_index("defect")["depth_mm"]
     said.append(
@@ -944,7 +950,7 @@ def model_card(card: pd.DataFrame) -> list[Markup]:
             ),
         ),
         fill(
-            "The most parameters lie in {} ({} %), the most operations in {} ({} %).",
+            "The largest share of parameters lies in {} ({} %), of operations in {} ({} %).",
             *(largest, f"{100 * sums['parameters'].max() / total['parameters']:.0f}"),
             *(busiest, f"{100 * sums['gflops'].max() / total['gflops']:.0f}"),
         ),

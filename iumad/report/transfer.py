@@ -59,19 +59,22 @@ QUESTIONS = (
         "aupro",
         ("ib-iumad", ALL),
         ("plain", ALL),
-        "the network without its parts",
+        "the network without IB-IUMAD's parts",
     ),
     Question(
-        "ib-iumad-plus, which reconstructs all images, localises better than IB-IUMAD",
+        "ib-iumad-plus, which reconstructs all modalities, localises better than IB-IUMAD",
         "aupro",
         ("ib-iumad-plus", ALL),
         ("ib-iumad", ALL),
     ),
     Question(
-        "a second image helps IB-IUMAD to localise", "aupro", ("ib-iumad", ALL), ("ib-iumad", "rgb")
+        "a second modality helps IB-IUMAD to localise",
+        "aupro",
+        ("ib-iumad", ALL),
+        ("ib-iumad", "rgb"),
     ),
     Question(
-        "a second image helps one bank for all to localise",
+        "a second modality helps one bank for all to localise",
         "aupro",
         ("bank-unified", ALL),
         ("bank-unified", "rgb"),
@@ -84,13 +87,13 @@ QUESTIONS = (
         "one bank for all categories",
     ),
     Question(
-        "IB-IUMAD tells defective images better than IUF",
+        "IB-IUMAD detects defective images better than IUF",
         "i_auroc",
         ("ib-iumad", ALL),
         ("iuf", ALL),
     ),
     Question(
-        "IB-IUMAD tells defective images better than one bank for all",
+        "IB-IUMAD detects defective images better than one bank for all",
         "i_auroc",
         ("ib-iumad", ALL),
         ("bank-unified", ALL),
@@ -214,7 +217,7 @@ def summary(judged: pd.DataFrame, table: pd.DataFrame, known: str) -> list[Marku
     for name in names:
         beside = [
             fill(
-                "{} points {} {} ({}: {})",
+                "{} points {} that of {} ({}: {})",
                 *(f"{abs(row.mean):.1f}", "above" if row.mean > 0 else "below", question.rival),
                 interval_text(row.mean, row.low, row.high).partition(" ")[2].strip("()"),
                 verdict_word(BETTER_OR_WORSE.get(row.verdict, row.verdict)),
@@ -327,7 +330,10 @@ def size_table(defects: pd.DataFrame, grid: int) -> pd.DataFrame:
     order = [f"{each} ({counts[each]})" for each in names if each in counts.index]
     means = 100 * table.pivot_table(["found", "inside"], "method", "size", sort=False)
     columns = {("", "method"): [code(name) for name in means.index]}
-    for metric, title in (("found", "good images with a lower score"), ("inside", "inside")):
+    for metric, title in (
+        ("found", "good images with a lower score"),
+        ("inside", "pixel AUROC inside the image"),
+    ):
         for each in order:
             columns[title, each] = means[metric, each].to_list()
     return pd.DataFrame(columns)

@@ -507,7 +507,7 @@ def _with_gates(
         absent = _absent(contrast, values)
         if not absent and any(isinstance(term, Harm) for term in contrast.terms):
             points = f"{100 * ABOVE_FLOORS:.0f} points above the best floor"
-            return UNDECIDED, f"no share of it: in no seed do all clean results end {points}"
+            return UNDECIDED, f"no share can be given: in no seed do all clean results end {points}"
         return NOT_RUN, f"not run: {', '.join(absent) or 'any seed of all'}"
     missed = gates[gates["state"] == MISSED]["text"]
     if len(missed):
