@@ -284,7 +284,8 @@ def inside_table(defects: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     defects : DataFrame
-        Measurements of the kind "defects" of one seed (`iumad.study.measured`).
+        Measurements of the kind "defects" of one seed (`iumad.study.measured`); floors, which have no map, are
+        left out.
 
     Returns
     -------
@@ -292,6 +293,7 @@ def inside_table(defects: pd.DataFrame) -> pd.DataFrame:
         method, a column for each modality, "difference" (paired by image) where there are two; percent.
     """
     index = ["category", "sample_id"]
+    defects = defects[~defects["method"].str.startswith(FLOOR)]
     wide = 100 * defects.pivot_table("inside", index, ["method", "modality"], sort=False)
     modalities = sorted(defects["modality"].unique(), key=lambda name: (name.count("+"), name))
     lines = []
