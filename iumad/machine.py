@@ -74,6 +74,8 @@ def read_table(
         if isinstance(source, Path) and source.suffix == ".gz":
             content = gzip.decompress(content)
         table = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False, encoding="utf-8")
+        if not isinstance(table.index, pd.RangeIndex):  # pandas takes the first column for names
+            raise ValueError("its lines have more cells than its head names columns")
         for column, kind in (numbers or {}).items():
             if column in table:
                 values = [kind(text or "nan") for text in table[column]]

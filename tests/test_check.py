@@ -100,7 +100,7 @@ def test_every_problem_is_listed(tmp_path):
     report = check_dataset(root)
     assert not report.ok
     files = ("screw", "hole/rgb/000.png", "rgb/001.png", "xyz/000.tiff")
-    assert len(report.errors) == 5  # screw lacks train and test
+    assert len(report.errors) == 4
     assert all(any(file in error for error in report.errors) for file in files)
     assert report.table["unreadable"].tolist() == [0, 2]
 
@@ -230,6 +230,16 @@ def test_what_cannot_be_meant_is_refused_by_check_and_run_alike(tmp_path, spoil,
         check_study(StudyConfig.model_validate(content), "cpu")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_good_images_alone_can_be_fitted_but_not_studied(tmp_path):
+    root = trees.small_mvtec3d(tmp_path / "data")
+    shutil.rmtree(root / "nut" / "test")
+    report = check_dataset(root)
+    assert report.errors == ()
+    assert "nut: has no test images, so nothing could be measured" in report.warnings
+    errors, _ = data_problems(open_folder(root))
+    assert errors == ["nut: has no test images, so nothing could be measured"]
 
 
 def test_what_is_odd_is_said(tmp_path):

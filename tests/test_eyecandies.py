@@ -8,7 +8,7 @@ import trees
 from iumad.config.sections import EyecandiesConfig
 from iumad.data import open_dataset
 from iumad.data.public import EYECANDIES, Eyecandies, compare_with_published
-from iumad.data.sample import EYECANDIES_FOCAL_LENGTH, eyecandies_points
+from iumad.data.sample import EYECANDIES_FOCAL_LENGTH, Reader, eyecandies_points
 from iumad.errors import DataError
 
 
@@ -70,6 +70,8 @@ def test_points_of_the_camera():
     assert points[256, 256 + 71, 0] == pytest.approx(71 / EYECANDIES_FOCAL_LENGTH)
     assert points[256 - 71, 256, 1] == pytest.approx(-71 / EYECANDIES_FOCAL_LENGTH)
     # the focal length belongs to 512 pixels; half the image needs half of it
+    with pytest.raises(DataError, match="needs the file, whose limits lie beside it"):
+        Reader(eyecandies=True).points(np.ones((4, 4), dtype=np.uint16))
     half = eyecandies_points(np.ones((256, 256), dtype=np.float32))
     np.testing.assert_allclose(half, points[::2, ::2], atol=1e-6)
 

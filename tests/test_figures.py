@@ -183,9 +183,7 @@ def test_information_around_the_bottleneck_is_drawn_and_told():
     drawn = figure.axes[1].lines[0].get_ydata()
     assert drawn.tolist() == pytest.approx([1.05, 0.3])
     first, second = text.kept_by_the_bottleneck(table)
-    assert (
-        "reads 3.05 bits before the bottleneck and 2.85 after it (-0.20 [-0.20, -0.20])" in first
-    )
+    assert "reads 3.05 bits before the bottleneck and 2.85 after it (-0.20 [-0.20, -0.20])" in first
     assert "-0.75" in second
     assert text.kept_by_the_bottleneck(table[:0]) == ["No trained model was probed."]
     half = table.assign(method="without-kl", bits=table["bits"] / 2)

@@ -87,11 +87,18 @@ def test_16_bit_colour_png(tmp_path):
         read_rgb(path)
 
 
+def test_16_bit_grey_png_with_a_transparent_value(tmp_path):
+    values = np.array([[0, 255, 256], [1000, 7, 59970]], dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / "heat.png", transparency=7)
+    np.testing.assert_array_equal(read_other(tmp_path / "heat.png")[..., 0], values)
+
+
 def test_masks(tmp_path):
     mask = trees.mask_array() // 255 * 7
     np.testing.assert_array_equal(read_mask(trees.write_png(tmp_path / "m.png", mask)), mask > 0)
-    Image.fromarray(mask > 0).save(tmp_path / "one.png")
-    np.testing.assert_array_equal(read_mask(tmp_path / "one.png"), mask > 0)
+    for name in ("one.png", "one.tiff"):
+        Image.fromarray(mask > 0).save(tmp_path / name)
+        np.testing.assert_array_equal(read_mask(tmp_path / name), mask > 0)
     for name, array in (("rgb.png", trees.rgb_array()), ("m.jpg", mask)):
         with pytest.raises(DataError, match=name):
             read_mask(trees.write_png(tmp_path / name, array))

@@ -234,6 +234,7 @@ def edited(root, edit):
         (0, "split", "training", "line 2: split needs one of train"),
         (0, "geometric", "perhaps", "line 2: geometric needs yes, no"),
         (0, "defect", "scratch", "line 2: train may hold good samples only"),
+        (11, "defect", "Good", "bracket: defects 'good' and 'Good' differ in case only"),
     ],
 )
 def test_wrong_lines_are_named(tmp_path, row, column, value, message):
@@ -251,6 +252,10 @@ def test_other_wrong_tables(tmp_path):
         (root / file).unlink()
     twice = edited(root, lambda table: pd.concat([table, table.head(1)]))
     assert "bracket/train/good/part 1" in twice
+    lines = (root / SAMPLES_FILE).read_text().splitlines()
+    (root / SAMPLES_FILE).write_text("\n".join([lines[0], *(f"{line}," for line in lines[1:])]))
+    with pytest.raises(DataError, match="more cells than its head names columns"):
+        OwnDataset(root)
     (root / SAMPLES_FILE).write_bytes(b'\xff\xfe"')
     with pytest.raises(DataError, match="cannot be read"):
         OwnDataset(root)

@@ -284,7 +284,8 @@ def test_a_claim_is_said_with_its_verdict_and_the_rest_is_counted():
     assert plain(decided) == "supported: “A < B.” Here 2.0 [1.0, 3.0] points; the paper: 5.8."
     assert plain(rest) == "1 of 4 claims is decided; the others: 2 not run, 1 undecided."
     assert (
-        plain(paper) == "For 1 undecided claim the paper gives a difference, which lies above our interval in 1."
+        plain(paper)
+        == "For 1 undecided claim the paper gives a difference, which lies above our interval in 1."
     )
     none, _ = text.verdict_counts(answers.assign(**numbers)[1:])
     assert plain(none) == "None of the 3 claims is decided: 2 not run, 1 undecided."
@@ -323,7 +324,9 @@ def test_what_would_change_our_mind():
     rows = rows_of(TWO_SEEDS).replace({"method": {"iuf": "bank-unified"}})
     paper, against, question = map(plain, text.minds(answers, rows))
     assert paper.endswith("to be asked. Of the 2 main contrasts in steps, 1 are supported.")
-    assert against.endswith("Of the 2 main contrasts in steps, 1 are contradicted or no difference.")
+    assert against.endswith(
+        "Of the 2 main contrasts in steps, 1 are contradicted or no difference."
+    )
     assert question.endswith(
         "not met. Image AUROC after the last step: bank-unified 75.5 %, ib-iumad 85.0 %."
     )

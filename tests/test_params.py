@@ -9,7 +9,14 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iumad.config.files import base_chain, build_study, load_params, notebook_params, refuse_unknown
+from iumad.config.files import (
+    all_keys,
+    base_chain,
+    build_study,
+    load_params,
+    notebook_params,
+    refuse_unknown,
+)
 from iumad.config.methods import PRESETS
 from iumad.config.schema import StudyConfig
 from iumad.errors import ConfigError
@@ -51,6 +58,8 @@ def test_later_bases_lie_on_earlier_ones_and_other_data_replace_the_section(tmp_
     assert list(study.methods) == ["iuf"]
     assert study.training.epochs == 7
     assert study.data.name == "mvtec3d"
+    named = load_params(tmp_path / "grid.yaml", assignments=["data.name=minicandies"])
+    assert named.data.n_train == 3  # the data set that the file has without naming it
 
 
 def test_circles_and_missing_bases_are_refused_by_name(tmp_path):
@@ -206,12 +215,25 @@ def test_vary_makes_a_method_of_every_combination():
     assert (run.training.lr, run.increment.epochs, run.model.dim) == (0.25, 3, 32)
 
 
+def test_all_keys_are_a_params_file_of_the_defaults():
+    text = all_keys()
+    assert build_study(yaml.safe_load(text), "all") == StudyConfig()
+    for key in ("pull: 0.0", "coreset: 1.0", "remove_plane: false", "own: projections"):
+        assert f"  #   {key}" in text, key
+
+
 @pytest.mark.parametrize(
     "vary", [3, {"lr": [1]}, {"data.seed": [1]}, {"training.lr": 3}, {"training.lr": []}]
 )
 def test_what_cannot_vary_is_refused(vary):
     with pytest.raises(ConfigError, match="vary"):
         build_study({"methods": {"iuf": {}}, "vary": vary}, "file")
+
+
+@pytest.mark.parametrize("method", [3, [1], {"training": 3}])
+def test_what_is_no_method_cannot_vary(method):
+    with pytest.raises(ConfigError, match=r"file: methods\.iuf.*needs keys"):
+        build_study({"methods": {"iuf": method}, "vary": {"training.lr": [1.0]}}, "file")
 
 
 # --- notebooks ----------------------------------------------------------------------------------
@@ -266,6 +288,12 @@ def test_unknown_parameters_of_a_notebook_are_refused():
         ({"data": {"depth_scaling": [float("nan"), 1.0]}}, "depth_scaling"),
         ({"data": {"categories": ["donut", "donut"]}}, "categories"),
         ({"data": {"categories": []}}, "categories"),
+        ({"data": {"name": "mvtec", "root": ""}}, "root: needs a folder"),
+        (
+            {"features": {"levels": [3, 0]}},
+            "levels: each level once, the finest first",
+        ),
+        ({"assigned": {"data": {"image_size": 32}}}, "unknown key 'assigned'"),
     ],
 )
 def test_what_cannot_work_is_refused(content, text):

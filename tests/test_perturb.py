@@ -170,6 +170,17 @@ def test_foreground_is_estimated_from_depth(category):
         with_foreground(replace(sample, foreground=None, xyz=None), rng)
 
 
+def test_a_donor_of_another_size_is_stretched():
+    sample, donor = flat(100, 0.5), loaded("mint")
+    changed = spurious(sample, donor, 1.0)
+    outside = ~sample.foreground
+    corner = donor.rgb[donor.rgb.shape[0] // 16, donor.rgb.shape[1] // 16]
+    np.testing.assert_array_equal(changed.rgb[0, 0], corner)  # the middle of the donor's first cell
+    np.testing.assert_array_equal(changed.rgb[~outside], sample.rgb[~outside])
+    z = donor.xyz[donor.rgb.shape[0] // 16, donor.rgb.shape[1] // 16, 2]
+    assert changed.xyz[0, 0, 2] == pytest.approx(z)
+
+
 def test_errors_say_what_is_missing():
     sample, donor = flat(100, 0.5), flat(200, 0.3, "other/train/good/007")
     rng = np.random.default_rng(0)
@@ -184,8 +195,6 @@ def test_errors_say_what_is_missing():
         spurious(sample, replace(donor, xyz=None), 0.5)
     with pytest.raises(DataError, match="no background"):
         spurious(sample, replace(donor, foreground=np.ones((8, 8), dtype=bool)), 0.5)
-    with pytest.raises(DataError, match="one size"):
-        spurious(sample, loaded("mint"), 0.5)
     for dose in (-0.1, 1.1):
         with pytest.raises(ConfigError, match="dose"):
             redundant(sample, dose, 4, rng)

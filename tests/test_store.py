@@ -1,5 +1,6 @@
 import os
 import shutil
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -326,6 +327,10 @@ def test_samples_are_brought_to_the_image_size():
     assert np.array_equal(made.mask, np.pad(np.ones((16, 16), bool), ((0, 16), (0, 16))))
     assert made.depth.shape == (32, 32, 3)
     assert np.all(np.diff(made.depth[:, 0, 0]) > 0)
+    point = np.zeros((64, 48), dtype=bool)
+    point[20, 10] = True  # between the pixels that are kept
+    small = prepare(replace(sample, mask=point), Preparation(image_size=8), ["rgb"])
+    assert np.argwhere(small.mask).tolist() == [[20 * 8 // 64, 10 * 8 // 48]]
 
 
 def test_samples_from_anywhere_can_be_assembled(filled):
@@ -381,6 +386,10 @@ def test_pruning_keeps_what_was_read_last(tmp_path):
     assert prune_cache(tmp_path, 350) == 200
     assert {path.stem for path in entries(tmp_path)} == {"a", "b"}
     assert (tmp_path / "fpfh" / "e.npy").exists()
+    killed = tmp_path / "features" / "a" / ".a.npz-1.tmp"
+    killed.write_bytes(bytes(100))
+    os.utime(killed, (1000, 1000))
     assert prune_cache(tmp_path, 0) == 300
+    assert not killed.exists()
     assert entries(tmp_path) == []
     assert prune_cache(tmp_path / "nowhere", 0) == 0

@@ -25,7 +25,9 @@ Root = Annotated[Path, typer.Argument(help="folder of the data set, in any known
 @data_app.command()
 def export(
     root: Annotated[Path, typer.Argument(help="new folder to write")],
-    image_size: Annotated[int, typer.Option(help="side in pixels, 128 to 256")] = 128,
+    image_size: Annotated[
+        int, typer.Option(help="side in pixels; shapes are drawn for 128 to 256")
+    ] = 128,
     n_train: Annotated[int, typer.Option(help="good training images per category")] = 40,
     n_test_good: Annotated[int, typer.Option(help="good test images per category")] = 12,
     n_test_defect: Annotated[int, typer.Option(help="defective test images per category")] = 24,
@@ -155,18 +157,20 @@ def _ask() -> dict:
         while defect := typer.prompt(
             f"{name}: defect type (empty: done)", default="", show_default=False
         ):
-            mask = typer.prompt(f"{name} {defect}: folder of masks")
-            defects[defect] = _ask_folders(f"{name} {defect}") | {"mask": mask}
+            mask = _ask_folder(f"{name} {defect}: folder of masks (empty: none)")
+            defects[defect] = _ask_folders(f"{name} {defect}") | ({"mask": mask} if mask else {})
         categories[name] = {"good": good, "defects": defects}
     return {"depth_scale": depth_scale, "categories": categories}
 
 
 def _ask_folders(what: str) -> dict[str, str]:
-    folders = {"rgb": typer.prompt(f"{what}: folder of RGB images")}
-    depth = typer.prompt(
-        f"{what}: folder of depth files (empty: none)", default="", show_default=False
-    )
-    return folders | ({"depth": depth} if depth else {})
+    asked = {"rgb": "folder of RGB images", "depth": "folder of depth files"}
+    folders = {kind: _ask_folder(f"{what}: {text} (empty: none)") for kind, text in asked.items()}
+    return {kind: folder for kind, folder in folders.items() if folder}
+
+
+def _ask_folder(question: str) -> str:
+    return typer.prompt(question, default="", show_default=False)
 
 
 @cache_app.command("info")

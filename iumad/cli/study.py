@@ -1,12 +1,10 @@
 """Commands on params files: check, train, list, look at, measure, publish, and make the pages."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import pandas as pd
 import typer
-import yaml
 
 from iumad.cli.common import (
     Device,
@@ -23,8 +21,7 @@ from iumad.cli.common import (
     print_table,
     say,
 )
-from iumad.config.files import base_chain, load_params
-from iumad.config.schema import StudyConfig
+from iumad.config.files import all_keys, base_chain, load_params
 from iumad.errors import ConfigError
 
 
@@ -197,21 +194,19 @@ def model(
 
 
 def params(
-    file: Annotated[
-        Path | None, typer.Argument(help="params file; none: the defaults of all keys")
-    ] = None,
+    file: Annotated[Path | None, typer.Argument(help="params file; none: all keys")] = None,
     check: Annotated[
         Path | None, typer.Option("--check", help="params file to list and to check as `run` does")
     ] = None,
 ) -> None:
-    """List the files and runs of a params file, or print every key with its default.
+    """List the files and runs of a params file, or print every key with its default and meaning.
 
     --check also looks the data over and makes every model once, as `iumad run` does before it trains.
     """
     from iumad.data import data_of
 
     if check is None and file is None:
-        say(_all_defaults())
+        say(all_keys())
         return
     if check is not None and file is not None:
         raise ConfigError("params: one file, with or without --check")
@@ -310,8 +305,3 @@ def notebook(
     from iumad.report.book import execute_notebook
 
     say(str(execute_notebook(notebook, params, out, results)))
-
-
-def _all_defaults() -> str:
-    defaults = StudyConfig().runs()[0].model_dump(mode="json")
-    return yaml.safe_dump(json.loads(json.dumps(defaults)), sort_keys=False)

@@ -13,15 +13,28 @@ What decides a value, later ones winning:
 """
 
 import itertools
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
+from pydantic_core import PydanticUndefined, to_jsonable_python
 
+from iumad.config.methods import MethodConfig, ModelConfig
 from iumad.config.schema import SECTIONS, StudyConfig
-from iumad.config.sections import MAX_SHOWN, build, nearest, one_line, quoted
+from iumad.config.sections import (
+    MAX_SHOWN,
+    AnyData,
+    IncrementConfig,
+    PerturbConfig,
+    Section,
+    build,
+    nearest,
+    one_line,
+    quoted,
+)
 from iumad.errors import ConfigError
 
 WINNING = ("model", "training", "increment")  # methods set these too; assignments win over them
@@ -178,7 +191,8 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
 
 def _is_other_data(below: Mapping[str, Any], above: Mapping[str, Any]) -> bool:
     """Whether a `data` section is of another data set than the one that it is laid on."""
-    return above.get("name", below.get("name")) != below.get("name")
+    name = below.get("name", StudyConfig().data.name)
+    return above.get("name", name) != name
 
 
 def load_params(
@@ -209,6 +223,8 @@ def build_study(
     content: Mapping[str, Any], where: str, assignments: Sequence[str] = ()
 ) -> StudyConfig:
     """A study from the content of a params file; see `load_params`."""
+    if "assigned" in content:
+        raise ConfigError(f"{where}: unknown key 'assigned'")
     content = _with_variants(dict(content), where)
     plain: dict[str, Any] = {}
     winning: dict[str, Any] = {}
@@ -306,13 +322,22 @@ def _with_variants(content: dict[str, Any], where: str) -> dict[str, Any]:
         raise ConfigError(f"{where}: vary makes {len(combinations)} variants of every method")
     expanded = {}
     for name, method in methods.items():
+        if not isinstance(method, Mapping | None):
+            raise ConfigError(
+                f"{where}: methods.{name}: needs keys, e.g. preset: iuf, got {quoted(method)}"
+            )
         for values in combinations:
             pairs = dict(zip(vary, values, strict=True))
             label = ",".join(f"{key.split('.')[1]}={value}" for key, value in pairs.items())
             entry: dict[str, Any] = {"preset": name} | dict(method or {})
             for key, value in pairs.items():
                 section, field = key.split(".")
-                entry[section] = dict(entry.get(section, {})) | {field: value}
+                own = entry.get(section) or {}
+                if not isinstance(own, Mapping):
+                    raise ConfigError(
+                        f"{where}: methods.{name}.{section}: needs keys, got {quoted(own)}"
+                    )
+                entry[section] = dict(own) | {field: value}
             expanded[f"{name}[{label}]"] = entry
     return content | {"methods": expanded}
 
@@ -380,3 +405,68 @@ def _changes(text: str) -> list[str]:
         else:
             parts[-1] += character
     return [part.strip() for part in parts if part.strip()]
+
+
+def all_keys() -> str:
+    """Every key with its default and meaning, as a params file; keys without a place of their own are comments."""
+    about = {name: field.description for name, field in StudyConfig.model_fields.items()}
+    lines = [
+        "# base: FILE.yaml  # what this file builds on; it holds only what differs",
+        "# vary: {training.lr: [1.0e-3, 3.0e-3]}  # every method once for each value",
+    ]
+    data, *others = get_args(AnyData)
+    reconstruction, *kinds = get_args(get_args(ModelConfig)[0])
+    commented = {
+        "data": [
+            (f"instead of n_train to seed, name {_literal(kind, 'name')}:", kind) for kind in others
+        ],
+        "model": [
+            ("of all reconstruction methods:", reconstruction),
+            *((f"of methods.NAME.model, kind {_literal(kind, 'kind')}:", kind) for kind in kinds),
+        ],
+        "increment": [("of all methods:", IncrementConfig)],
+        "methods": [
+            ("of methods.NAME:", MethodConfig),
+            ("of methods.NAME.perturb:", PerturbConfig),
+        ],
+    }
+    for name, field in StudyConfig.model_fields.items():
+        if name == "assigned":
+            continue
+        section = {"data": data}.get(name, field.annotation)
+        if isinstance(section, type) and issubclass(section, Section):
+            lines += [f"{name}:", *_keys_of(section, "  ")]
+        else:
+            value = field.get_default(call_default_factory=True)
+            if name == "methods":
+                value = {method: {} for method in value}
+            lines.append(_key_line(name, value, about[name], ""))
+        for title, kind in commented.get(name, []):
+            extends = kind in kinds and issubclass(kind, reconstruction)
+            above = data if name == "data" else reconstruction if extends else Section
+            lines += [f"  # {title}", *_keys_of(kind, "  #   ", {"kind", *above.model_fields})]
+    return "\n".join(lines)
+
+
+def _literal(section: type[Section], key: str) -> str:
+    """The words that a key may have."""
+    return " or ".join(get_args(section.model_fields[key].annotation))
+
+
+def _keys_of(section: type[Section], indent: str, but: Collection[str] = ()) -> list[str]:
+    """A line for each key of a section but some."""
+    return [
+        _key_line(name, field.get_default(call_default_factory=True), field.description, indent)
+        for name, field in section.model_fields.items()
+        if name not in but
+    ]
+
+
+def _key_line(name: str, value: Any, about: str | None, indent: str) -> str:
+    if value is PydanticUndefined:
+        text = ""
+    else:
+        plain = to_jsonable_python(value)
+        text = yaml.safe_dump(plain, default_flow_style=True, width=math.inf, sort_keys=False)
+        text = " " + text.strip().removesuffix("...").strip()
+    return f"{indent}{name}:{text}" + (f"  # {about}" if about else "")

@@ -237,7 +237,10 @@ class _DiskData(_AnyData):
     @field_validator("root", mode="before")
     @classmethod
     def _variables_are_replaced(cls, root: Any) -> Any:
-        return os.path.expandvars(root) if isinstance(root, str) else root
+        root = os.path.expandvars(root) if isinstance(root, str) else root
+        if root == "":
+            raise ValueError("needs a folder, got nothing ('.' is the present one)")
+        return root
 
 
 class FolderConfig(_DiskData):
@@ -303,7 +306,7 @@ class FeaturesConfig(Section):
         "pretrained", description="random is for tests only"
     )
     levels: tuple[Annotated[int, Field(ge=0, le=99)], ...] = Field(
-        (0, 1, 2, 3), min_length=1, description="timm out_indices, each once"
+        (0, 1, 2, 3), min_length=1, description="timm out_indices, ascending"
     )
     grid: Annotated[int, Field(ge=1, le=512)] = Field(
         16, description="g: all levels are resized to g x g"
@@ -311,9 +314,9 @@ class FeaturesConfig(Section):
 
     @field_validator("levels")
     @classmethod
-    def _each_level_once(cls, levels: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(levels)) < len(levels):
-            raise ValueError(f"each level once, got {levels}")
+    def _ascending(cls, levels: tuple[int, ...]) -> tuple[int, ...]:
+        if list(levels) != sorted(set(levels)):
+            raise ValueError(f"each level once, the finest first, got {levels}")
         return levels
 
 

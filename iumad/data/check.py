@@ -149,7 +149,8 @@ def data_problems(dataset: Dataset) -> tuple[list[str], list[str]]:
     A file's content and the range of a sample's depth are worked out once and remembered.
     """
     index = dataset.index
-    errors, warnings = _wrong_counts(index)
+    errors, warnings, untested = _wrong_counts(index)
+    errors += untested
     warnings += [*dataset.notes, *_odd_sizes(index)]
     if isinstance(dataset, FileDataset):
         repeated = _repeated_images(index, _contents(dataset, index["sample_id"]))
@@ -200,7 +201,8 @@ def check_dataset(
 
     found = dataset.index.assign(valid_depth=valid_depth, unreadable=unreadable)
     readable = dataset.index[~found["unreadable"].to_numpy()]
-    more_errors, more_warnings = _wrong_counts(dataset.index)
+    more_errors, more_warnings, untested = _wrong_counts(dataset.index)
+    more_warnings += untested  # `iumad fit` needs none
     if isinstance(dataset, FileDataset):
         repeated = _repeated_images(readable, _contents(dataset, readable["sample_id"]))
         more_errors, more_warnings = more_errors + repeated[0], more_warnings + repeated[1]
@@ -255,19 +257,20 @@ def _contents(dataset: FileDataset, sample_ids: Iterable[str]) -> dict[str, str]
     return {each: digests[path] for each, path in first.items()}
 
 
-def _wrong_counts(index: pd.DataFrame) -> tuple[list[str], list[str]]:
-    errors, warnings = [], []
+def _wrong_counts(index: pd.DataFrame) -> tuple[list[str], list[str], list[str]]:
+    """Errors, warnings, and the categories without test images, which a study cannot use."""
+    errors, warnings, untested = [], [], []
     for category, rows in index.groupby("category", sort=False):
         test = rows[rows["split"] == "test"]
         if not (rows["split"] == "train").any():
             errors.append(f"{category}: has no training images")
         if test.empty:
-            errors.append(f"{category}: has no test images, so nothing could be measured")
+            untested.append(f"{category}: has no test images, so nothing could be measured")
             continue
         for name, label in (("good", 0), ("defective", 1)):
             if not (test["label"] == label).any():
                 warnings.append(f"{category}: has no {name} test images, so AUROC is undefined")
-    return errors, warnings
+    return errors, warnings, untested
 
 
 def _repeated_images(

@@ -194,6 +194,22 @@ def image_files(folder: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES) -> dict[
     return {unicodedata.normalize("NFC", entry.stem): entry for entry in _told_apart(entries, True)}
 
 
+def masks_by_image(files: Mapping[str, Path]) -> dict[str, Path]:
+    """Return mask files by the stem of their image: `007.png` and `007_mask.png` go with image `007`.
+
+    Raises
+    ------
+    DataError
+        Both are there.
+    """
+    masks: dict[str, Path] = {}
+    for stem, path in files.items():
+        other = masks.setdefault(stem.removesuffix("_mask"), path)
+        if other != path:
+            raise DataError(f"{path}: is a second mask of one image, beside {other.name}")
+    return masks
+
+
 def require_folder(path: Path) -> Path:
     """Return the path; raise DataError unless it is a folder."""
     if not path.exists():
@@ -476,13 +492,13 @@ def category_folders(scan: Scan, categories: tuple[str, ...] | None) -> dict[str
 
 
 def split_folders(scan: Scan, category: str, folder: Path) -> Iterator[tuple[str, Path]]:
-    """Yield (split, folder) of one category; missing ones become problems, but for validation."""
+    """Yield (split, folder) of one category; a missing one for training becomes a problem."""
     for split in SPLITS:
         with scan.collecting():
             found = find_folder(folder, split)
             if found is not None:
                 yield split, found
-            elif split != "validation":
+            elif split == "train":
                 raise DataError(f"{folder}: category {category!r} has no {split} folder")
 
 

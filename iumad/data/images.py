@@ -137,8 +137,8 @@ def _png_array(path: Path) -> np.ndarray:
     with Image.open(path, formats=["PNG"]) as image:
         image.load()
         _require_upright(path, image.getexif().get(_ORIENTATION, 1))
-        if image.mode == "P" or "transparency" in image.info:
-            transparent = "transparency" in image.info
+        transparent = "transparency" in image.info and header.dtype == np.uint8
+        if image.mode == "P" or transparent:
             return np.array(image.convert("RGBA" if transparent else "RGB"))
         array = np.array(image)
     return array.astype(np.uint16) if header.dtype == np.uint16 else array
@@ -192,7 +192,7 @@ def _tiff_array(path: Path) -> np.ndarray:
         missing = any(count == 0 for count in counts)
         if tiff.pages.first.compression == tifffile.COMPRESSION.NONE:
             pixels = expected.height * expected.width * expected.channels
-            missing |= sum(counts) < pixels * expected.dtype.itemsize
+            missing |= 8 * sum(counts) < pixels * tiff.pages.first.bitspersample
         if missing:
             raise DataError(f"{path}: not a readable TIFF file (pixel data is missing)")
         return np.array(series.asarray())

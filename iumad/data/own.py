@@ -27,6 +27,7 @@ from iumad.data.files import (
     Scan,
     find_folder,
     image_files,
+    masks_by_image,
     relative,
     require_folder,
     require_plain_name,
@@ -139,7 +140,10 @@ def scan_own(root: Path, categories: tuple[str, ...] | None = None) -> Scan:
             lines = chosen[chosen["category"] == category]
             if not (lines["split"] == "train").any():
                 scan.problems.append(f"{root}: category {category!r} has no good training images")
-        _refuse_twins(scan, dict.fromkeys(chosen["category"]))
+        _refuse_twins(scan, dict.fromkeys(chosen["category"]), "categories")
+        for category, lines in chosen.groupby("category", sort=False):
+            defects = dict.fromkeys([GOOD, *lines["defect"]])
+            _refuse_twins(scan, defects, f"{category}: defects")
     return scan
 
 
@@ -174,13 +178,13 @@ def _without_masks(scan: Scan, table: pd.DataFrame) -> set[tuple[str, str]]:
     return without
 
 
-def _refuse_twins(scan: Scan, categories: dict[str, None]) -> None:
+def _refuse_twins(scan: Scan, names: dict[str, None], what: str) -> None:
     seen: dict[str, str] = {}
-    for name in categories:
+    for name in names:
         twin = seen.setdefault(name.casefold(), name)
         if twin != name:
             scan.problems.append(
-                f"{scan.root / SAMPLES_FILE}: categories {twin!r} and {name!r} differ in case only"
+                f"{scan.root / SAMPLES_FILE}: {what} {twin!r} and {name!r} differ in case only"
             )
 
 
@@ -475,7 +479,7 @@ def _captures(root: Path, category: str, defect: str, folders: GoodFolders) -> l
             kinds["mask"] = folders.mask
     files = {kind: image_files(require_folder(root / folder)) for kind, folder in kinds.items()}
     if "mask" in files:
-        files["mask"] = {name.removesuffix("_mask"): path for name, path in files["mask"].items()}
+        files["mask"] = masks_by_image(files["mask"])
     first_kind, first = next(iter(files.items()))
     if not first:
         raise DataError(f"{root / kinds[first_kind]}: holds no images")

@@ -41,14 +41,18 @@ def with_foreground(sample: Sample, rng: np.random.Generator) -> Sample:
         return sample
     if sample.xyz is None:
         raise DataError(f"{sample.sample_id}: without depth the foreground cannot be estimated")
-    _, foreground = remove_plane(sample.xyz, rng)
+    try:
+        _, foreground = remove_plane(sample.xyz, rng)
+    except DataError as error:
+        raise DataError(f"{sample.sample_id}: {error}") from error
     return replace(sample, foreground=foreground)
 
 
 def spurious(sample: Sample, donor: Sample, alpha: float) -> Sample:
     """Blend the donor's background into the sample's: (1 - alpha) own + alpha the donor's.
 
-    The donor's object and the shadow beside it are first covered with the background around them, mirrored.
+    The donor's object and the shadow beside it are first covered with the background around them, mirrored; a
+    donor of another size is then stretched to the sample's, by nearest pixels.
     In depth the points slide along their rays to the blended z; pixels that have no measurement in
     the sample or in the donor stay as they are. Choose donors only among data that the training
     step may see.
@@ -56,7 +60,7 @@ def spurious(sample: Sample, donor: Sample, alpha: float) -> Sample:
     Parameters
     ----------
     sample, donor
-        Of one size, both with foreground, the donor with every modality of the sample.
+        Both with foreground, the donor with every modality of the sample.
     alpha
         Dose in [0, 1]; 0 returns an identical sample.
 
@@ -70,16 +74,10 @@ def spurious(sample: Sample, donor: Sample, alpha: float) -> Sample:
     ConfigError
         `alpha` is outside [0, 1].
     DataError
-        A foreground or a modality of the donor is missing, the sizes differ, or the donor's object fills
-        its whole image.
+        A foreground or a modality of the donor is missing, or the donor's object fills its whole image.
     """
     _require_dose(alpha, "alpha")
     foreground, donor_foreground = _known_foreground(sample), _known_foreground(donor)
-    if sample.rgb.shape != donor.rgb.shape:
-        raise DataError(
-            f"sample {sample.sample_id} and donor {donor.sample_id} need one size, "
-            f"got {sample.rgb.shape[:2]} and {donor.rgb.shape[:2]}"
-        )
     lacking = ["depth"] if sample.xyz is not None and donor.xyz is None else []
     lacking += [name for name in sample.others if name not in donor.others]
     if lacking:
@@ -91,9 +89,9 @@ def spurious(sample: Sample, donor: Sample, alpha: float) -> Sample:
         raise DataError(f"donor {donor.sample_id} shows no background")
 
     background = ~foreground
-    source = tuple(_background_source(covered))
+    source = _stretched(_background_source(covered), foreground.shape)
 
-    def blended(own: Shaped[np.ndarray, "h w 3"], other: Shaped[np.ndarray, "h w 3"]) -> np.ndarray:
+    def blended(own: Shaped[np.ndarray, "h w 3"], other: Shaped[np.ndarray, "a b 3"]) -> np.ndarray:
         mixed = (1 - alpha) * own + alpha * other[source]
         return np.where(background[..., None], _as_stored(mixed, own.dtype), own)
 
@@ -254,6 +252,17 @@ def _background_source(foreground: Bool[np.ndarray, "h w"]) -> Int[np.ndarray, "
     return np.where(usable, mirrored, nearest)
 
 
+def _stretched(
+    source: Int[np.ndarray, "2 h w"], size: tuple[int, ...]
+) -> tuple[Int[np.ndarray, "a b"], ...]:
+    """Rows and columns of pixels for an image of another size; the same ones for the same size."""
+    rows, columns = (
+        ((np.arange(to) + 0.5) * have / to).astype(np.int64)
+        for to, have in zip(size, source.shape[1:], strict=True)
+    )
+    return tuple(axis[np.ix_(rows, columns)] for axis in source)
+
+
 def _slide(
     xyz: Float32[np.ndarray, "h w 3"], z: Float[np.ndarray, "h w"]
 ) -> Float32[np.ndarray, "h w 3"]:
@@ -280,7 +289,7 @@ def _standard_noise(
 
 
 class PerturbedDataset(Dataset):
-    """Another data set's samples, each always perturbed in the same way.
+    """Another data set's samples, each always perturbed in the same way, by numbers that follow from its name.
 
     Parameters
     ----------

@@ -231,6 +231,11 @@ def _resize_floats(
 
 
 def _resize_mask(mask: Bool[np.ndarray, "h w"], size: int) -> Bool[np.ndarray, "size size"]:
+    """Nearest pixels; a defect that lies between them keeps those that it touches."""
     if mask.shape == (size, size):
         return mask
-    return np.asarray(Image.fromarray(mask).resize((size, size), Image.Resampling.NEAREST))
+    resized = np.array(Image.fromarray(mask).resize((size, size), Image.Resampling.NEAREST))
+    if mask.any() and not resized.any():  # between the pixels that are kept
+        rows, columns = np.nonzero(mask)
+        resized[rows * size // mask.shape[0], columns * size // mask.shape[1]] = True
+    return resized

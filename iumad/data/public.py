@@ -34,6 +34,7 @@ from iumad.data.files import (
     category_folders,
     find_folder,
     image_files,
+    masks_by_image,
     require_plain_name,
     split_folders,
     subfolders,
@@ -322,7 +323,7 @@ def _scan_images(scan: Scan, place: tuple[str, str, str], folder: Path) -> None:
             _note_no_masks(scan, folder, len(rgb))
         else:
             found = image_files(mask_folder, MASK_SUFFIXES)
-            masks = {stem.removesuffix("_mask"): path for stem, path in found.items()}
+            masks = masks_by_image(found)
             _note_missing(scan, rgb, masks, f"a defect without a mask in {mask_folder}")
             _note_missing(scan, masks, rgb, f"no image for this mask in {folder}")
     for stem in (stem for stem in rgb if defect == GOOD or masks is None or stem in masks):

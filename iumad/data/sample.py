@@ -122,6 +122,10 @@ class Reader(Section):
             depth = read_depth(source, self.map_scale)
         elif source.ndim == 3 and source.shape[2] == 3:
             return as_points(source, "depth")
+        elif self.eyecandies:
+            raise DataError(
+                "depth array: of Eyecandies it needs the file, whose limits lie beside it, or points in metres"
+            )
         else:
             depth = as_depth(source, "depth", self.map_scale)
         if self.intrinsics is None:

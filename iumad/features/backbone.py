@@ -69,6 +69,12 @@ class Backbone(nn.Module):
                 f"features.levels {config.levels}: {config.backbone} cannot give them: {error}"
             ) from error
         weights = classifier.state_dict()
+        unknown = [key for key in extractor.state_dict() if key not in weights]
+        if unknown:  # timm wraps some networks and names their parts anew
+            raise ConfigError(
+                f"features.backbone {config.backbone}: its weights do not fit timm's features_only network "
+                f"({unknown[0]}); EfficientNet, MobileNet, ResNet and RegNet do"
+            )
         extractor.load_state_dict({key: weights[key] for key in extractor.state_dict()})
         if isinstance(extractor, EfficientNetFeatures):  # computes all stages, asked for or not
             last = extractor.feature_info.get_dicts()[-1]["stage"]

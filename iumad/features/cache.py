@@ -24,11 +24,11 @@ from iumad.data.prepare import Preparation, Prepared, Resized, joint_range, resi
 from iumad.data.sample import Dataset
 from iumad.errors import ConfigError, DataError
 from iumad.features.backbone import Backbone, one_thread
-from iumad.machine import cache_folder, replacing
+from iumad.machine import cache_folder, remove_stale, replacing
 
 TOGETHER = 32  # images that a card encodes at once
 LOADED_BYTES = 1 << 30  # of inputs that may stay in the machine's memory
-PREPARE_VERSION = "2"  # part of the key of prepared entries: raise when preparation changes
+PREPARE_VERSION = "3"  # part of the key of prepared entries: raise when preparation changes
 
 
 @dataclass(frozen=True)
@@ -372,6 +372,9 @@ def prune_cache(cache: Path, max_bytes: int) -> int:
         for kind, entries in ENTRIES.items()
         for path in (cache / kind).glob(entries)
     ]
+    for kind in ENTRIES:
+        for folder in (cache / kind).glob("**"):
+            remove_stale(folder)
     files.sort(key=lambda item: max(item[0].st_atime_ns, item[0].st_mtime_ns))
     excess = sum(stat.st_size for stat, _ in files) - max_bytes
     freed = 0
@@ -449,13 +452,16 @@ class SurfaceStore(FeatureStore):
     def _fpfh(self, sample_id: str) -> Float32[np.ndarray, "33 g g"]:
         text = f"fpfh {VERSION} {self.backbone.grid} {self.dataset.fingerprint(sample_id)}"
         path = self.cache / "fpfh" / f"{hashlib.sha256(text.encode()).hexdigest()}.npy"
-        if not path.exists():
+        try:
+            return np.load(path)
+        except (OSError, EOFError, ValueError):  # not there, or damaged: it is made again
             xyz = self.dataset.load(sample_id).xyz
-            if xyz is None:
-                raise DataError(f"{sample_id}: FPFH need a point cloud, and this sample has none")
-            with replacing(path) as file:
-                np.save(file, fpfh_map(xyz, self.backbone.grid))
-        return np.load(path)
+        if xyz is None:
+            raise DataError(f"{sample_id}: FPFH need a point cloud, and this sample has none")
+        found = fpfh_map(xyz, self.backbone.grid)
+        with replacing(path) as file:
+            np.save(file, found)
+        return found
 
 
 def fpfh_map(xyz: Float32[np.ndarray, "h w 3"], grid: int) -> Float32[np.ndarray, "33 g g"]:

@@ -19,6 +19,8 @@ from iumad.models.keep import KeepDetector
 def pick_device(device: str) -> torch.device:
     """The torch device of a name: 'auto' is CUDA where there is a device, else CPU.
 
+    On a card convolutions compute in full float32 from then on, as on a CPU.
+
     Parameters
     ----------
     device : "auto", "cpu", "cuda" or "cuda:N"
@@ -39,6 +41,7 @@ def pick_device(device: str) -> torch.device:
     index = int(device.partition(":")[2] or 0)
     if index >= count:
         raise ConfigError(f"device {device!r} (cuda:{index}): this machine has only: {have}")
+    torch.backends.cudnn.allow_tf32 = False  # cached features have one key, whatever computes them
     return torch.device("cuda", index)
 
 

@@ -321,7 +321,11 @@ def search_fronts(rows: pd.DataFrame) -> Figure:
         for method, line in means[means["search"] == search].groupby("method", sort=False):
             x, y = 100 * line["fm_i_auroc"], 100 * line["new_i_auroc"]
             axis.plot(x, y, color=colours[method], linewidth=1)
-            look = {"color": colours[method], "marker": markers[method], "zorder": 2}
+            look: dict[str, Any] = {
+                "color": colours[method],
+                "marker": markers[method],
+                "zorder": 2,
+            }
             axis.scatter(x, y, 12 * np.arange(1, len(line) + 1), label=method, **look)
         axis.set(title=search, xlabel=label_of("fm_i_auroc"), ylabel=label_of("new_i_auroc"))
     legend(figure, final.assign(method=named["method"]), "method")
