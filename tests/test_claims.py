@@ -3,12 +3,16 @@
 import numpy as np
 import pandas as pd
 import pytest
+import tiny
 from scipy import stats
 
 from iumad.config.files import load_params
+from iumad.study import claims
 from iumad.study.claims import (
+    CREDIT,
     PAPER_CLAIMS,
     QUESTIONS,
+    SPURIOUS,
     UNTESTABLE,
     Claim,
     compare,
@@ -31,12 +35,15 @@ from iumad.study.verdicts import (
     MISSED,
     NOT_RUN,
     UNMEASURED,
+    VALUE_COLUMNS,
     Contrast,
     Harm,
     Term,
     evidence_of,
+    evidence_of_costs,
     judge_contrasts,
     measure_gates,
+    turned_row,
 )
 
 BOTH = "rgb+depth"
@@ -278,6 +285,10 @@ def test_gates_without_their_runs_are_not_measured_unless_another_study_has_them
         "new categories": UNMEASURED,
     }
     assert set(gate_states(own, rows).values()) == {MET}
+    high = run_rows(
+        "floor-a", [dict.fromkeys("ab", 0.9), dict.fromkeys("abc", 0.9)], modality="rgb"
+    )
+    assert gate_states(pd.concat([rows, high]))["floors"] == MET  # of another modality
     joint = run_rows("joint", [dict.fromkeys("abc", 0.95)])
     assert gate_states(pd.concat([own, joint]))["new categories"] == MISSED
     # IB-IUMAD's joint training counts only where the method's own is nowhere
@@ -402,7 +413,59 @@ def test_claims_with_a_number_in_the_paper_find_it():
     assert set(table["verdict"]) == {NOT_RUN, ""}
 
 
-def test_evidence_of_a_study_finds_its_floors_in_the_study_of_settings(repository, tmp_path):
-    study = load_params(repository / "params" / "fusion.yaml")
-    evidence = load_evidence(study, tmp_path, repository / "params")
-    assert evidence.rows.empty and evidence.values.empty and evidence.gates.empty
+def test_the_paper_s_numbers_speak_for_its_claims():
+    table = evaluate_claims(PAPER_CLAIMS, {})
+    printed = table[(table["role"] == "main") & table["paper"].notna()]
+    assert len(printed) > 10
+    assert (printed["paper"] > 0).all()
+
+
+def test_what_the_paper_observes_speaks_for_its_statements():
+    """Noise and backgrounds cost IUF most with both modalities, and IUF with the bottleneck less."""
+    ends = {"iuf": (0.9, 0.9), "iuf+redundant-1": (0.8, 0.8), "iuf+both-1": (0.7, 0.6)}
+    ends |= {"iuf-attention": (0.9, 0.9), "iuf-attention+both-1": (0.8, 0.8)}
+    ends |= {"iuf-ib": (0.9, 0.9), "iuf-ib+both-1": (0.85, 0.85), "floor-a": (0.5, 0.5)}
+    records = [
+        (method, modality, "6-1", seed, metric, value if metric == "i_auroc" else 1 - value)
+        for method, (one, both) in ends.items()
+        for modality, value in (("rgb", one), ("depth", one), (BOTH, both))
+        for metric in ("i_auroc", "fm_i_auroc")
+        for seed in (0, 1)
+    ]
+    values = pd.DataFrame(records, columns=VALUE_COLUMNS)
+    table = evaluate_claims((*SPURIOUS, *CREDIT), {"spurious": evidence_of_costs(values)})
+    assert (table[table["role"] == "main"]["estimate"] > 0).all()
+
+
+def test_a_smaller_model_is_better():
+    sizes = {"ib-iumad": 3.0, "bank": 5.0}  # doublings
+    records = [(name, BOTH, "10-0", 0, "log2 size", size) for name, size in sizes.items()]
+    evidence = evidence_of_costs(pd.DataFrame(records, columns=VALUE_COLUMNS))
+    contrast = difference("log2 size", "10-0", second="bank")
+    (row,) = judge_contrasts({"one": [contrast]}, evidence).to_dict("records")
+    assert row["estimate"] == 2
+
+
+def test_a_row_turned_round_says_the_opposite():
+    row = {"estimate": 2.0, "low": 1.0, "high": 4.0, "paper": 3.0, "verdict": SUPPORTED}
+    other = {"estimate": -2.0, "low": -4.0, "high": -1.0, "paper": -3.0, "verdict": CONTRADICTED}
+    assert turned_row(row) == other
+
+
+@pytest.mark.parametrize(
+    ("change", "met"),
+    [
+        ({}, {"floors", "new categories"}),
+        ({"training": {"epochs": 7}}, {"floors"}),
+        ({"data": {"image_size": 64}}, set()),
+    ],
+    ids=["alike", "other training", "other data"],
+)
+def test_gates_take_what_is_alike_from_other_studies(monkeypatch, tmp_path, change, met):
+    rows, study = trained_rows(), tiny.study()
+    other = tiny.study(profile="settings", **change)
+    own = rows[(rows["method"] == "iuf") & (rows["setting"] == "2-1")]
+    monkeypatch.setattr(claims, "_read_references", lambda _: [other])
+    monkeypatch.setattr(claims, "load_rows", lambda one, _: own if one is study else rows)
+    gates = load_evidence(study, tmp_path, tmp_path).gates
+    assert set(gates.query("state == 'met' and gate != 'classifier'")["gate"]) == met

@@ -131,11 +131,45 @@ def test_jitter_is_for_training_and_comes_from_the_generator():
 
 
 def test_the_target_is_the_clean_feature():
-    # without jitter in the target, a detector that copies its clean input has no loss: lambda 0
-    # jitter at training and none gives the same target
-    detector, batch = tiny.detector("plain", jitter_scale=0.0).train(), tiny.batch()
-    evaluated = tiny.detector("plain")
-    torch.testing.assert_close(detector.losses(batch)["fusion"], evaluated.losses(batch)["fusion"])
+    detector, batch = tiny.detector("plain", jitter_scale=20.0).train(), tiny.batch()
+    output = detector(batch, torch.Generator().manual_seed(0))
+    assert torch.equal(output.clean["rgb"], detector.standardised(batch, "rgb"))
+
+
+def test_each_condition_network_reads_its_own_modality():
+    detector, batch = tiny.detector(), tiny.batch()
+    before = detector(batch).logits
+    batch.images["depth"].zero_()
+    after = detector(batch).logits
+    assert torch.equal(before["rgb"], after["rgb"])
+    assert not torch.equal(before["depth"], after["depth"])
+
+
+def test_the_fusion_gets_the_middle_and_the_last_level():
+    detector, made, fused = tiny.detector(layers=4), [], []
+    detector.networks["rgb"].register_forward_hook(lambda _m, _i, levels: made.append(levels))
+    detector.fusion.register_forward_pre_hook(lambda _m, levels: fused.append(levels))
+    detector(tiny.batch())
+    (middle, last), levels = fused[0], made[0]
+    assert torch.equal(middle[0], levels[1])
+    assert torch.equal(last[0], levels[3])
+
+
+def test_the_gate_is_bounded_by_default():
+    detector, given = tiny.detector(), []
+    encoder = detector.networks["rgb"].encoder[0]
+    encoder.register_forward_pre_hook(lambda _m, inputs: given.append(inputs[2]))
+    detector(tiny.batch())
+    size = given[0].square().mean(dim=-1)
+    torch.testing.assert_close(size, torch.ones(3, TOKENS), rtol=1e-2, atol=0)
+
+
+def test_maps_and_logits_of_one_pass_are_those_of_two():
+    detector, batch = tiny.detector(targets="all"), tiny.batch()
+    detector.residual_depth.fill_(0.5)
+    maps, logits = detector.maps_and_logits(batch)
+    torch.testing.assert_close(maps, detector.anomaly_maps(batch))
+    torch.testing.assert_close(logits, detector.category_logits(batch))
 
 
 def test_an_image_that_patches_do_not_tile_is_refused():

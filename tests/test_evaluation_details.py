@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -129,3 +130,34 @@ def test_thresholds_by_hand():
     # the line from (0, 0) to (0.9, 1) at 0.45 is 1/2: area 0.45 * 0.5 / 2, divided by 0.45
     assert details.aupro_from_thresholds(maps, masks, 2, 0.45) == pytest.approx(0.25)
     assert aupro(maps, masks, 0.45) == pytest.approx(1 / 3)  # found at FPR 0.3: 0.15 of 0.45 remain
+
+
+def test_accuracy_is_of_good_images_and_aupro_ends_at_the_limit(monkeypatch):
+    run = tiny.run(data={"n_test_good": 2})
+    store = tiny.open_store(run)
+    test = store.dataset.index.query("category == 'pretzel' and split == 'test'")
+    maps = np.random.default_rng(0).random((len(test), tiny.SIZE, tiny.SIZE), dtype=np.float32)
+    pretzel = store.dataset.categories.index("pretzel")
+    said = np.where(test["label"] == 1, pretzel - 1, pretzel)  # every defect is named wrongly
+    said[np.flatnonzero(test["label"] == 0)[0]] = pretzel - 1  # and one of two good images
+    monkeypatch.setattr(details, "_score", lambda *_: (maps, said))
+    detector = tiny.trainable(store, run)
+    narrow, wide = (
+        details.evaluate(
+            detector, store, ["pretzel"], run.evaluation.model_copy(update={"fpr_limit": limit})
+        ).set_index("metric")["value"]
+        for limit in (0.05, 0.3)
+    )
+    assert narrow["accuracy"] == 0.5
+    masks = store.masks(test["sample_id"].tolist())
+    assert narrow["aupro"] == aupro(maps, masks, 0.05)
+    assert wide["aupro"] == aupro(maps, masks, 0.3)
+
+
+def test_the_validation_error_is_a_mean_over_images():
+    run = tiny.run()
+    store = tiny.open_store(run)
+    detector, ids = tiny.trainable(store, run), tiny.train_ids(store, *tiny.CATEGORIES)
+    each = [details.validation_error(detector, store, [name]) for name in ids]
+    together = details.validation_error(detector, store, ids, batch_size=4)
+    assert together == pytest.approx(np.mean(each), rel=1e-5)

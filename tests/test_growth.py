@@ -7,7 +7,13 @@ import torch
 from iumad.config.methods import ReconstructionConfig
 from iumad.errors import CheckpointError
 from iumad.models.detector import ReconstructionDetector
-from iumad.study.runner import RunWork, load_detector, run_one
+from iumad.study.runner import (
+    RunWork,
+    load_detector,
+    remembered_after,
+    run_one,
+    trained_detector,
+)
 from iumad.study.steps import steps_of
 from iumad.training import checkpoint as growth
 
@@ -62,6 +68,15 @@ def test_what_is_remembered_grows_with_zeros():
     assert growth.with_rows(remembered, 2).tolist() == [[1, 2], [0, 0]]
     assert growth.with_rows(remembered, 1) is remembered
     assert growth.with_rows(torch.tensor(3.0), 1).item() == 3
+
+
+def test_every_earlier_category_is_remembered(tmp_path):
+    increment = {"strategy": "replay", "replay_images": 1, "epochs": 1}
+    run = tiny.run("plain", settings=["1-1"], training={"epochs": 1}, increment=increment)
+    work, steps = RunWork(run, "cpu"), steps_of(run, tmp_path)
+    trained_detector(work, steps[1])
+    kept = remembered_after(work, steps[1])["replay"]
+    assert [name.split("/")[0] for name in kept] == list(tiny.CATEGORIES[:2])
 
 
 @pytest.mark.parametrize("strategy", ["projection", "ewc"])

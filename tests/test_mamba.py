@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from iumad.models.condition import ConditionNetwork
+from iumad.models.condition import ConditionNetwork, VitBlock
 from iumad.models.mamba import (
     GROUPS,
     ChannelAttention,
@@ -191,6 +191,17 @@ def test_a_block_is_the_attention_part_plus_the_local_part():
 
 
 # --- condition networks -------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_a_vit_block_by_hand():
+    torch.manual_seed(0)
+    block, x = VitBlock(8, 2), torch.randn(2, 3, 4, 8)
+    tokens = x.flatten(1, 2)
+    normed = block.norms[0](tokens)
+    tokens = tokens + block.attention(normed, normed, normed)
+    tokens = tokens + block.ffn(block.norms[1](tokens))
+    torch.testing.assert_close(block(x), tokens.view_as(x))
 
 
 @pytest.mark.parametrize("kind", ["vit", "mamba"])

@@ -6,7 +6,7 @@ import tiny
 
 from iumad.config.sections import PerturbConfig
 from iumad.data import open_dataset
-from iumad.data.perturb import PerturbedDataset, redundant
+from iumad.data.perturb import PerturbedDataset
 from iumad.errors import DataError
 from iumad.study.runner import RunWork
 from iumad.study.steps import steps_of
@@ -85,7 +85,19 @@ def test_steps_train_on_perturbed_images_and_are_tested_on_clean_ones(tmp_path, 
     stores = [work.training_store(step) for step in steps_of(run, tmp_path)]
     assert [isinstance(store.dataset, PerturbedDataset) for store in stores] == [base, True]
     assert work.store.dataset is work.dataset
-    noisy = redundant(work.dataset.load(SAMPLE), 0.5, 8, np.random.default_rng(0))
     found = stores[1].prepared(SAMPLE).rgb
     assert (found != work.store.prepared(SAMPLE).rgb).any()
-    assert found.std() == pytest.approx(noisy.rgb.std(), rel=0.15)
+
+
+@pytest.mark.parametrize("dose", [0.1, 0.2])
+def test_noise_is_as_large_as_its_dose_says(dataset, dose):
+    clean = dataset.load(SAMPLE).rgb.astype(float)
+    added = perturbed(dataset, redundant=dose).load(SAMPLE).rgb - clean
+    assert added.std(axis=(0, 1)) == pytest.approx(dose * clean.std(axis=(0, 1)), rel=0.15)
+
+
+def test_backgrounds_come_from_categories_that_were_met(tmp_path):
+    (run,) = tiny.study(methods={"iuf": {"perturb": {"spurious": 0.5, "where": "all"}}}).runs()
+    work = RunWork(run, "cpu")
+    for step in steps_of(run, tmp_path):
+        assert tuple(work.training_store(step).dataset._donors) == step.seen

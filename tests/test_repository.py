@@ -14,7 +14,6 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from iumad.cli import app
-from iumad.config.files import load_params
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -79,11 +78,6 @@ def test_makefile_targets_are_one_line(target):
     recipe = re.search(rf"^{target}:.*\n((?:\t.*\n)+)", makefile, flags=re.MULTILINE)
     assert recipe is not None
     assert len(recipe[1].splitlines()) == 1
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*.yaml")), ids=by_name)
-def test_params_files_are_valid(path):
-    assert load_params(path).runs()
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=by_name)

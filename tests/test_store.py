@@ -350,6 +350,7 @@ def test_the_range_is_measured_on_the_training_images_of_the_base_step(tmp_path)
         resize(store.dataset.load(each), tiny.SIZE, "z", ["depth"]).ranges["depth"] for each in base
     ]
     assert store.preparation().scaling == {"depth": joint_range(ranges)}
+    assert joint_range([(0.2, 0.5), (0.1, 0.4)]) == (0.1, 0.5)
     later = store.dataset.ids("test", tiny.CATEGORIES[2:])[0]
     resized = resize(store.dataset.load(later), tiny.SIZE, "z", ["rgb", "depth"])
     expected = scale(

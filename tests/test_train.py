@@ -1,5 +1,6 @@
 import copy
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 from iumad.config.schema import RunConfig
 from iumad.errors import CheckpointError
 from iumad.features.cache import FeatureStore
+from iumad.models import base
 from iumad.training.checkpoint import load_checkpoint, save_checkpoint
 from iumad.training.increments import remember
 from iumad.training.loop import (
@@ -260,6 +262,46 @@ def test_replayed_images_join_the_step(store, tmp_path, monkeypatch):
     assert sorted(seen) == sorted(tiny.train_ids(store, tiny.CATEGORIES[2]) + replayed)
 
 
+def moved(store: FeatureStore, run: RunConfig, memory=None, detector=None):
+    """How far an increment moves each parameter, and its log."""
+    detector = detector or tiny.trainable(store, run)
+    before = {name: p.detach().clone() for name, p in detector.named_parameters()}
+    log = fit(detector, store, run, step=1, memory=memory)
+    return {name: p.detach() - before[name] for name, p in detector.named_parameters()}, log
+
+
+@pytest.mark.parametrize("strategy", ["ewc", "projection"])
+def test_an_increment_is_protected_as_its_strategy_says(store, strategy):
+    run = tiny.run("iuf", increment={"strategy": strategy, "epochs": 2, "lr": 0.01})
+    detector = tiny.trainable(store, run)
+    detector.fit(store, base_ids(store), torch.Generator())
+    memory = remember(detector, store, base_ids(store), run.increment, {}, 0)
+    change, log = moved(store, run, memory, detector)
+    assert ("ewc" in {row["term"] for row in log}) == (strategy == "ewc")
+    for name, gram in memory.items() if strategy == "projection" else ():
+        leading = torch.linalg.eigh(gram).eigenvectors[:, -1].float()
+        bias = change[f"{name}.bias"]
+        assert (leading @ bias).abs() < 1e-5 < bias.abs().max()
+
+
+def test_an_increment_is_pulled_back_before_every_update(store):
+    increment = {"strategy": "none", "epochs": 10, "lr": 0.01}
+    furthest = []
+    for pull in (0.0, 0.99):
+        changes = {"increment": increment | {"pull": pull}, "training": {"schedule": "constant"}}
+        change, _ = moved(store, tiny.run("plain", **changes))
+        furthest.append(max(float(each.abs().max()) for each in change.values()))
+    assert furthest[1] < 0.3 * furthest[0]
+
+
+def test_features_are_compressed_in_the_base_step_only(store):
+    changes = {"model": {"lambda_compression": 1.0}, "training": {"epochs": 1}}
+    run = tiny.run("iuf", increment={"strategy": "none", "epochs": 1}, **changes)
+    detector = tiny.trainable(store, run)
+    terms = [{row["term"] for row in fit(detector, store, run, step=step)} for step in (0, 1)]
+    assert ["compression" in each for each in terms] == [True, False]
+
+
 def test_the_log_has_the_mean_of_every_term_per_epoch(store, tmp_path):
     run = tiny.run()
     log = fit(tiny.trainable(store, run), store, run, tmp_path / "partial.pt")
@@ -417,6 +459,13 @@ def test_the_base_step_and_later_steps_have_their_own_plans():
 # --- statistics ---------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """Sums over several parts, as those of a real step."""
+    monkeypatch.setattr(base, "in_chunks", partial(base.in_chunks, size=2))
+
+
+@pytest.mark.usefixtures("small_chunks")
 def test_statistics_are_those_of_all_tokens_of_the_base_step(store):
     detector = tiny.trainable(store, tiny.run())
     ids = base_ids(store)
@@ -449,6 +498,7 @@ def test_statistics_are_fitted_in_the_base_step_only(store, tmp_path):
     assert torch.equal(detector.std_rgb, measured)
 
 
+@pytest.mark.usefixtures("small_chunks")
 def test_residual_scales_make_the_mean_of_every_targets_map_one(store):
     run = tiny.run(model={"targets": "all"})
     detector, ids = tiny.trainable(store, run).eval(), base_ids(store)
