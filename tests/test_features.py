@@ -55,12 +55,6 @@ def test_the_weights_know_imagenet_from_photos_of_installed_packages(classifier,
     assert given[label] > 0.2  # chance is 0.001
 
 
-def test_the_weights_know_a_cat_and_an_espresso(classifier):
-    photos = pytest.importorskip("skimage.data", reason="scikit-image has the photos")
-    assert probabilities(classifier, photos.chelsea(), crop=False)[281:286].sum() > 0.9  # cats
-    assert probabilities(classifier, photos.coffee())[967] > 0.9
-
-
 def test_the_weights_know_a_hazelnut_of_the_real_data(classifier, real_data):
     photo = np.array(Image.open(real_data / "real_rgb/hazelnut/test/good/000.png").convert("RGB"))
     assert probabilities(classifier, photo).argmax() == 988  # acorn

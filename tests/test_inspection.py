@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import tiny
 import torch
 import trees
 from hypothesis import given, settings
@@ -30,9 +31,17 @@ from iumad.data.prepare import prepare_capture
 from iumad.data.public import export_mvtec3d
 from iumad.errors import CheckpointError, ConfigError, DataError
 from iumad.evaluation.evaluate import anomaly_maps
+from iumad.evaluation.metrics import image_scores
 from iumad.features.cache import FeatureStore
 from iumad.inspection.export import export_model
-from iumad.inspection.fit import _kept_were_held_out, _split, fit_folder, learn_folder, own_run
+from iumad.inspection.fit import (
+    _kept_were_held_out,
+    _split,
+    fit_folder,
+    learn_folder,
+    own_run,
+    pack_run,
+)
 from iumad.inspection.model_file import (
     load_model,
     promise,
@@ -43,6 +52,8 @@ from iumad.inspection.model_file import (
 )
 from iumad.inspection.outputs import keys_of, overlay, report_page, table_of
 from iumad.inspection.predictor import _largest_region, _lead
+from iumad.study.runner import RunWork, load_detector, run_one
+from iumad.study.steps import steps_of
 
 SMALL = [
     "data.image_size=32",
@@ -566,6 +577,20 @@ def test_nothing_is_scored_by_itself(folder):
         image = folder / name / "train" / "good" / "rgb" / "000.png"
         found = Predictor(model)(image, image.parents[1] / "xyz" / "000.tiff")
         assert (found.category, found.recognised) == (name, True)
+
+
+def test_a_finished_run_is_packed_with_thresholds_from_its_validation_images(tmp_path):
+    run = tiny.run("bank", data={"n_validation": 3})
+    run_one(run, tmp_path, "cpu")
+    fitted = pack_run(run, tmp_path, 0.05)
+    card = fitted.model.card
+    assert set(card.thresholds) == set(card.held_out) == set(tiny.CATEGORIES)
+    assert fitted.table["held out"].tolist() == [3] * len(tiny.CATEGORIES)
+    work = RunWork(run, "cpu")
+    image = work.dataset.ids("validation", [tiny.CATEGORIES[0]])[0]
+    maps = anomaly_maps(load_detector(work, steps_of(run, tmp_path)[-1]), work.store, [image])
+    score = image_scores(maps, run.evaluation.image_score, run.evaluation.pool)
+    assert float(score[0]) in np.float32(card.thresholds[tiny.CATEGORIES[0]].good_scores)
 
 
 def test_what_is_held_out_is_not_learnt(folder):

@@ -149,19 +149,17 @@ def test_defects_by_hand():
 
 def test_a_lottery_by_hand(finished):
     run = finished.study.runs()[0]
-    # two images have one name: the good one of score 1 or the defect of score 3 remains beside good 2, defect 4
+    # two images have one name: the good one of score 1 or the defect of score 3 remains beside good 4, defect 2:
+    # one of two pairs is right, or none of two; of all images two of four
     test = pd.DataFrame(
         {"sample_id": ["c/good/0", "c/hole/0", "c/good/1", "c/hole/2"], "label": [0, 1, 0, 1]}
     )
-    scores = np.array([1.0, 3.0, 2.0, 4.0])
+    scores = np.array([1.0, 3.0, 4.0, 2.0])
     empty = np.zeros((4, 1, 1), dtype=np.float32)
     (line,) = lottery(run, [Scored("c", test, empty, empty > 0, scores)]).to_dict("records")
     assert (line["images"], line["files"], line["undefined"]) == (4, 3, 0)
-    assert (line["here"], line["there"], line["best"]) == (
-        100,
-        100,
-        0,
-    )  # both have AUROC 1 whoever remains
+    assert (line["here"], line["low"], line["high"], line["best"]) == (50, -50, 0, 0)
+    assert line["there"] == pytest.approx(25, abs=5)  # of 1000 evaluations
 
 
 def test_missed_defects_and_kinds_of_defects_by_hand():

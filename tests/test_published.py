@@ -1,5 +1,6 @@
 """Published tables: written from finished runs, found again by the identity of a run, own results first."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -75,11 +76,15 @@ def test_a_run_is_published_again_under_its_first_name_with_its_steps(finished, 
     assert (after["method"] == "another").any()
 
 
-def test_uncommitted_code_is_not_published(finished, tmp_path):
+@pytest.mark.parametrize(
+    ("what", "instead"),
+    [('"modified": false', '"modified": true'), (r'"commit": "\w+"', '"commit": null')],
+)
+def test_uncommitted_code_is_not_published(finished, tmp_path, what, instead):
     results = tmp_path / "made"
     shutil.copytree(finished.results, results)
     for path in results.glob("steps/*/provenance.json"):
-        path.write_text(path.read_text().replace('"modified": false', '"modified": true'))
+        path.write_text(re.sub(what, instead, path.read_text()))
     with pytest.raises(DataError, match="not committed"):
         publish([finished.study], results, "tiny")
     assert not (results / "tiny").exists()

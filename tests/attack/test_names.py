@@ -94,7 +94,7 @@ def tree(root: Path, categories: list[str], defect: str, stem: str) -> Path:
 @few_examples
 @given(few_names, names.filter(lambda name: name.casefold() != "good"), names)
 def test_names_come_back_from_folders_indexes_and_rows(categories, defect, stem):
-    what = (categories, defect, stem)
+    what, all_worked = (categories, defect, stem), False
     with tempfile.TemporaryDirectory() as folder, AREA.attempt(what):
         root = tree(Path(folder) / "data", categories, defect, stem)
         dataset = MVTec(root)
@@ -139,6 +139,8 @@ def test_names_come_back_from_folders_indexes_and_rows(categories, defect, stem)
         run = tiny.run("bank")
         whole = with_run_columns(read.assign(step=0), run)[list(ROW_SCHEMA.columns)]
         assert len(final_table(validate_rows(whole))) > 0
+        all_worked = True
+    assert all_worked, f"{what} was refused"
 
 
 def test_a_study_of_odd_names_is_run_read_and_published(tmp_path):
