@@ -20,13 +20,12 @@ def classifier():
     return imagenet_classifier(LITE0)[0]
 
 
-def probabilities(classifier, photo: np.ndarray, crop: bool = True) -> torch.Tensor:
-    """Of the 1000 ImageNet classes, for the photo's central square (or all of it) at 224 pixels."""
+def probabilities(classifier, photo: np.ndarray) -> torch.Tensor:
+    """Of the 1000 ImageNet classes, for the photo's central square at 224 pixels."""
     image = Image.fromarray(photo)
-    if crop:
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        image = image.crop((left, top, left + side, top + side))
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    image = image.crop((left, top, left + side, top + side))
     array = np.array(image.resize((224, 224), Image.Resampling.BICUBIC))
     tensor = torch.from_numpy(array).permute(2, 0, 1)[None].float() / 255
     cfg = classifier.pretrained_cfg
