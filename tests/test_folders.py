@@ -12,7 +12,7 @@ import trees
 
 from iumad.config.sections import FolderConfig
 from iumad.data import files, open_dataset
-from iumad.data.files import natural_key
+from iumad.data.files import find_second, natural_key
 from iumad.data.prepare import Preparation, prepare
 from iumad.data.public import (
     MVTEC_3D_AD,
@@ -292,3 +292,14 @@ def test_names_in_any_case_unicode_and_spaces(tmp_path):
 def test_natural_order():
     names = ["img10", "Img9", "img2", "b", "10", "9"]
     assert sorted(names, key=natural_key) == ["9", "10", "b", "img2", "Img9", "img10"]
+
+
+def test_the_second_image_is_found_by_name(tmp_path):
+    image = trees.write_png(tmp_path / "rgb" / "1.png", trees.rgb_array())
+    assert find_second(image, "depth") is None
+    cloud = trees.write_xyz(tmp_path / "xyz" / "1.tiff", trees.xyz_array())
+    trees.write_xyz(tmp_path / "xyz" / "1.2.tiff", trees.xyz_array())
+    assert find_second(image, "depth") == cloud
+    trees.write_xyz(tmp_path / "rgb" / "1_depth.tiff", trees.xyz_array())
+    with pytest.raises(DataError, match="has several depth images"):
+        find_second(image, "depth")

@@ -529,7 +529,10 @@ def find_second(image: Path, modality: str) -> Path | None:
     names = second_folders(modality)
     folders = [image.parent.parent / name for name in names]
     stem = glob.escape(image.stem)
-    found = [each for folder in folders for each in sorted(folder.glob(f"{stem}.*"))]
+    found = []
+    for folder in folders:
+        matches = sorted(folder.glob(f"{stem}.*"))  # of 1.png also 1.2.tiff, which is another's
+        found += [each for each in matches if each.stem == image.stem] or matches
     beside = [image.parent.glob(f"{stem}_{name}.*") for name in names]
     found += [each for matches in beside for each in sorted(matches)]
     if len(found) > 1:
