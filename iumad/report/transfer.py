@@ -178,7 +178,7 @@ def answer_table(judged: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
         (row.statement, row.data): fill(
             "{}<br>{}",
             verdict_word(row.verdict),
-            interval_text(row.mean, row.low, row.high),
+            interval_text(row.mean, row.low, row.high).partition(" (")[0],  # a narrow cell
         )
         for row in judged.itertuples()
     }
