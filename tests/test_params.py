@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iumad.config.files import (
-    all_keys,
     base_chain,
     build_study,
     load_params,
     notebook_params,
     refuse_unknown,
 )
+from iumad.config.listing import all_keys
 from iumad.config.methods import PRESETS
 from iumad.config.schema import StudyConfig
 from iumad.errors import ConfigError

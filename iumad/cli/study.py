@@ -21,7 +21,8 @@ from iumad.cli.common import (
     print_table,
     say,
 )
-from iumad.config.files import all_keys, base_chain, load_params
+from iumad.config.files import base_chain, load_params
+from iumad.config.listing import all_keys
 from iumad.errors import ConfigError
 
 
