@@ -60,7 +60,9 @@ def test_the_first_error_is_raised(tmp_path):
 def test_killed_processes(grid, tmp_path, target):
     """A killed worker is told with its run; a killed parent takes its workers with it; both go on later."""
     study, _ = grid
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(study.model_dump(mode="json", exclude={"assigned"})))
+    (tmp_path / "params.yaml").write_text(
+        yaml.safe_dump(study.model_dump(mode="json", exclude={"assigned"}))
+    )
     results = tmp_path / "results"
     command = [sys.executable, "-m", "iumad", "run", str(tmp_path / "params.yaml")]
     command += ["--results", str(results), "-j", "2", "--device", "cpu"]

@@ -460,7 +460,7 @@ def test_a_threshold_from_defects_is_stored_and_used(folder, file, tmp_path):
 # --- export -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["bank", "bank-unified"])
+@pytest.mark.parametrize("method", [pytest.param("bank", marks=pytest.mark.slow), "bank-unified"])
 def test_an_exported_graph_says_what_the_model_says(folder, tmp_path, method):
     model = fit_folder(folder, own_run(folder, method, assignments=SMALL), 0.05, silent).model
     told = "pretzel" if method == "bank" else None

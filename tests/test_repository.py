@@ -122,7 +122,8 @@ def test_no_machine_paths():
     for path in files:
         if (path.suffix in TEXT or path.name in SCRIPTS) and "_vendor" not in path.parts:
             text = path.read_text(encoding="utf-8")
-            assert not [p for p in MACHINE_PATHS if re.search(rf"(?<![\w.~-]){p}", text)], path
+            near = [p for p in MACHINE_PATHS if p in text]  # much faster than the expression alone
+            assert not [p for p in near if re.search(rf"(?<![\w.~-]){p}", text)], path
 
 
 def test_vendored_scripts_are_unchanged():
