@@ -308,7 +308,9 @@ def test_a_missed_gate_replaces_the_verdict_unless_the_method_is_exempt():
     rows = trained(at_once(table))
     (row,) = judged(rows, difference())
     assert row["verdict"] == UNTRAINED
-    assert row["reason"] == "iuf (rgb+depth, 2-0) is 5.0 points above floor-a, 10 are needed"
+    assert (
+        row["reason"] == "iuf (rgb+depth, 2-0) is 5.0 points above floor-a as learnt, 10 are needed"
+    )
     assert row["estimate"] == pytest.approx(36)
     (free,) = judged(rows, difference(exempt=("iuf",)))
     assert free["verdict"] == SUPPORTED

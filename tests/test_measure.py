@@ -136,15 +136,19 @@ def test_defects_by_hand():
     # good images score 1 and 2, the defective one 2: more than one and as much as the other; one of four pixels is
     # marked, and two of the other three are lower, one is equal
     test = pd.DataFrame(
-        {"sample_id": ["g0", "g1", "d"], "category": "c", "defect": ["good", "good", "hole"]}
-    ).assign(label=[0, 0, 1])
-    maps = np.array([[[0, 0], [0, 0]]] * 2 + [[[3, 3], [1, 1]]], dtype=np.float32)
-    masks = np.zeros((3, 2, 2), dtype=bool)
+        {"sample_id": ["g0", "g1", "d", "e"], "defect": ["good", "good", "hole", "crack"]}
+    ).assign(label=[0, 0, 1, 1], category="c")
+    maps = np.array([[[0, 0], [0, 0]]] * 2 + [[[3, 3], [1, 1]]] * 2, dtype=np.float32)
+    masks = np.zeros((4, 2, 2), dtype=bool)
     masks[2, 0, 0] = True
-    one = Scored("c", test, maps, masks, np.array([1.0, 2.0, 2.0]))
-    (line,) = defects(StudyConfig().runs()[0], [one]).to_dict("records")
+    one = Scored("c", test, maps, masks, np.array([1.0, 2.0, 2.0, 3.0]))
+    line, unmarked = defects(StudyConfig().runs()[0], [one]).to_dict("records")
     assert (line["sample_id"], line["share"], line["found"]) == ("d", 0.25, 0.75)
     assert line["inside"] == pytest.approx(2.5 / 3)
+    # the overlap grows from 0 to 1 while the false positive rate does from 0 to 1/3; up to 0.3 its mean is 0.45
+    assert line["aupro"] == pytest.approx(0.45)
+    assert unmarked["found"] == 1
+    assert np.isnan([unmarked[name] for name in ("share", "inside", "aupro")]).all()
 
 
 def test_a_lottery_by_hand(finished):

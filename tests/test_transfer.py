@@ -121,6 +121,13 @@ def test_a_gate_that_was_not_measured_counts_as_missed():
     assert transfer.missed_gates(table, pd.concat([table, once])).empty
 
 
+def test_floors_of_photographs_count_for_every_seed():
+    table = rows({("plain", "rgb"): [0.65, 0.95], ("floor-mean", "rgb"): [0.6]})
+    gates = transfer.gates(table.assign(metric="i_auroc")).set_index(["gate", "method"])
+    above = gates.loc[("floors", "plain")]  # 5 and 35 points
+    assert above["value"] == pytest.approx(0.2)
+
+
 def defects(inside: dict[tuple[str, str], list[float]]) -> pd.DataFrame:
     """Four marked defects in two categories, of an eighth of a cell to eight cells of a grid of 4."""
     tables = [
@@ -132,6 +139,7 @@ def defects(inside: dict[tuple[str, str], list[float]]) -> pd.DataFrame:
                 "share": [1 / 128, 1 / 32, 1 / 8, 1 / 2],
                 "found": [0.5, 0.5, 1.0, 1.0],
                 "inside": values,
+                "aupro": values,
             }
         ).assign(method=method, modality=modality)
         for (method, modality), values in inside.items()
@@ -148,6 +156,45 @@ def test_the_second_image_is_compared_image_by_image():
         "-",
     ]  # each image gains ten points
     assert table["rgb"][0].startswith("75.0 [")  # ((50 + 70) / 2 + 90) / 2
+
+
+def test_three_modalities_are_shown_and_all_compared_with_colour():
+    each = {
+        ("plain", "rgb+depth"): [0.7] * 4,
+        ("plain", "depth"): [0.9] * 4,
+        ("plain", "rgb"): [0.5] * 4,
+        ("bank", "depth"): [0.6] * 4,
+    }
+    table = transfer.inside_table(defects(each), "aupro").set_index("method")
+    assert list(table) == ["depth", "rgb", "rgb+depth", "difference"]
+    assert table.loc["<code>plain</code>", "difference"].startswith("20.0 ")
+    assert table.loc["<code>bank</code>", ["rgb", "rgb+depth", "difference"]].tolist() == ["-"] * 3
+
+
+def test_scores_of_whole_images_leave_out_what_a_floor_gives_away():
+    table = rows({("iuf", "rgb"): [0.5], ("floor-mean", "rgb"): [0.6]}).assign(metric="i_auroc")
+    second = table["category"] == "b"
+    table.loc[second & (table["method"] == "iuf"), "value"] = 0.9
+    table.loc[second & (table["method"] == "floor-mean"), "value"] = 0.81
+    assert transfer.result_table(table, ["i_auroc"]).iloc[0, -1] == "50.0"
+    found = transfer.clean_found(defects({("plain", "rgb"): [0.5] * 4}), table)
+    assert found["found"].isna().tolist() == [False, False, True, True]
+    shown = transfer.kind_table(found, "found")
+    assert list(shown["category"] + " " + shown["defect"]) == ["a dent", "a hole"]
+
+
+def test_a_defect_without_a_mask_has_no_size():
+    unmarked = defects({("plain", "rgb"): [0.5] * 4})
+    unmarked.loc[0, ["share", "inside"]] = None
+    sizes = transfer.size_table(unmarked, grid=4)
+    assert list(sizes["pixel AUROC inside the image"]) == [
+        "0.25 to 1 (1)",
+        "1 to 4 (1)",
+        "over 4 (1)",
+    ]
+    assert "a dent" not in set(
+        transfer.kind_table(unmarked, "inside")[["category", "defect"]].agg(" ".join, axis=1)
+    )
 
 
 def test_size_classes_in_cells():

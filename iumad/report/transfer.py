@@ -123,7 +123,7 @@ def answers(
     found, untrained, fixed = [], set(), set()
     for name, rows in rows_of.items():
         whole = max(rows["modality"].unique(), key=lambda each: (each.count("+"), each), default="")
-        asked = rows[(rows["metric"] != "i_auroc") | ~rows["category"].isin(_given_away(rows))]
+        asked = clean(rows)
         table = final_table(asked) if len(asked) else pd.DataFrame(columns=[*_KEYS, "value"])
         values = table.set_index(_KEYS)["value"].sort_index()
         missed = missed_gates(rows, (references or {}).get(name))
@@ -152,23 +152,42 @@ def answers(
     return judged.assign(verdict=words.mask([key in untrained for key in asked_of], UNTRAINED))
 
 
+def clean(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows without scores of whole images of the categories that a floor gives away (`GIVEN_AWAY`)."""
+    return rows[(rows["metric"] != "i_auroc") | ~rows["category"].isin(_given_away(rows))]
+
+
+def clean_found(defects: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """Measurements of the kind "defects", "found" missing in the categories that a floor gives away."""
+    found = defects["found"].where(~defects["category"].isin(_given_away(rows)))
+    return defects.assign(found=found)
+
+
 def _given_away(rows: pd.DataFrame) -> set[str]:
     """Categories of which a floor tells defective images without seeing any detail."""
     floors_here = rows[rows["method"].str.startswith(FLOOR) & (rows["metric"] == "i_auroc")]
     return set(floors_here.loc[floors_here["value"] > GIVEN_AWAY, "category"])
 
 
-def missed_gates(rows: pd.DataFrame, references: pd.DataFrame | None = None) -> pd.Series:
-    """Gates that trained methods miss, or whose runs are missing: texts by method and modality.
+def gates(rows: pd.DataFrame, references: pd.DataFrame | None = None) -> pd.DataFrame:
+    """`iumad.study.verdicts.measure_gates` of one setting of a data set.
 
     The gate of the floors is measured on categories that no floor gives away (`GIVEN_AWAY`), where there are any.
-    `references` is that of `iumad.study.verdicts.measure_gates`.
+    Floors of photographs, which are the same for every seed, count for all seeds.
     """
-    gates = measure_gates(rows, references)
-    above = measure_gates(rows[~rows["category"].isin(_given_away(rows))])
-    gates = pd.concat([gates[gates["gate"] != "floors"], above[above["gate"] == "floors"]])
-    trained = ~gates["method"].str.startswith("bank")
-    missed = gates[trained & gates["state"].isin([MISSED, UNMEASURED])]
+    whole = measure_gates(rows, references)
+    asked = rows[~rows["category"].isin(_given_away(rows))]
+    floor = asked["method"].str.startswith(FLOOR) & (asked["dataset"] != "minicandies")
+    repeated = [asked[floor].assign(seed=seed) for seed in asked["seed"].unique()]
+    above = measure_gates(pd.concat([asked[~floor], *repeated]))
+    return pd.concat([whole[whole["gate"] != "floors"], above[above["gate"] == "floors"]])
+
+
+def missed_gates(rows: pd.DataFrame, references: pd.DataFrame | None = None) -> pd.Series:
+    """`gates` that trained methods miss, or whose runs are missing: texts by method and modality."""
+    found = gates(rows, references)
+    trained = ~found["method"].str.startswith("bank")
+    missed = found[trained & found["state"].isin([MISSED, UNMEASURED])]
     return missed.groupby(["method", "modality"], sort=False)["text"].agg("; ".join)
 
 
@@ -278,33 +297,37 @@ def over_images(values: pd.Series) -> tuple[float, float, float]:
     return float(groups.mean().mean()), float(low), float(high)
 
 
-def inside_table(defects: pd.DataFrame) -> pd.DataFrame:
-    """Pixel AUROC inside anomalous images: a line a method, a column a modality, and what the second image adds.
+def inside_table(defects: pd.DataFrame, value: str = "inside") -> pd.DataFrame:
+    """Localisation inside anomalous images: a line a method, a column a modality, and what a second image adds.
 
     Parameters
     ----------
     defects : DataFrame
         Measurements of the kind "defects" of one seed (`iumad.study.measured`); floors, which have no map, are
         left out.
+    value : str
+        "inside" (pixel AUROC) or "aupro".
 
     Returns
     -------
     DataFrame
-        method, a column for each modality, "difference" (paired by image) where there are two; percent.
+        method, a column for each modality, "difference" (all images and colour alone, paired by image) where there
+        are two or more; percent.
     """
     index = ["category", "sample_id"]
-    defects = defects[~defects["method"].str.startswith(FLOOR)]
-    wide = 100 * defects.pivot_table("inside", index, ["method", "modality"], sort=False)
+    defects = defects[~defects["method"].str.startswith(FLOOR)].dropna(subset=value)
+    wide = 100 * defects.pivot_table(value, index, ["method", "modality"], sort=False)
     modalities = sorted(defects["modality"].unique(), key=lambda name: (name.count("+"), name))
+    pair = [modalities[-1], "rgb"] if len(modalities) > 1 else []
     lines = []
     for method in dict.fromkeys(defects["method"]):
         known = [name for name in modalities if (method, name) in wide]
         line = {name: interval_text(*over_images(wide[method, name].dropna())) for name in known}
-        if len(modalities) == 2 == len(known):
-            gain = wide[method, known[1]] - wide[method, known[0]]
-            line["difference"] = interval_text(*over_images(gain.dropna()))
+        if pair and {*pair} <= {*known}:
+            gain = (wide[method, pair[0]] - wide[method, pair[1]]).dropna()
+            line["difference"] = interval_text(*over_images(gain))
         lines.append({"method": code(method)} | line)
-    columns = ["method", *modalities, *(["difference"] if len(modalities) == 2 else [])]
+    columns = ["method", *modalities, *(["difference"] if pair else [])]
     return pd.DataFrame(lines, columns=columns).fillna(Markup(ABSENT))
 
 
@@ -324,6 +347,7 @@ def size_table(defects: pd.DataFrame, grid: int) -> pd.DataFrame:
         Columns of two levels: method; of all size classes the share of good images with a lower score, and the
         pixel AUROC inside the image, both in percent. A class has its number of images in its name.
     """
+    defects = defects.dropna(subset="share")
     names = [f"{low:g} to {high:g}" for low, high in pairwise(SIZES[:-1])]
     names.append(f"over {SIZES[-2]:g}")
     size = pd.cut(defects["share"] * grid**2, SIZES, labels=names)
@@ -354,8 +378,9 @@ def kind_table(defects: pd.DataFrame, value: str) -> pd.DataFrame:
     keys = ["category", "defect"]
     images = defects.drop_duplicates("sample_id").groupby(keys, sort=False)["share"]
     sizes = 100 * images.mean().rename("area (%)")
-    wide = 100 * defects.pivot_table(value, keys, "method", sort=False)
-    table = images.size().rename("images").to_frame().join(sizes).join(wide.rename(columns=code))
+    wide = 100 * defects.dropna(subset=value).pivot_table(value, keys, "method", sort=False)
+    counts = images.size().rename("images").to_frame().join(sizes)
+    table = counts.join(wide.rename(columns=code), how="inner")  # kinds that have the value
     return table.reset_index()
 
 
@@ -384,8 +409,10 @@ def forgetting_by_step(rows: pd.DataFrame, metric: str = "aupro") -> pd.DataFram
 def result_table(rows: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
     """Means over categories after the last step, in percent: a line a method and modality, without floors.
 
-    With several seeds a cell is their mean ± standard deviation.
+    With several seeds a cell is their mean ± standard deviation. Image AUROC is that of categories which no floor
+    gives away.
     """
+    rows = clean(rows)
     table = final_table(rows[~rows["method"].str.startswith(FLOOR)])
     keys = ["modality", "method", "setting"]
     seeds = table.assign(value=100 * table["value"]).groupby([*keys, "metric"], sort=False)["value"]

@@ -16,7 +16,7 @@ from iumad.data import data_of, open_dataset
 from iumad.data.sample import GOOD
 from iumad.errors import DataError
 from iumad.evaluation.evaluate import Scored, anomaly_maps, compare_details, evaluate, overwritten
-from iumad.evaluation.metrics import image_auroc, image_scores, or_missing, pixel_auroc
+from iumad.evaluation.metrics import aupro, image_auroc, image_scores, or_missing, pixel_auroc
 from iumad.features import open_store
 from iumad.models.base import Detector
 from iumad.models.build import method_class
@@ -139,19 +139,23 @@ def details(run: RunConfig, scored: Sequence[Scored]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(KINDS["details"]))
 
 
-def defects(_run: RunConfig, scored: Sequence[Scored]) -> pd.DataFrame:
-    """How large each marked defect is, how many good images score lower, and how well it is localised."""
+def defects(run: RunConfig, scored: Sequence[Scored]) -> pd.DataFrame:
+    """How many good images score lower than each defect; its size and localisation where it is marked."""
     records = []
     for one in scored:
         good = one.scores[one.labels == 0]
-        for row, anomaly_map, mask, score in zip(
-            one.test.itertuples(), one.maps, one.masks, one.scores, strict=True
+        for row, label, anomaly_map, mask, score in zip(
+            one.test.itertuples(), one.labels, one.maps, one.masks, one.scores, strict=True
         ):
-            if mask.any():
-                found = ((good < score) + 0.5 * (good == score)).mean() if len(good) else np.nan
-                inside = or_missing(pixel_auroc, anomaly_map[None], mask[None])
-                names = (row.sample_id, row.category, row.defect)
-                records.append((*names, mask.mean(), found, inside))
+            if label == 0:
+                continue
+            found = ((good < score) + 0.5 * (good == score)).mean() if len(good) else np.nan
+            share = mask.mean() if mask.any() else np.nan
+            image, marks = anomaly_map[None], mask[None]
+            inside = or_missing(pixel_auroc, image, marks)
+            regions = or_missing(aupro, image, marks, run.evaluation.fpr_limit)
+            names = (row.sample_id, row.category, row.defect)
+            records.append((*names, share, found, inside, regions))
     return pd.DataFrame(records, columns=list(KINDS["defects"]))
 
 

@@ -40,7 +40,8 @@ KINDS: dict[str, dict[str, type]] = {
         "low": float,
         "high": float,
     },
-    # every marked defect: the share of its image, of good images with a lower score; pixel AUROC inside its image
+    # every defective image: the share of it that is marked (missing without a mask), of good images with a lower
+    # score; pixel AUROC and AUPRO inside it
     "defects": {
         "sample_id": str,
         "category": str,
@@ -48,6 +49,7 @@ KINDS: dict[str, dict[str, type]] = {
         "share": float,
         "found": float,
         "inside": float,
+        "aupro": float,
     },
     # test images of the first categories, perturbed: means over these categories
     "perturbed": {"perturbation": str, "strength": float, "metric": str, "value": float},
