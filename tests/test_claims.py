@@ -309,7 +309,8 @@ def test_a_missed_gate_replaces_the_verdict_unless_the_method_is_exempt():
     (row,) = judged(rows, difference())
     assert row["verdict"] == UNTRAINED
     assert (
-        row["reason"] == "iuf (rgb+depth, 2-0) is 5.0 points above floor-a as learnt, 10 are needed"
+        row["reason"]
+        == "iuf (rgb+depth, 2-0) is 5.00 points above floor-a as learnt, 10 are needed"
     )
     assert row["estimate"] == pytest.approx(36)
     (free,) = judged(rows, difference(exempt=("iuf",)))

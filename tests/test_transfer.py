@@ -205,6 +205,14 @@ def test_size_classes_in_cells():
     )
 
 
+def test_size_and_localisation_within_a_category():
+    both = {("plain", "rgb"): [0.5, 0.6, 0.9, 0.8], ("bank", "rgb"): [0.6, 0.5, 0.8, 0.9]}
+    ranks = transfer.size_ranks(defects(both)).set_index("method")
+    assert ranks.loc["plain"].to_dict() == {"a": pytest.approx(1), "b": pytest.approx(-1)}
+    said = transfer.size_text(ranks.iloc[:1].assign(b=0.5).reset_index()).striptags()
+    assert said == "Within a category larger defects are better localised: plain in 2 of 2."
+
+
 def test_each_kind_of_defect_by_hand():
     two = {("plain", "rgb"): [0.5, 0.6, 0.7, 0.9], ("bank", "rgb"): [1.0] * 4}
     table = transfer.kind_table(defects(two), "inside")
@@ -218,6 +226,10 @@ def test_each_kind_of_defect_by_hand():
 def test_forgetting_after_each_step():
     table = rows({("plain", "rgb"): [0.5, 0.6]})
     found = transfer.forgetting_by_step(table)
+    later = pd.concat([found, found.assign(categories=3, value=12)])
+    assert transfer.growth_text(later).striptags() == (
+        "Forgetting of AUPRO with 2 and with 3 categories: plain from 10.0 to 12.0 points."
+    )
     assert found["value"].to_list() == pytest.approx(
         [10]
     )  # category a lost ten points in the one increment

@@ -298,15 +298,15 @@ def over_images(values: pd.Series) -> tuple[float, float, float]:
 
 
 def inside_table(defects: pd.DataFrame, value: str = "inside") -> pd.DataFrame:
-    """Localisation inside anomalous images: a line a method, a column a modality, and what a second image adds.
+    """What is measured of defective images: a line a method, a column a modality, and what a second image adds.
 
     Parameters
     ----------
     defects : DataFrame
-        Measurements of the kind "defects" of one seed (`iumad.study.measured`); floors, which have no map, are
-        left out.
+        Measurements of the kind "defects" of one seed (`iumad.study.measured`).
     value : str
-        "inside" (pixel AUROC) or "aupro".
+        "inside" (pixel AUROC), "aupro", both without floors, which have no map, or "found" (share of good images
+        with a lower score).
 
     Returns
     -------
@@ -315,7 +315,9 @@ def inside_table(defects: pd.DataFrame, value: str = "inside") -> pd.DataFrame:
         are two or more; percent.
     """
     index = ["category", "sample_id"]
-    defects = defects[~defects["method"].str.startswith(FLOOR)].dropna(subset=value)
+    defects = defects.dropna(subset=value)
+    if value != "found":
+        defects = defects[~defects["method"].str.startswith(FLOOR)]
     wide = 100 * defects.pivot_table(value, index, ["method", "modality"], sort=False)
     modalities = sorted(defects["modality"].unique(), key=lambda name: (name.count("+"), name))
     pair = [modalities[-1], "rgb"] if len(modalities) > 1 else []
@@ -363,6 +365,61 @@ def size_table(defects: pd.DataFrame, grid: int) -> pd.DataFrame:
         for each in order:
             columns[title, each] = means[metric, each].to_list()
     return pd.DataFrame(columns)
+
+
+def size_ranks(defects: pd.DataFrame) -> pd.DataFrame:
+    """Whether larger defects are better localised within a category: rank correlation of area and pixel AUROC.
+
+    Parameters
+    ----------
+    defects : DataFrame
+        Measurements of the kind "defects" of one modality.
+
+    Returns
+    -------
+    DataFrame
+        method, and a column for each category: Spearman's correlation over its marked images.
+    """
+    marked = defects.dropna(subset=["share", "inside"])
+    lines = []
+    for method, part in marked.groupby("method", sort=False):
+        ranks = {
+            name: each["share"].corr(each["inside"], method="spearman")
+            for name, each in part.groupby("category", sort=False)
+        }
+        lines.append({"method": method} | ranks)
+    return pd.DataFrame(lines, columns=["method", *dict.fromkeys(marked["category"])])
+
+
+def size_text(ranks: pd.DataFrame) -> Markup:
+    """In how many categories larger defects are better localised (`size_ranks`), of each method."""
+    each = [
+        fill(
+            "{} in {} of {}",
+            code(row["method"]),
+            *(sum(value > 0 for value in row.iloc[1:]), len(row) - 1),
+        )
+        for _, row in ranks.iterrows()
+    ]
+    return fill(
+        "Within a category larger defects are better localised: {}.", Markup(", ").join(each)
+    )
+
+
+def growth_text(growth: pd.DataFrame) -> Markup:
+    """How forgetting grows from the first increment to the last (`forgetting_by_step`), of each method."""
+    each = [
+        fill(
+            "{} from {} to {} points",
+            code(method),
+            *(f"{part['value'].iloc[place]:.1f}" for place in (0, -1)),
+        )
+        for method, part in growth.groupby("method", sort=False)
+    ]
+    counts = [int(growth["categories"].agg(name)) for name in ("min", "max")]
+    return fill(
+        "Forgetting of AUPRO with {} and with {} categories: {}.", *counts, Markup(", ").join(each)
+    )
 
 
 def kind_table(defects: pd.DataFrame, value: str) -> pd.DataFrame:

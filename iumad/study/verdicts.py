@@ -150,7 +150,7 @@ def _above_floors(cell: tuple[str, str, str], own: _Learnt, other: _Learnt) -> t
     if not gains:
         return _unmeasured(f"{method} ({modality}): no floors of its seeds")
     name = min(gains, key=lambda key: gains[key])
-    text = f"{_named(cell)} is {100 * gains[name]:.1f} points above {name} as learnt, 10 are needed"
+    text = f"{_named(cell)} is {100 * gains[name]:.2f} points above {name} as learnt, 10 are needed"
     return _measured(gains[name], ABOVE_FLOORS, text)
 
 
