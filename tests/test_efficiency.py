@@ -2,6 +2,7 @@
 
 import itertools
 import multiprocessing
+import sys
 from concurrent.futures import Future, ProcessPoolExecutor
 from functools import cache
 
@@ -52,7 +53,11 @@ def test_time_of_absent_data_is_worked_out_from_the_published_numbers_of_images(
     _, seconds = plan(study.select(**chosen), tmp_path, speeds)
     # 2,446 images of nine categories for 1,000 epochs and 210 of tire for 800; tests of 1,085 and all 1,197
     assert seconds == 0.5 * (2446 * 1000 + 210 * 800) + 2.0 * (1085 + 1197)
-    (text,) = needs(study, 0.5, 10**6)
+    sizes = {("iuf", "rgb"): Speed(1.0, 1.0, 900.0), ("ib-iumad", "rgb"): Speed(1.0, 1.0, 2340.0)}
+    text, memory = needs(study, 0.5, 10**6, sizes | {("bank", "rgb"): Speed(0.0, 1.0)})
+    assert (
+        memory == "memory: 2.3 GB for ib-iumad (rgb), the largest, beside the inputs that it keeps"
+    )
     # 2,656 + 294 + 1,197 samples of two modalities
     assert text.startswith("features: 4147 samples of 2 modalities, 1.15 h")
     assert text.endswith("8.3 GB in the cache")
@@ -65,6 +70,8 @@ def test_speeds_are_measured_of_every_method():
     assert {m for (m, _), speed in speeds.items() if speed.training > 0} == {"ib-iumad"}
     assert features > 0
     assert size > 0
+    if sys.platform == "linux":
+        assert speeds["ib-iumad", "rgb+depth"].memory > 100  # the process itself
 
 
 def test_every_size_is_measured(table):

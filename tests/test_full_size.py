@@ -1,7 +1,9 @@
 """The paper's configuration at full size: files, parameter counts, and two steps on random inputs."""
 
+import papermill
 import pytest
 import torch
+import yaml
 from trees import EyecandiesTree, large_mvtec3d
 
 from iumad.config.files import load_params
@@ -10,8 +12,8 @@ from iumad.features.backbone import Backbone
 from iumad.features.cache import Batch
 from iumad.models.base import InputSpec
 from iumad.models.detector import ReconstructionDetector
-from iumad.report.page import open_page
-from iumad.report.tables import paper_table
+from iumad.study.efficiency import measure_speeds
+from iumad.study.load import needs, plan
 from iumad.study.runner import run_study
 from iumad.training.loop import StepPlan, make_optimizer
 
@@ -139,20 +141,37 @@ def eyecandies_tree(root):
     ("name", "tree"), [("mvtec3d", large_mvtec3d), ("eyecandies", eyecandies_tree)]
 )
 def test_the_study_goes_through_on_the_exact_layout(repository, tmp_path, name, tree):
-    """One epoch of every step at full size, from files to the table of a page."""
+    """One epoch of every step at full size, from files to a page, and what the plan says before and after."""
     root = tmp_path / name
     root.mkdir()
-    changes = [
-        f"data.root={tree(root)}",
-        "features.weights=random",
-        *("training.epochs=1", "training.batch_size=4", "increment.epochs=1"),
+    content = {
+        "base": str(repository / f"params/{name}.yaml"),
+        "data": {"root": str(tree(root))},
+        "features": {"weights": "random"},
+        "training": {"epochs": 1, "batch_size": 4},
+        "increment": {"epochs": 1},
+        "methods": {"ib-iumad": {}},
+        "modalities": ["rgb+depth"],
+        "settings": ["6-1"],
+        "seeds": [0],
+    }
+    params, results = tmp_path / "full.yaml", tmp_path / "results"
+    params.write_text(yaml.safe_dump(content))
+    study = load_params(params)
+    speeds, features, size = measure_speeds(study, "cpu")
+    assert [text.split(":")[0] for text in needs(study, features, size, speeds)] == [
+        "features",
+        "memory",
     ]
-    study = load_params(repository / f"params/{name}.yaml", assignments=changes)
-    chosen = {"methods": ["ib-iumad"], "modalities": ["rgb+depth"], "settings": ["6-1"]}
-    part = study.select(**chosen, seeds=[0])
-    rows = run_study(part, tmp_path / "results", "cpu")
+    assert plan(study, results, speeds)[1] > 0
+    rows = run_study(study, results, "cpu")
+    assert plan(study, results)[1] == 0
     assert set(rows["step"]) == set(range(5))
     assert rows[rows["step"] == 4].groupby("metric")["category"].nunique()["aupro"] == 10
-    page = open_page(part, tmp_path / "results", repository / f"params/{name}.yaml")
-    table = paper_table(part, page.rows, ["i_auroc", "aupro"])
-    assert len(table) == 1
+    given = {"params_file": str(params), "results": str(results)}
+    source, out = repository / "notebooks/11_incremental.ipynb", tmp_path / "out.ipynb"
+    folder = str(source.parent)
+    papermill.execute_notebook(
+        source, out, given, cwd=folder, kernel_name="python3", progress_bar=False
+    )
+    assert "all 1 runs were made here" in out.read_text()

@@ -152,7 +152,7 @@ def test_the_second_image_is_compared_image_by_image():
     table = transfer.inside_table(defects(both | {("iuf", "rgb"): [0.5] * 4}))
     assert list(table["method"]) == ["<code>plain</code>", "<code>iuf</code>"]
     assert table["difference"].to_list() == [
-        "10.0 (same for every seed)",
+        "10.0 [10.0, 10.0]",
         "-",
     ]  # each image gains ten points
     assert table["rgb"][0].startswith("75.0 [")  # ((50 + 70) / 2 + 90) / 2

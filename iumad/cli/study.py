@@ -83,7 +83,7 @@ def plan(
     table, seconds = planned(study, results, speeds)
     print_table(table)
     if measure:
-        for line in needs(study, features, size):
+        for line in needs(study, features, size, speeds):
             say(line)
     estimate = (
         "unknown (nothing comparable has been run here or published)"

@@ -297,6 +297,11 @@ def over_images(values: pd.Series) -> tuple[float, float, float]:
     return float(groups.mean().mean()), float(low), float(high)
 
 
+def _with_bounds(values: pd.Series) -> str:
+    mean, low, high = (round(bound, 1) + 0.0 for bound in over_images(values.dropna()))  # no -0.0
+    return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+
+
 def inside_table(defects: pd.DataFrame, value: str = "inside") -> pd.DataFrame:
     """What is measured of defective images: a line a method, a column a modality, and what a second image adds.
 
@@ -320,14 +325,13 @@ def inside_table(defects: pd.DataFrame, value: str = "inside") -> pd.DataFrame:
         defects = defects[~defects["method"].str.startswith(FLOOR)]
     wide = 100 * defects.pivot_table(value, index, ["method", "modality"], sort=False)
     modalities = sorted(defects["modality"].unique(), key=lambda name: (name.count("+"), name))
-    pair = [modalities[-1], "rgb"] if len(modalities) > 1 else []
+    pair = [modalities[-1], "rgb"] if modalities and "+" in modalities[-1] else []
     lines = []
     for method in dict.fromkeys(defects["method"]):
         known = [name for name in modalities if (method, name) in wide]
-        line = {name: interval_text(*over_images(wide[method, name].dropna())) for name in known}
+        line = {name: _with_bounds(wide[method, name]) for name in known}
         if pair and {*pair} <= {*known}:
-            gain = (wide[method, pair[0]] - wide[method, pair[1]]).dropna()
-            line["difference"] = interval_text(*over_images(gain))
+            line["difference"] = _with_bounds(wide[method, pair[0]] - wide[method, pair[1]])
         lines.append({"method": code(method)} | line)
     columns = ["method", *modalities, *(["difference"] if pair else [])]
     return pd.DataFrame(lines, columns=columns).fillna(Markup(ABSENT))

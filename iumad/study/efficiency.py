@@ -325,15 +325,19 @@ def measure_speeds(study: StudyConfig, device: str = "auto") -> tuple[Speeds, fl
         spec = InputSpec(run.modalities, backbone.channels, grid, side)
         count = run.training.batch_size if where.type == "cuda" else CPU_BATCH
         batch = _random_batch(run, backbone.channels, count, categories).to(where)
-        training = 0.0
+        training, memory = 0.0, None
         if method_class(run.model).trained:
             model = make_detector(with_random_weights(run.model), spec, categories).to(where)
             updates = Updates(model.train(), StepPlan.of(run, 0), count)
+            before = _memory_mb(where)
             training = _seconds(_update, updates, batch) / count
+            peak = _peak_mb(where)
+            if before is not None and peak is not None:  # activations grow with the batch
+                memory = before + (peak - before) * run.training.batch_size / count
         model = _detector(run, spec, categories).to(where)
         with torch.no_grad():
             test = _seconds(model.anomaly_maps, batch) / count
-        speeds[run.method, str(run.modality)] = Speed(training, test)
+        speeds[run.method, str(run.modality)] = Speed(training, test, memory)
     size = 4 * backbone.channels * grid**2 + 3 * side**2
     return speeds, _seconds(backbone, image), size
 

@@ -347,10 +347,14 @@ def no_rows() -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds an image, in training and in test (`iumad.study.efficiency.measure_speeds`)."""
+    """Seconds an image, in training and in test (`iumad.study.efficiency.measure_speeds`).
+
+    `memory` is the process's peak while it trains with the batches of the params file, in 10^6 bytes, where known.
+    """
 
     training: float
     test: float
+    memory: float | None = None
 
 
 Speeds = Mapping[tuple[str, str], Speed]  # by method and modality
@@ -413,24 +417,33 @@ def plan(
     return pd.DataFrame(records), None if pd.isna(left) else left
 
 
-def needs(study: StudyConfig, seconds: float, size: int) -> list[str]:
-    """What the features and inputs of all images take, in words.
+def needs(study: StudyConfig, seconds: float, size: int, speeds: Speeds | None = None) -> list[str]:
+    """What the features and inputs of all images take, and training at most, in words.
 
     Parameters
     ----------
     study : StudyConfig
     seconds, size : float, int
         For one image of one modality: seconds for its features, bytes of features and image.
+    speeds : Speeds, optional
     """
+    memory = {key: speed.memory for key, speed in (speeds or {}).items() if speed.memory}
+    training = []
+    if memory:
+        most = max(memory, key=lambda key: memory[key])
+        amount = f"{memory[most] / 1000:.1f} GB for {most[0]} ({most[1]}), the largest"
+        training = [f"memory: {amount}, beside the inputs that it keeps"]
     data = data_of(study.data)
     counts = image_counts(study, data).sum(axis=1, skipna=False)
     names = {name for modality in study.modalities for name in modality.split("+")}
     images = len(names) * counts.sum(skipna=False)
     if pd.isna(images):
-        return [f"features: {seconds:.2g} s an image; how many there are is known with the data"]
+        unknown = f"features: {seconds:.2g} s an image; how many there are is known with the data"
+        return [unknown, *training]
     return [
         f"features: {images / len(names):.0f} samples of {len(names)} modalities, "
-        f"{images * seconds / 3600:.2f} h, once for all runs; {images * size / 1e9:.1f} GB in the cache"
+        f"{images * seconds / 3600:.2f} h, once for all runs; {images * size / 1e9:.1f} GB in the cache",
+        *training,
     ]
 
 
