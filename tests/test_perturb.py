@@ -119,6 +119,24 @@ def test_noise_has_the_stated_size(intensity, scale, seed):
     np.testing.assert_allclose(rays[0], rays[1], atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_further_image_is_perturbed_in_its_own_range(dtype):
+    rng, top = np.random.default_rng(0), np.iinfo(dtype).max
+    sample, donor = flat(100, 0.5), flat(200, 0.3, "other/train/good/007")
+    own = np.clip(rng.normal(top / 2, top / 10, (8, 8, 3)), 0, top).astype(dtype)
+    other = np.full((8, 8, 3), top // 4, dtype)
+    sample = replace(sample, others={"infrared": own})
+    changed = spurious(sample, replace(donor, others={"infrared": other}), 0.5).others["infrared"]
+    assert changed.dtype == dtype
+    assert np.array_equal(changed[3:5, 3:5], own[3:5, 3:5])  # the object
+    expected = 0.5 * own[0, 0].astype(float) + 0.5 * (top // 4)
+    np.testing.assert_allclose(changed[0, 0].astype(float), expected, atol=1)
+    noisy = redundant(sample, 0.5, 4, rng).others["infrared"]
+    added = noisy.astype(float) - own
+    assert noisy.dtype == dtype
+    np.testing.assert_allclose(added.std(axis=(0, 1)), 0.5 * own.std(axis=(0, 1)), rtol=0.02)
+
+
 def test_noise_depends_on_the_generator_only():
     sample = loaded("cookie")
     one, same, other = (
