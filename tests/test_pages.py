@@ -71,6 +71,17 @@ def test_a_table_in_the_paper_s_shape_by_hand(study):
     assert [("<b>" in row[3], "<b>" in row[4]) for row in cells] == [(False, False), (True, True)]
 
 
+def test_what_is_scored_is_a_column_where_it_differs():
+    grid = {"settings": ["6-1"], "modalities": ["rgb+depth"], "seeds": [0]}
+    every = {"preset": "plain", "model": {"targets": "all"}}
+    methods = {"iuf": {}, "every": every, "bank": {}, "floor-laplacian": {}, "simplenet": {}}
+    asked = StudyConfig.model_validate({"methods": methods} | grid)
+    table = tables.paper_table(asked, no_rows(), ["i_auroc"])
+    assert table["", "scored"].tolist() == ["rgb", "all", "all", "-", "rgb"]
+    alike = tables.paper_table(asked.select(methods=["iuf"]), no_rows(), ["i_auroc"])
+    assert ("", "scored") not in alike
+
+
 def test_what_an_attempt_gives_by_hand():
     both, rows = ("ib-iumad", "iuf"), rows_of(TWO_SEEDS)
     attempts = {"more": (rows, *both, "6-1"), "none": (rows, *both, "10-0")}

@@ -100,6 +100,10 @@ class ReconstructionConfig(Section):
             raise ValueError(f"neighbour_mask must be odd and positive, got {self.neighbour_mask}")
         return self
 
+    def scored(self, modalities: tuple[str, ...]) -> tuple[str, ...]:
+        """Modalities whose features the anomaly map compares."""
+        return modalities if self.targets == "all" else modalities[:1]
+
     def idle(self, modalities: tuple[str, ...]) -> dict[str, str]:
         """Keys that change nothing beside the others' values, each with the reason."""
         found: dict[str, str] = {}
@@ -146,6 +150,10 @@ class _AnyModel(Section):
     def idle(self, _modalities: tuple[str, ...]) -> dict[str, str]:
         """Keys that change nothing beside the others' values, each with the reason."""
         return {}
+
+    def scored(self, modalities: tuple[str, ...]) -> tuple[str, ...]:
+        """Modalities whose features the anomaly map compares."""
+        return modalities
 
 
 class _AnyBank(_AnyModel):
@@ -240,6 +248,10 @@ class SimpleNetConfig(_AnyModel):
         description="of the negatives, relative to the adapted features; theirs: 0.015, absolute",
     )
     margin: PositiveFloat = Field(0.5, description="of both hinges")
+
+    def scored(self, modalities: tuple[str, ...]) -> tuple[str, ...]:
+        """Modalities whose features the anomaly map compares: the first alone."""
+        return modalities[:1]
 
 
 class CdadFeatConfig(_AnyModel):

@@ -103,7 +103,10 @@ class Page:
         return replace(self, study=chosen, rows=rows)
 
     def table(self, metrics: Sequence[str], csv: str) -> Html:
-        """Methods by settings (`iumad.report.tables.paper_table`), with a line that says how they are read."""
+        """Methods by settings (`iumad.report.tables.paper_table`), with a line that says how they are read.
+
+        Where FM is shown, what else is known of learning in steps is folded below.
+        """
         frame = tables.paper_table(self.study, self.rows, metrics)
         shown = set(self.rows["modality"])
         where = f"{text.in_words(shown.pop()).capitalize()}. " if len(shown) == 1 else ""
@@ -113,7 +116,21 @@ class Page:
         )
         if 'class="paper"' in "".join(map(str, frame.to_numpy().ravel())):
             note += f" Grey: the paper on {PAPER_NAMES[tables.paper_name(self.study)]}."
-        return table(frame, csv=csv, note=note)
+        whole = table(frame, csv=csv, note=note)
+        beside = [
+            name
+            for metric in metrics
+            if metric.startswith("fm_")
+            for name in (metric.replace("fm_", "new_"), metric.replace("fm_", "bwt_"), "accuracy")
+            if name not in metrics
+        ]
+        more = tables.paper_table(self.study, self.rows, beside)
+        if not {*more.columns.get_level_values(0)} - {""}:
+            return whole
+        title = (
+            "Beside FM: new categories, backward transfer, good images whose category is recognised"
+        )
+        return Html(whole.source + fold(title, table(more, csv=f"{csv}-beside-fm")).source)
 
     def measured(self, kind: str) -> pd.DataFrame:
         """What was measured on the runs that the page looks at closely (`iumad.study.measured`)."""

@@ -12,7 +12,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from iumad.config.methods import MethodConfig
-from iumad.config.schema import StudyConfig
+from iumad.config.schema import RunConfig, StudyConfig
 from iumad.data.minicandies import MiniCandies
 from iumad.evaluation.metrics import image_auroc, or_missing
 from iumad.report.style import ABSENT, fill, label_of, verdict_word
@@ -51,6 +51,7 @@ COST_NAMES = {
     "parameters (M)": "parameters, 10⁶",
     "operations (10^9)": "GFLOP",
 }
+RECOGNISED = "category recognised"  # heading of `accuracy`
 CONTINUAL = ("fm_", "new_", "bwt_")  # beginnings of metrics of learning in steps
 PAPER_DATA = ("mvtec3d", "eyecandies")
 
@@ -77,10 +78,11 @@ def paper_table(study: StudyConfig, rows: pd.DataFrame, metrics: Sequence[str]) 
     DataFrame
         Columns of two levels, cells as html: the best of a modality and column is bold, the paper's value
         (`paper_name`) stands beside in grey, "not run" where a run of the grid is missing. Methods and settings of
-        which nothing is run are left out, unless nothing is. Seeds are a column where their number differs.
+        which nothing is run are left out, unless nothing is. Seeds are a column where their number differs, and so
+        is what the anomaly map compares: "all" modalities, or one.
     """
     summary = _summary(rows)
-    asked = dict.fromkeys((str(run.modality), run.method) for run in study.runs())
+    asked = {(str(run.modality), run.method): run for run in study.runs()}
     grid = {(str(run.modality), run.setting, run.method) for run in study.runs()}
     order = {str(name): place for place, name in enumerate(study.modalities)}
     run = set(zip(summary["modality"], summary["method"], strict=True))
@@ -89,6 +91,9 @@ def paper_table(study: StudyConfig, rows: pd.DataFrame, metrics: Sequence[str]) 
     settings = [name for name in study.settings if name in set(summary["setting"])]
     columns: dict[tuple[str, str], list[Any]] = {("", "modality"): [m for m, _ in lines]}
     columns["", "method"] = [fill("<code>{}</code>", method) for _, method in lines]
+    scored = [_scored(asked[key]) for key in lines]
+    if len(set(scored)) > 1 and any("+" in modality for modality, _ in lines):
+        columns["", "scored"] = scored
     seeds = [_seeds_text(summary, key) for key in lines]
     if len(set(seeds)) > 1:
         columns["", "seeds"] = seeds
@@ -98,10 +103,19 @@ def paper_table(study: StudyConfig, rows: pd.DataFrame, metrics: Sequence[str]) 
                 continue  # one step: nothing can be forgotten
             cells = _column(summary, metric, setting, lines, grid, paper_name(study))
             if any(cells):
-                columns[LABELS[metric], setting] = [cell or Markup(ABSENT) for cell in cells]
+                columns[LABELS.get(metric, RECOGNISED), setting] = [
+                    cell or Markup(ABSENT) for cell in cells
+                ]
     table = pd.DataFrame(columns)
     one = len({modality for modality, _ in lines}) == 1
     return table.drop(columns=[("", "modality")]) if one else table
+
+
+def _scored(run: RunConfig) -> str:
+    if run.model.kind == "floor":
+        return ABSENT
+    scored = run.model.scored(run.modalities)
+    return "all" if len(scored) > 1 else scored[0]
 
 
 def category_table(study: StudyConfig, rows: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -662,9 +676,10 @@ def _column(
 
 
 def _cannot(metric: str, summary: pd.DataFrame, setting: str, modality: str, method: str) -> bool:
-    """Whether the runs are there and have nothing of this metric: one step forgets nothing."""
+    """Whether the runs are there and have nothing of this metric: one step forgets nothing, some name no category."""
     run = (summary["setting"] == setting) & (summary["modality"] == modality)
-    return metric.startswith(CONTINUAL) and bool((run & (summary["method"] == method)).any())
+    possible = metric.startswith(CONTINUAL) or metric == "accuracy"
+    return possible and bool((run & (summary["method"] == method)).any())
 
 
 def _best(found: pd.DataFrame, metric: str) -> set[tuple[str, str]]:
