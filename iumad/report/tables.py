@@ -676,7 +676,7 @@ def _column(
 
 
 def _cannot(metric: str, summary: pd.DataFrame, setting: str, modality: str, method: str) -> bool:
-    """Whether the runs are there and have nothing of this metric: one step forgets nothing, some name no category."""
+    """Whether the runs are there and have nothing of this metric: one step forgets nothing, not all classify."""
     run = (summary["setting"] == setting) & (summary["modality"] == modality)
     possible = metric.startswith(CONTINUAL) or metric == "accuracy"
     return possible and bool((run & (summary["method"] == method)).any())
