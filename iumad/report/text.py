@@ -388,7 +388,7 @@ def how_trained(seen: int | None, rows: pd.DataFrame, log: pd.DataFrame) -> list
     enough = trained >= floors.max() + ABOVE_FLOORS
     said = [
         fill(
-            "A model sees {} training images, the paper's about 2.7 million.",
+            "A model sees {} training images in its base step, the paper's about 2.7 million.",
             "some" if seen is None else f"{seen:,}",
         ),
         fill(
@@ -401,12 +401,18 @@ def how_trained(seen: int | None, rows: pd.DataFrame, log: pd.DataFrame) -> list
         over = trained[trained >= means[MARK]]
         sentence = fill("{} reaches {} %", code(MARK), f"{100 * means[MARK]:.1f}")
         reached = (
-            fill("as much or more: {}", _names(over.index))
+            fill("as much or more: {}", Markup(", ").join(_with_one_seed(table, over.index)))
             if len(over)
             else "no trained method does"
         )
         said.append(fill("{}; {}.", sentence, reached))
     return said
+
+
+def _with_one_seed(table: pd.DataFrame, methods: Sequence[str]) -> list[Markup]:
+    """Names, those of methods with a single seed with that remark."""
+    seeds = table.groupby("method")["seed"].nunique()
+    return [fill("{}{}", code(name), " (one seed)" if seeds[name] == 1 else "") for name in methods]
 
 
 def with_more_training(rows: pd.DataFrame, epochs: int) -> list[Markup]:
@@ -450,7 +456,11 @@ def with_more_training(rows: pd.DataFrame, epochs: int) -> list[Markup]:
     return [
         Markup("Training has converged." if ended else "Training has not converged."),
         *(
-            fill("With {} times the images: {}.", f"{times:g}", Markup("; ").join(said[times]))
+            fill(
+                "With {} times the images{}: {}.",
+                *(f"{times:g}", " (one seed)" if len({*rows["seed"]}) == 1 else ""),
+                Markup("; ").join(said[times]),
+            )
             for times in sorted(said)
         ),
     ]
