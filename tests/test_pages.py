@@ -362,7 +362,8 @@ def test_larger_budgets_are_told_from_the_end_of_training():
         "With 3 times the images (one seed): iuf 90.0 % image AUROC (+5.0), validation error -20 %.",
     ]
     assert at(most | {"iuf[epochs=150]": (0.91, 3.5)})[1] == (
-        "With 10 times the images (one seed): iuf 91.0 % image AUROC (+6.0; +5.0 with 3 times), validation error -30 %."
+        "With 10 times the images (one seed): "
+        "iuf 91.0 % image AUROC (+6.0; +5.0 with 3 times), validation error -30 %."
     )
     flat = {"iuf[epochs=15]": (0.90, 4.0), "iuf[epochs=45]": (0.85, 3.93)}
     assert at(flat)[0] == "Training has converged."
