@@ -59,7 +59,12 @@ def test_details_epochs_and_strength_zero_begin_at_the_rows(measured, finished):
 
     epochs = load_measured(study, "epochs", results)
     assert set(epochs["method"]) == {"iuf", "ib-iumad"}  # a bank has none
-    end = epochs[epochs["epoch"] == epochs["epoch"].max()]
+    opening = epochs[epochs["category"] == ""]
+    assert set(opening["metric"]) == {
+        f"{name} {m}" for name in ("attention", "gate size") for m in ("rgb", "depth")
+    }
+    assert opening[opening["metric"].str.startswith("attention")]["value"].between(0, 1).all()
+    end = epochs[(epochs["epoch"] == epochs["epoch"].max()) & (epochs["category"] != "")]
     keys = end.set_index(["method", "category", "metric"])["value"]
     np.testing.assert_allclose(keys, last[keys.index], rtol=1e-5)
     best = tables.best_epoch(epochs)
@@ -103,7 +108,7 @@ def test_perturbed_test_images_are_those_that_are_measured(tmp_path):
     rows = run_study(study, tmp_path, "cpu")
     measure(study, tmp_path, ["epochs", "details"])
     last = rows[rows["step"] == 1].set_index(["category", "metric"])["value"]
-    epochs = load_measured(study, "epochs", tmp_path).query("epoch == 2")
+    epochs = load_measured(study, "epochs", tmp_path).query("epoch == 2 and category")
     details = load_measured(study, "details", tmp_path).drop_duplicates(["category", "metric"])
     for table, column in ((epochs, "value"), (details, "here")):
         values = table.set_index(["category", "metric"])[column]

@@ -491,7 +491,7 @@ def best_epoch(epochs: pd.DataFrame) -> pd.DataFrame:
     """
     columns = [*RUN_LABELS, "category", "detail", "metric", "here", "there"]
     tables = []
-    for keys, run in epochs.groupby(RUN_LABELS, sort=False):
+    for keys, run in epochs[epochs["metric"] == "i_auroc"].groupby(RUN_LABELS, sort=False):
         table = run.pivot(index="category", columns="epoch", values="value")  # noqa: PD010
         best = table[table.mean().idxmax()]
         pair = pd.DataFrame({"here": table[table.columns[-1]], "there": best}).reset_index()

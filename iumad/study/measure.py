@@ -20,6 +20,7 @@ from iumad.evaluation.metrics import aupro, image_auroc, image_scores, or_missin
 from iumad.features import open_store
 from iumad.models.base import Detector
 from iumad.models.build import method_class
+from iumad.models.detector import ReconstructionDetector, gate_figures
 from iumad.study.counting import gradient_reach, model_card
 from iumad.study.diagnosis import FOLDS, bottleneck_features, diagnose, probe
 from iumad.study.measured import (
@@ -182,7 +183,11 @@ def lottery(run: RunConfig, scored: Sequence[Scored]) -> pd.DataFrame:
 
 
 def epochs(run: RunConfig, results: str | Path, device: str) -> pd.DataFrame:
-    """Image AUROC on the test images after each epoch of the last step, which is trained once more to watch it."""
+    """What becomes of the last step, epoch by epoch; it is trained once more to watch it.
+
+    Image AUROC of every category and, of methods with gates, `iumad.models.detector.gate_figures` on all good test
+    images, which belong to no category.
+    """
     work, config = RunWork(run, device), run.evaluation
     last = steps_of(run, results, work.dataset)[-1]
     ids, index = work.dataset.ids("train", last.categories), work.dataset.index
@@ -196,6 +201,10 @@ def epochs(run: RunConfig, results: str | Path, device: str) -> pd.DataFrame:
             scores = image_scores(maps, config.image_score, config.pool)
             value = or_missing(image_auroc, scores, test["label"].to_numpy(dtype=int))
             records.append((epoch + 1, category, "i_auroc", value))
+        if isinstance(seen, ReconstructionDetector):
+            good = index[(index["split"] == "test") & (index["label"] == 0)]["sample_id"].tolist()
+            figures = gate_figures(seen, work.test_store.batch(good).to(work.device))
+            records.extend((epoch + 1, "", name, value) for name, value in figures.items())
 
     watch_training(work, last, look)
     return pd.DataFrame(records, columns=list(KINDS["epochs"]))

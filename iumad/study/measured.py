@@ -67,7 +67,7 @@ KINDS: dict[str, dict[str, type]] = {
         "evaluations": int,
         "undefined": float,
     },
-    # the test images after each epoch of the last step
+    # the test images after each epoch of the last step; gates belong to no category
     "epochs": {"epoch": int, "category": str, "metric": str, "value": float},
     # what the parts of a model know (`iumad.study.diagnosis`)
     "inside": {"step": int, "categories": str, "quantity": str, "value": float},
