@@ -108,7 +108,7 @@ def test_perturbed_test_images_are_those_that_are_measured(tmp_path):
     rows = run_study(study, tmp_path, "cpu")
     measure(study, tmp_path, ["epochs", "details"])
     last = rows[rows["step"] == 1].set_index(["category", "metric"])["value"]
-    epochs = load_measured(study, "epochs", tmp_path).query("epoch == 2 and category")
+    epochs = load_measured(study, "epochs", tmp_path).query("epoch == 2 and category != ''")
     details = load_measured(study, "details", tmp_path).drop_duplicates(["category", "metric"])
     for table, column in ((epochs, "value"), (details, "here")):
         values = table.set_index(["category", "metric"])[column]
