@@ -114,7 +114,7 @@ def test_a_search_is_decided_on_the_seeds_that_all_choices_have():
     assert line == {"method": "iuf", "seeds": 1, "lr=1": "84.0", "lr=2": Markup("<b>87.0</b>")}
     errors = pd.concat(rates).query("metric == 'i_auroc'").assign(metric="validation_error")
     (line,) = tables.search_table(errors, ["validation_error"]).to_dict("records")
-    assert line["lr=1"] == Markup("<b>0.76</b>")
+    assert line["lr=1"] == Markup("<b>0.7600</b>")
     assert tables.search_table(rows[:0], ["i_auroc"]).empty
 
 

@@ -523,10 +523,11 @@ def search_table(rows: pd.DataFrame, criterion: Sequence[str]) -> pd.DataFrame:
     values = final[final["metric"].isin(criterion)].assign(**named)
     cells = values.pivot_table("value", ["method", "seed"], "choice", sort=False)
     least = "validation_error" in criterion
-    factor, digits = (1, 2) if least else (100, 1)
+    factor = 1 if least else 100
     records = []
     for method, part in cells.groupby(level="method", sort=False):
         part = factor * part.dropna(axis=1, how="all").dropna()
+        digits = 1 if not least else 2 if part.min().min() >= 1 else 4
         means, sds = part.mean().round(digits), part.std()
         best = means.min() if least else means.max()
         found = {
