@@ -77,7 +77,7 @@ def test_what_is_scored_is_a_column_where_it_differs():
     methods = {"iuf": {}, "every": every, "bank": {}, "floor-laplacian": {}, "simplenet": {}}
     asked = StudyConfig.model_validate({"methods": methods} | grid)
     table = tables.paper_table(asked, no_rows(), ["i_auroc"])
-    assert table["", "scored"].tolist() == ["rgb", "all", "all", "-", "rgb"]
+    assert table["", "scored"].tolist() == ["rgb", "all", "all", "-", "all"]
     alike = tables.paper_table(asked.select(methods=["iuf"]), no_rows(), ["i_auroc"])
     assert ("", "scored") not in alike
 

@@ -152,7 +152,7 @@ class _AnyModel(Section):
         return {}
 
     def scored(self, modalities: tuple[str, ...]) -> tuple[str, ...]:
-        """Modalities whose features the anomaly map compares."""
+        """Modalities whose features the anomaly map compares, apart or joined."""
         return modalities
 
 
@@ -248,10 +248,6 @@ class SimpleNetConfig(_AnyModel):
         description="of the negatives, relative to the adapted features; theirs: 0.015, absolute",
     )
     margin: PositiveFloat = Field(0.5, description="of both hinges")
-
-    def scored(self, modalities: tuple[str, ...]) -> tuple[str, ...]:
-        """Modalities whose features the anomaly map compares: the first alone."""
-        return modalities[:1]
 
 
 class CdadFeatConfig(_AnyModel):

@@ -328,6 +328,7 @@ def search_fronts(rows: pd.DataFrame) -> Figure:
             }
             axis.scatter(x, y, 12 * np.arange(1, len(line) + 1), label=method, **look)
         axis.set(title=search, xlabel=label_of("fm_i_auroc"), ylabel=label_of("new_i_auroc"))
+    figure.set_figwidth(max(figure.get_figwidth(), 7))  # room for the legend above one panel
     legend(figure, final.assign(method=named["method"]), "method")
     return keep_table(figure, means)
 
