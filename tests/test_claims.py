@@ -259,7 +259,7 @@ def test_gates_by_hand():
     assert part.loc["classifier", "value"] == 1.0
     assert part.loc["new categories", "value"] == pytest.approx(0.84 - 0.88)
     assert set(part["state"]) == {MET}
-    assert "14.7 points above floor-depth" in part.loc["floors", "text"]
+    assert "14.67 points above floor-depth" in part.loc["floors", "text"]
     assert "-4.0 points from its joint training" in part.loc["new categories", "text"]
 
 
