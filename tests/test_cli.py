@@ -313,3 +313,14 @@ def test_two_studies_are_compared_on_a_page(iumad, tmp_path):
     code, out, _ = iumad("compare", params, params, "--page", page)
     assert code == 0
     assert out.count("0 keys differ") == page.read_text().count("0 keys differ") == 1
+
+
+def test_a_part_of_a_study_is_measured_alone(iumad, finished, tmp_path):
+    results = shutil.copytree(finished.results, tmp_path / "copy")
+    part = ["--results", results, "--kind", "defects", "--method", "bank"]
+    code, out, _ = iumad("measure", finished.params, *part)
+    assert code == 0 and "1 tables measured" in out
+    (path,) = results.rglob("defects*")
+    assert set(pd.read_csv(path)["category"]) == set(tiny.CATEGORIES)
+    code, _, err = iumad("measure", finished.params, *part, "--seed", "9")
+    assert code == 2 and "9" in err

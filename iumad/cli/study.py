@@ -137,17 +137,24 @@ def measure(
     kind: Annotated[
         list[str] | None, typer.Option(help="only this kind (repeatable); default: all")
     ] = None,
+    method: Method = None,
+    modality: Modality = None,
+    setting: Setting = None,
+    seed: Seed = None,
     change: Set = None,
     device: Device = "auto",
 ) -> None:
-    """Measure what pages show of finished models beside their rows: scores, maps, evaluation details."""
+    """Measure what pages show of finished models beside their rows: scores, maps, evaluation details.
+
+    As a rule of the last setting and modality and the first seed, of the whole study or of a part of it.
+    """
     from iumad.study.measure import measure as measured
     from iumad.study.measured import KINDS
 
     unknown = [name for name in kind or () if name not in KINDS]
     if unknown:
         raise ConfigError(f"--kind {unknown[0]}: no such kind; known: {', '.join(KINDS)}")
-    study = chosen_study(params, change)
+    study = chosen_study(params, change, method, modality, setting, seed)
     written = measured(study, results, kind or tuple(KINDS), device)
     say(f"{results}: {written} tables measured")
 
