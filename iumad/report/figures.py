@@ -306,8 +306,8 @@ def search_fronts(rows: pd.DataFrame) -> Figure:
     Parameters
     ----------
     rows : DataFrame
-        Rows of runs in steps, with the column `search`, a panel's title. Choices of one method,
-        ``method[choice]``, are joined by a line in their order, with larger markers for later ones.
+        Rows of runs in steps, with the column `search`, a panel's title; all panels have the same scales. Choices of
+        one method, ``method[choice]``, are joined by a line in their order, with larger markers for later ones.
     """
     final = final_table(rows).merge(rows[["run_id", "search"]].drop_duplicates(), on="run_id")
     named = final["method"].str.extract(r"^(?P<method>.+)\[(?P<choice>.+)\]$")
@@ -318,6 +318,9 @@ def search_fronts(rows: pd.DataFrame) -> Figure:
     searches = means["search"].unique()
     figure, axes = panels(len(searches))
     for axis, search in zip(axes, searches, strict=True):
+        if axis is not axes[0]:
+            axis.sharex(axes[0])
+            axis.sharey(axes[0])
         for method, line in means[means["search"] == search].groupby("method", sort=False):
             x, y = 100 * line["fm_i_auroc"], 100 * line["new_i_auroc"]
             axis.plot(x, y, color=colours[method], linewidth=1)
