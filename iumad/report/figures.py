@@ -306,8 +306,9 @@ def search_fronts(rows: pd.DataFrame) -> Figure:
     Parameters
     ----------
     rows : DataFrame
-        Rows of runs in steps, with the column `search`, a panel's title; all panels have the same scales. Choices of
-        one method, ``method[choice]``, are joined by a line in their order, with larger markers for later ones.
+        Rows of runs in steps, with the column `search`, a panel's title; all panels have the same scales.
+        Choices of one method, ``method[choice]``, are joined by a line in their order, with larger markers for
+        later ones.
     """
     final = final_table(rows).merge(rows[["run_id", "search"]].drop_duplicates(), on="run_id")
     named = final["method"].str.extract(r"^(?P<method>.+)\[(?P<choice>.+)\]$")
