@@ -7,6 +7,7 @@ import tiny
 from scipy import stats
 
 from iumad.config.files import load_params
+from iumad.report.tables import forgetting_by_age
 from iumad.study import claims
 from iumad.study.claims import (
     CREDIT,
@@ -315,6 +316,24 @@ def test_a_gate_missed_by_one_seed_replaces_the_verdict_unless_the_method_is_exe
     assert row["estimate"] == pytest.approx(100 * (0.25 + 0.36 + 0.27) / 3)
     (free,) = judged(rows, difference(exempt=("iuf",)))
     assert free["verdict"] == SUPPORTED
+
+
+def test_forgetting_is_split_by_age():
+    """What was hardly learnt is hardly forgotten, which hides in FM that the base step's category is forgotten more."""
+    clean = [{"a": 0.9}, {"a": 0.8, "b": 0.9}, {"a": 0.8, "b": 0.7, "c": 0.9}]  # forgets 10 and 20
+    noisy = [{"a": 0.9}, {"a": 0.7, "b": 0.6}, {"a": 0.7, "b": 0.6, "c": 0.6}]  # 20 and nothing
+    runs = [run_rows(name, steps) for name, steps in (("iuf", clean), ("iuf+noise", noisy))]
+    split = forgetting_by_age(pd.concat(runs), "iuf", ["iuf+noise", "iuf+absent"], "2-1")
+    assert split.to_dict("records") == [
+        {
+            "modality": BOTH,
+            "method": "iuf+noise",
+            "seeds": 1,
+            "base categories": "10.0",
+            "later categories": "-20.0",
+            "all": "-5.0",
+        }
+    ]
 
 
 # --- claims -------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The notebooks: short cells and no typed results; `.ci/fresh_clone` executes all of them without torch."""
 
+import ast
 import json
 import re
 from pathlib import Path
@@ -53,6 +54,20 @@ def test_prose_types_no_result(path):
     prose = "\n".join(c.source for c in cells if c.cell_type == "markdown")
     found = re.findall(r"\d+\.\d+ (?:%|points)", prose)
     assert found == []
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=stem)
+def test_what_a_cell_makes_is_shown(path):
+    """Jupyter shows the last expression of a cell; one before it must be shown or must do something."""
+    cells = [c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+    calls = [
+        ast.unparse(line.value.func)
+        for source in cells
+        for line in ast.parse(source).body[:-1]
+        if isinstance(line, ast.Expr) and isinstance(line.value, ast.Call)
+    ]
+    made = {"box", "fold", "table", "status", "provenance"}
+    assert [call for call in calls if call.split(".")[-1] in made] == []
 
 
 @pytest.mark.slow

@@ -590,6 +590,51 @@ def paired(attempt: tuple[pd.DataFrame, str, str, str]) -> pd.DataFrame:
     return summarise(values, ["metric"]).set_index("metric").join(sides)
 
 
+def forgetting_by_age(
+    rows: pd.DataFrame, clean: str, variants: Sequence[str], setting: str
+) -> pd.DataFrame:
+    """How much more each variant of a method forgets, of the base step's categories and of later ones.
+
+    FM (paper, Eq. 1) averages over both. What an increment hardly learnt it can hardly forget, so a variant that
+    learns new categories worse has a lower FM for that reason alone; categories of the base step do not have this
+    fault where all variants start from the same model.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Result rows.
+    clean : str
+        The method with which the variants are compared, seed by seed.
+    variants : sequence of str
+    setting : str
+        With a base step and two increments or more.
+
+    Returns
+    -------
+    DataFrame
+        modality, method, seeds, and the change of FM of image AUROC in points with its 95 % interval over seeds: of
+        the base step's categories, of later ones, of all.
+    """
+    rows = rows[(rows["setting"] == setting) & (rows["metric"] == "i_auroc")]
+    first = rows.groupby([*RUN_COLUMNS, "category"])["step"].transform("min")
+    parts = {"base categories": first == 0, "later categories": first > 0, "all": first >= 0}
+    lines = []
+    for modality, own in rows.groupby("modality", sort=False):
+        for name in variants:
+            found = {
+                part: paired((own[chosen[own.index]], name, clean, setting))
+                for part, chosen in parts.items()
+            }
+            if any("fm_i_auroc" not in change.index for change in found.values()):
+                continue
+            change = {part: table.loc["fm_i_auroc"] for part, table in found.items()}
+            line = {"modality": modality, "method": name, "seeds": int(change["all"]["n"])}
+            for part, value in change.items():
+                line[part] = interval_text(*value[["mean", "low", "high"]])
+            lines.append(line)
+    return pd.DataFrame(lines, columns=["modality", "method", "seeds", *parts])
+
+
 def doses(
     rows: pd.DataFrame, methods: Mapping[str, MethodConfig], clean: str, setting: str
 ) -> pd.DataFrame:
