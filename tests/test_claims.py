@@ -318,12 +318,31 @@ def test_a_gate_missed_by_one_seed_replaces_the_verdict_unless_the_method_is_exe
     assert free["verdict"] == SUPPORTED
 
 
+def test_the_papers_pair_is_judged_alike_on_every_page():
+    """Other metrics of IB-IUMAD against IUF are one family over the paper's grid, whatever else a page shows."""
+    table = {"ib-iumad": [0.9, 0.92, 0.94], "iuf": [0.85, 0.89, 0.9], "plain": [0.7, 0.6, 0.8]}
+    rows = trained(pd.concat([at_once(table), at_once(table, "aupro", setting="10-0")]))
+    rows = pd.concat(
+        [rows, at_once(table, setting="10-0"), at_once({"floor-a": [0.5] * 3}, setting="10-0")]
+    )
+    few = rows[rows["method"] != "plain"]
+    judged_rows = [
+        compare("other", evidence_of(part), "iuf").query(
+            "metric == 'aupro' and method == 'ib-iumad'"
+        )
+        for part in (rows, few)
+    ]
+    assert [list(row["m"]) for row in judged_rows] == [[12], [12]]
+
+
 def test_forgetting_is_split_by_age():
-    """What was hardly learnt is hardly forgotten, which hides in FM that the base step's category is forgotten more."""
+    """What was hardly learnt is hardly forgotten, so FM hides how much more the base category is forgotten."""
     clean = [{"a": 0.9}, {"a": 0.8, "b": 0.9}, {"a": 0.8, "b": 0.7, "c": 0.9}]  # forgets 10 and 20
     noisy = [{"a": 0.9}, {"a": 0.7, "b": 0.6}, {"a": 0.7, "b": 0.6, "c": 0.6}]  # 20 and nothing
     runs = [run_rows(name, steps) for name, steps in (("iuf", clean), ("iuf+noise", noisy))]
-    split = forgetting_by_age(pd.concat(runs), "iuf", ["iuf+noise", "iuf+absent"], "2-1")
+    split = forgetting_by_age(
+        pd.concat(runs, ignore_index=True), "iuf", ["iuf+noise", "iuf+absent"], "2-1"
+    )
     assert split.to_dict("records") == [
         {
             "modality": BOTH,

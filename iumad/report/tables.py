@@ -18,6 +18,7 @@ from iumad.evaluation.metrics import image_auroc, or_missing
 from iumad.report.style import ABSENT, fill, label_of, verdict_word
 from iumad.study.load import RUN_LABELS, load_provenance
 from iumad.study.results import (
+    CONTINUAL,
     LABELS,
     MEAN,
     RUN_COLUMNS,
@@ -52,7 +53,6 @@ COST_NAMES = {
     "operations (10^9)": "GFLOP",
 }
 RECOGNISED = "category recognised"  # heading of `accuracy`
-CONTINUAL = ("fm_", "new_", "bwt_")  # beginnings of metrics of learning in steps
 PAPER_DATA = ("mvtec3d", "eyecandies")
 
 
@@ -612,8 +612,8 @@ def forgetting_by_age(
     Returns
     -------
     DataFrame
-        modality, method, seeds, and the change of FM of image AUROC in points with its 95 % interval over seeds: of
-        the base step's categories, of later ones, of all.
+        modality, method, seeds, and the change of FM of image AUROC in points with its 95 % interval over seeds:
+        of the base step's categories, of later ones, of all.
     """
     rows = rows[(rows["setting"] == setting) & (rows["metric"] == "i_auroc")]
     first = rows.groupby([*RUN_COLUMNS, "category"])["step"].transform("min")
@@ -622,7 +622,7 @@ def forgetting_by_age(
     for modality, own in rows.groupby("modality", sort=False):
         for name in variants:
             found = {
-                part: paired((own[chosen[own.index]], name, clean, setting))
+                part: paired((own[chosen.loc[own.index]], name, clean, setting))
                 for part, chosen in parts.items()
             }
             if any("fm_i_auroc" not in change.index for change in found.values()):

@@ -16,7 +16,7 @@ from iumad.config.schema import StudyConfig
 from iumad.data import data_of
 from iumad.study.costs import cost_claims, read_costs
 from iumad.study.load import load_rows, progress
-from iumad.study.results import FRACTIONS
+from iumad.study.results import CONTINUAL, FRACTIONS
 from iumad.study.verdicts import (
     COLUMNS,
     FLOOR,
@@ -37,6 +37,11 @@ UNTESTABLE = "not testable here"
 
 COSTS = "efficiency"  # the study that is measured, not trained
 REFERENCES = ("settings", "baselines")  # have floors and joint training, for the gates of all
+PAIR = ("ib-iumad", "iuf")
+PAPER_GRID = (
+    ("rgb", "depth", "rgb+depth"),
+    ("10-0", "9-1", "6-4", "6-1"),
+)  # modalities, settings of Tables 1, 2
 COMPARED = (*FRACTIONS, "fm_i_auroc", "fm_aupro", "new_i_auroc")  # metrics of comparisons
 SEEN_BY_FLOORS = ("data", "evaluation")  # sections by which floors differ
 SEEN_BY_MODELS = (*SEEN_BY_FLOORS, "features", "model", "training")  # by which models differ
@@ -157,7 +162,9 @@ def compare(
     """Every method against a reference in the same modality and setting.
 
     What a claim of the paper, or a question of ours, asks of the study or of the settings is judged in the family
-    of its claim, on the runs of this study; the rest is judged with the other methods of its cell of the grid.
+    of its claim, on the runs of this study. The two methods that the paper compares (`PAIR`) are for every other
+    metric one family over the paper's grid, whichever cells the study has, so that no two pages judge them
+    differently. The rest is judged with the other methods of its cell of the grid.
 
     Parameters
     ----------
@@ -192,9 +199,11 @@ def compare(
         found[main.turned.key] = turned_row(row)
     contrasts = against(evidence, reference, metrics, PERTURBED)
     rest: dict[str, list[Contrast]] = {}
-    for family, _, contrast in contrasts:
+    for family, method, contrast in contrasts:
         if contrast.key not in found:
-            rest.setdefault(family, []).append(contrast)
+            planned = _pair_of(method, reference, contrast)
+            own = rest.setdefault(" and ".join(PAIR) if planned else family, [])
+            own += [c for c in planned or [contrast] if c.key not in found and c not in own]
     judged_rest = judge_contrasts(rest, evidence, dataset).to_dict("records")
     for contrast, row in zip(
         [c for family in rest.values() for c in family], judged_rest, strict=True
@@ -205,6 +214,24 @@ def compare(
         for _, method, contrast in contrasts
     ]
     return pd.DataFrame(records, columns=["method", "reference", *COLUMNS])
+
+
+def _pair_of(method: str, reference: str, contrast: Contrast) -> list[Contrast]:
+    """The same metric of the paper's two methods in all cells of its grid; empty for others, and outside of it."""
+    cells = [(modality, setting) for modality in PAPER_GRID[0] for setting in PAPER_GRID[1]]
+    if {method, reference} != {*PAIR} or (
+        contrast.terms[0].modality,
+        contrast.setting,
+    ) not in cells:
+        return []
+    steps = contrast.metric.startswith(CONTINUAL)
+    return [
+        Contrast(
+            (Term(1, method, modality), Term(-1, reference, modality)), setting, contrast.metric
+        )
+        for modality, setting in cells
+        if not (steps and setting == "10-0")
+    ]
 
 
 def load_evidence(study: StudyConfig, results: str | Path, params: Path) -> Evidence:

@@ -17,6 +17,7 @@ from iumad.machine import read_sealed, read_table, replacing, write_sealed
 
 RUN_COLUMNS = ["run_id", "profile", "dataset", "method", "modality", "setting", "seed"]
 FRACTIONS = ("i_auroc", "p_auroc", "aupro")
+CONTINUAL = ("fm_", "new_", "bwt_")  # beginnings of metrics of learning in steps
 MEAN = "mean"  # the category of a mean over categories, here and in the paper's tables
 LABELS = {"i_auroc": "image AUROC", "p_auroc": "pixel AUROC", "aupro": "AUPRO"}
 LABELS |= {
