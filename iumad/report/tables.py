@@ -29,6 +29,7 @@ from iumad.study.results import (
     paper_results,
 )
 from iumad.study.statistics import CONTRADICTED, SUPPORTED, summarise
+from iumad.study.verdicts import MET, MISSED, UNMEASURED
 
 NOT_RUN = "not run"
 MAIN = ("i_auroc", "aupro")
@@ -538,19 +539,24 @@ def search_table(rows: pd.DataFrame, criterion: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(records, columns=["method", "seeds", *cells.columns])
 
 
-def attempts_table(attempts: Attempts, metrics: Sequence[str]) -> pd.DataFrame:
+def attempts_table(
+    attempts: Attempts, metrics: Sequence[str], gates: pd.DataFrame | None = None
+) -> pd.DataFrame:
     """What becomes of two methods when something else is tried.
 
     Parameters
     ----------
     attempts : what is tried -> (rows of one modality, first method, second method, setting)
     metrics : names in `iumad.study.results.final_table`
+    gates : DataFrame, optional
+        `iumad.study.verdicts.measure_gates` of the modality.
 
     Returns
     -------
     DataFrame
-        tried, setting, seeds, and for each metric the first method's mean, the second's, and the first minus the
-        second, in points, with its 95 % interval over seeds; an attempt that was not run has no line.
+        tried, setting, seeds, gates ("met", or which are missed) if they are given, and for each metric the first
+        method's mean, the second's, and the first minus the second, in points, with its 95 % interval over seeds;
+        an attempt that was not run has no line.
     """
     lines = []
     for tried, (*_, setting) in attempts.items():
@@ -566,9 +572,20 @@ def attempts_table(attempts: Attempts, metrics: Sequence[str]) -> pd.DataFrame:
             for metric, row in found.iterrows()
         }
         line = {"tried": tried, "setting": setting, "seeds": int(found["n"].max())}
+        if gates is not None:
+            missed = missed_gates(gates, attempts[tried])
+            line["gates"] = f"missed: {', '.join(missed)}" if missed else MET
         lines.append(line | {name: cells.get(name, ABSENT) for name in metrics})
-    table = pd.DataFrame(lines, columns=["tried", "setting", "seeds", *metrics])
+    columns = ["tried", "setting", "seeds", *(["gates"] if gates is not None else []), *metrics]
+    table = pd.DataFrame(lines, columns=columns)
     return table.rename(columns={name: label_of(name).split(" (")[0] for name in metrics})
+
+
+def missed_gates(gates: pd.DataFrame, attempt: tuple[pd.DataFrame, str, str, str]) -> list[str]:
+    """Names of the gates (`iumad.study.verdicts`) that a method of an attempt misses or was not measured for."""
+    _, first, second, setting = attempt
+    own = gates["method"].isin([first, second]) & (gates["setting"] == setting)
+    return list(gates[own & gates["state"].isin([MISSED, UNMEASURED])]["gate"].unique())
 
 
 def paired(attempt: tuple[pd.DataFrame, str, str, str]) -> pd.DataFrame:

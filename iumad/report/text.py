@@ -18,6 +18,7 @@ from iumad.report.tables import (
     Attempts,
     below_joint,
     interval_text,
+    missed_gates,
     paired,
     paper_lies,
 )
@@ -27,6 +28,7 @@ from iumad.study.statistics import (
     NO_DIFFERENCE,
     SUPPORTED,
     UNDECIDED,
+    UNTRAINED,
     summarise,
 )
 from iumad.study.verdicts import ABOVE_FLOORS, COLUMNS, FLOOR, NOT_RUN
@@ -856,8 +858,8 @@ def inside(table: pd.DataFrame) -> list[Markup]:
     return said
 
 
-def attempted(attempts: Attempts, *metrics: str) -> list[Markup]:
-    """A sentence for each attempt that was run (`iumad.report.tables.attempts_table`)."""
+def attempted(attempts: Attempts, *metrics: str, gates: pd.DataFrame | None = None) -> list[Markup]:
+    """A sentence for each attempt that was run, and whether its models miss a gate (`attempts_table`)."""
     said = []
     for tried, attempt in attempts.items():
         found = paired(attempt)
@@ -876,6 +878,11 @@ def attempted(attempts: Attempts, *metrics: str) -> list[Markup]:
             seeds = int(found["n"].max())
             many = f"{seeds} seed" + "s" * (seeds > 1)
             said.append(fill("{} ({}, {}): {}.", tried, attempt[3], many, Markup("; ").join(parts)))
+            missed = [] if gates is None else missed_gates(gates, attempt)
+            if missed:
+                said[-1] = fill(
+                    "{} {}, gates missed: {}.", said[-1], _outcome(UNTRAINED), ", ".join(missed)
+                )
     return said or [NOT_ANSWERED]
 
 
