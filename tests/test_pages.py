@@ -339,8 +339,14 @@ def test_what_would_change_our_mind():
         "Of the 2 main contrasts in steps, 1 are contradicted or no difference."
     )
     assert question.endswith(
-        "not met. Image AUROC after the last step: bank-unified 75.5 %, ib-iumad 85.0 %."
+        "not met. Image AUROC after the last step, colour and depth: bank-unified 75.5 %, ib-iumad 85.0 %."
     )
+    orders = rows_of(TWO_SEEDS)
+    turned = orders.replace({"method": {"iuf": "ib-iumad", "ib-iumad": "iuf"}})
+    said = [plain(text.minds(answers, orders, *other)[-1]) for other in ((orders,), (turned,))]
+    assert ["study: not met" in said[0], "study: met" in said[1]] == [True, True]
+    undecided = plain(text.minds(answers, orders, turned, ["iuf"])[-1])
+    assert "not decided" in undecided and undecided.endswith("iuf miss a gate there.")
     none = text.minds(answers.assign(verdict="undecided"), rows)[0]
     assert "not met. Of the 2 main contrasts in steps, 0" in plain(none)
 

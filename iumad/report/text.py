@@ -34,6 +34,7 @@ from iumad.study.statistics import (
 from iumad.study.verdicts import ABOVE_FLOORS, COLUMNS, FLOOR, NOT_RUN
 
 OURS, BASELINE, MARK = "ib-iumad", "iuf", "bank"
+ORDERED = ("plain", BASELINE, OURS)
 WORDS = {"rgb": "colour alone", "depth": "depth alone", "rgb+depth": "colour and depth"}
 PLATEAU = 0.02  # share of its validation error that a model trained to the end may still lose with more images
 DECIDED = (SUPPORTED, CONTRADICTED, NO_DIFFERENCE)
@@ -529,22 +530,22 @@ def kept_by_the_bottleneck(table: pd.DataFrame) -> list[Markup]:
                 "after it ({}).",
                 *(READ.get(str(target), str(target)), f"{part['before'].mean():.2f}"),
                 f"{part['after'].mean():.2f}",
-                _bits(part),
+                _bits(part["after"] - part["before"]),
             )
         )
     return said
 
 
-def _bits(part: pd.DataFrame) -> str:
-    """The change from before to after a bottleneck, with its 95 % interval over seeds."""
-    change = (part["after"] - part["before"]).rename("value").reset_index()
+def _bits(values: pd.Series) -> str:
+    """The mean over seeds, with its 95 % interval."""
+    change = values.rename("value").reset_index()
     (row,) = summarise(change.assign(all="all"), ["all"]).to_dict("records")
     interval = f" [{row['low']:+.2f}, {row['high']:+.2f}]" if row["n"] > 1 else ""
     return f"{row['mean']:+.2f}{interval}"
 
 
 def dropped(table: pd.DataFrame, target: str, methods: Sequence[str]) -> list[Markup]:
-    """How many bits of a target each method's bottleneck drops, one sentence.
+    """How many bits of a target each method's bottleneck drops, and against the first, seed by seed.
 
     Parameters
     ----------
@@ -556,13 +557,21 @@ def dropped(table: pd.DataFrame, target: str, methods: Sequence[str]) -> list[Ma
     chosen = table[(table["target"] == target) & table["method"].isin(methods)]
     keys = ["method", "seed"]
     wide = chosen.pivot(index=keys, columns="representation", values="bits")  # noqa: PD010
-    changes = {name: _bits(part) for name, part in wide.groupby("method", sort=False)}
+    change = (wide["after"] - wide["before"]).rename("value")
+    changes = {name: _bits(part) for name, part in change.groupby("method", sort=False)}
     shown = [fill("{} {}", code(name), changes[name]) for name in methods if name in changes]
     if len(shown) < 2:
         return []
     sentence = "Change across the bottleneck in bits about the <b>{}</b> ({}): {}."
     what, setting = READ.get(target, target), table["setting"].iloc[0]
-    return [fill(sentence, what, setting, Markup(", ").join(shown))]
+    said = [fill(sentence, what, setting, Markup(", ").join(shown))]
+    first, *rest = [name for name in methods if name in changes]
+    further = {name: (change[name] - change[first]).dropna() for name in rest}
+    shown = [fill("{} {}", code(n), _bits(part)) for n, part in further.items() if len(part) > 1]
+    if shown:
+        sentence = "How much more {} drops than the others, seed by seed: {}."
+        said.append(fill(sentence, code(first), Markup(", ").join(shown)))
+    return said
 
 
 def verdict_counts(answers: pd.DataFrame, shown: Sequence[str] = DECIDED) -> list[Markup]:
@@ -613,7 +622,12 @@ def verdict_counts(answers: pd.DataFrame, shown: Sequence[str] = DECIDED) -> lis
     return said
 
 
-def minds(answers: pd.DataFrame, rows: pd.DataFrame) -> list[Markup]:
+def minds(
+    answers: pd.DataFrame,
+    rows: pd.DataFrame,
+    elsewhere: pd.DataFrame | None = None,
+    missed: Sequence[str] = (),
+) -> list[Markup]:
     """What came of the outcomes that the protocol says would change our mind.
 
     Parameters
@@ -621,7 +635,11 @@ def minds(answers: pd.DataFrame, rows: pd.DataFrame) -> list[Markup]:
     answers : DataFrame
         `iumad.study.claims.verdicts`.
     rows : DataFrame
-        Rows of one setting with steps and one modality, a bank for all and replay among them.
+        Rows of one setting with steps, a bank for all and replay among them.
+    elsewhere : DataFrame, optional
+        Rows of another data set in a setting with steps and one modality, which `rows` have too.
+    missed : sequence of str
+        Methods that miss a gate there.
     """
     if rows.empty:
         return [NOT_ANSWERED]
@@ -637,17 +655,49 @@ def minds(answers: pd.DataFrame, rows: pd.DataFrame) -> list[Markup]:
             ("Against it", failed, "are contradicted or no difference"),
         )
     ]
-    means = 100 * _means(rows).xs("i_auroc", level="metric")
-    ours = means.get(OURS, np.nan)
-    others = means.reindex(["bank-unified", f"{OURS}+replay"]).dropna()
-    if len(others) and not np.isnan(ours):
-        shown = [fill("{} {} %", code(name), f"{value:.1f}") for name, value in others.items()]
-        met = "met" if (others >= ours).any() else "not met"
-        sentence = (
-            "<b>Against the question itself</b>: {}. Image AUROC after the last step: {}, {} {} %."
+    found, met = [], []
+    for modality, part in rows.groupby("modality", sort=False):
+        means = 100 * _means(part).xs("i_auroc", level="metric")
+        ours = means.get(OURS, np.nan)
+        others = means.reindex(["bank-unified", f"{OURS}+replay"]).dropna()
+        if len(others) and not np.isnan(ours):
+            shown = [fill("{} {} %", code(name), f"{value:.1f}") for name, value in others.items()]
+            sentence = "{}: {}, {} {} %"
+            found.append(
+                fill(sentence, in_words(str(modality)), _and(shown), code(OURS), f"{ours:.1f}")
+            )
+            met.append((others >= ours).any())
+    if found:
+        said.append(
+            fill(
+                "<b>Against the question itself</b>: {}. Image AUROC after the last step, {}.",
+                "met" if all(met) else "not met" if not any(met) else "met in part",
+                Markup("; ").join(found),
+            )
         )
-        said.append(fill(sentence, met, _and(shown), code(OURS), f"{ours:.1f}"))
+    if elsewhere is not None and len(elsewhere):
+        said.append(_order_elsewhere(rows, elsewhere, missed))
     return said
+
+
+def _order_elsewhere(rows: pd.DataFrame, elsewhere: pd.DataFrame, missed: Sequence[str]) -> Markup:
+    """Whether the paper's two methods and the network without their additions come in another order elsewhere."""
+    modality = elsewhere["modality"].iloc[0]
+    orders = []
+    for table in (rows[rows["modality"] == modality], elsewhere):
+        means = _means(table[table["method"].isin(ORDERED)]).xs("aupro", level="metric")
+        orders.append(100 * means.sort_values(ascending=False))
+    here, there = (
+        _and([fill("{} {} %", code(str(name)), f"{value:.1f}") for name, value in order.items()])
+        for order in orders
+    )
+    same = list(orders[0].index) == list(orders[1].index)
+    answer = "not decided" if missed else "not met" if same else "met"
+    why = fill("; {} miss a gate there", _and([code(name) for name in missed])) if missed else ""
+    return fill(
+        "<b>Against this study</b>: {}. AUPRO after the last step, {}: here {}, on photographs {}{}.",
+        *(answer, in_words(str(modality)), here, there, why),
+    )
 
 
 def as_ratios(answers: pd.DataFrame) -> list[Markup]:

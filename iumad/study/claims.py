@@ -255,7 +255,9 @@ def load_evidence(study: StudyConfig, results: str | Path, params: Path) -> Evid
             alike = _agree(study, other, SEEN_BY_MODELS)
             references.append(rows if alike else rows[rows["method"].str.startswith(FLOOR)])
     found = pd.concat(references, ignore_index=True) if references else None
-    return evidence_of(load_rows(study, results), found)
+    models = {run.method: run.model for run in study.runs()}
+    unconditioned = [n for n, m in models.items() if getattr(m, "condition", "") == "none"]
+    return evidence_of(load_rows(study, results), found, unconditioned)
 
 
 def _read_references(params: Path) -> list[StudyConfig]:

@@ -331,15 +331,26 @@ class Evidence:
     gates: pd.DataFrame
 
 
-def evidence_of(rows: pd.DataFrame, references: pd.DataFrame | None = None) -> Evidence:
-    """Evidence from the result rows of one study; `references` as in `iumad.study.verdicts.measure_gates`."""
+def evidence_of(
+    rows: pd.DataFrame,
+    references: pd.DataFrame | None = None,
+    unconditioned: Sequence[str] = (),
+) -> Evidence:
+    """Evidence from the result rows of one study; `references` as in `iumad.study.verdicts.measure_gates`.
+
+    Methods of `unconditioned` have no condition network, so that the gate of the classifier does not apply: the
+    accuracy in their rows is that of the head behind the bottleneck, at which no other method is judged.
+    """
     known = rows
     if references is not None and len(rows):  # a share above the floor needs the floor's values too
         floors = references[references["method"].str.startswith(FLOOR)]
         known = pd.concat([rows, floors[~floors["run_id"].isin(rows["run_id"])]], ignore_index=True)
     values = final_table(known) if len(known) else pd.DataFrame(columns=VALUE_COLUMNS)
     values = values.drop_duplicates(VALUE_COLUMNS[:-1])  # two studies may have one floor
-    return Evidence(rows, values[VALUE_COLUMNS], measure_gates(rows, references))
+    judged = rows
+    if unconditioned and len(rows):
+        judged = rows[(rows["metric"] != ACCURACY) | ~rows["method"].isin(unconditioned)]
+    return Evidence(rows, values[VALUE_COLUMNS], measure_gates(judged, references))
 
 
 def evidence_of_costs(values: pd.DataFrame) -> Evidence:
