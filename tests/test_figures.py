@@ -16,6 +16,7 @@ from iumad.errors import DataError
 from iumad.report import text
 from iumad.report.figures import (
     anomaly_grid,
+    budget_lines,
     category_heatmap,
     dose_lines,
     dots,
@@ -290,6 +291,23 @@ def test_kept_figures_are_reproducible_and_leave_nothing_open(rows):
     assert ElementTree.fromstring(first["image/svg+xml"]).tag.endswith("svg")
     # two methods, two steps, one metric, and a line of headings
     assert len(first["text/csv"].splitlines()) == 5
+
+
+def test_error_over_budgets_is_relative_to_the_methods_lowest(rows):
+    learnt = rows[rows["method"] == "iuf"].query("seed == 0")
+    errors = learnt.query("metric == 'i_auroc'").assign(metric="validation_error")
+    budgets = [
+        pd.concat([learnt, errors.assign(value=error)]).assign(method=f"iuf[epochs={epochs}]")
+        for epochs, error in ((5, 6.0), (15, 3.0))
+    ]
+    bank = rows[rows["method"] == "ib-iumad"].assign(method="bank")
+    figure = budget_lines(pd.concat([*budgets, bank]), 100, 1500)
+    assert figure.axes[0].lines[0].get_xydata() == pytest.approx(
+        np.array([[460, 2], [1460, 1]]), abs=50
+    )
+    assert [line.get_linestyle() for line in figure.axes[1].lines].count(
+        "--"
+    ) == 2  # the bank, the budget
 
 
 def test_each_kind_of_perturbation_is_a_line_over_its_doses():

@@ -39,7 +39,7 @@ from iumad.report.style import (
     panels,
     scale_of,
 )
-from iumad.study.results import final_table, last_step
+from iumad.study.results import final_table, last_step, step_means
 from iumad.study.statistics import (
     CONTRADICTED,
     NO_DIFFERENCE,
@@ -335,6 +335,38 @@ def search_fronts(rows: pd.DataFrame) -> Figure:
     figure.set_figwidth(max(figure.get_figwidth(), 7))  # room for the legend above one panel
     legend(figure, final.assign(method=named["method"]), "method")
     return keep_table(figure, means)
+
+
+@in_style
+def budget_lines(rows: pd.DataFrame, images_an_epoch: float, budget: float) -> Figure:
+    """Draw validation error and metrics over the number of training images, a line for each method.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Rows of one setting. Methods are named like ``iuf[epochs=15]``; those that are not have no budget, and are
+        level lines.
+    images_an_epoch, budget : int
+        Training images in an epoch, and those of the recipe, at which an upright line stands; NaN without data.
+    """
+    means = step_means(rows)
+    name = means["method"].str.extract(r"(.+)\[epochs=(.+)\]")
+    images = (name[1].astype(float) * images_an_epoch).fillna(budget)
+    means = means.assign(method=name[0].fillna(means["method"]), images=images)
+    errors = means["metric"] == "validation_error"  # whose units differ between methods
+    least = means["method"].map(means[errors].groupby("method")["value"].min())
+    means["value"] = means["value"].where(~errors, means["value"] / least)
+    summary = summarise(means, ["method", "images", "metric"])
+    seen, (figure, axes) = sorted(set(images.dropna())), panels(3)
+    for axis, metric in zip(axes, ("validation_error", "i_auroc", "aupro"), strict=True):
+        lines(axis, summary[summary["metric"] == metric], "images", metric)
+        axis.axvline(budget, color="0.5", linestyle="--")
+        axis.set(xscale="log", xlabel="training images seen, thousands")
+        axis.set_xticks(seen, [f"{count / 1000:.1f}" for count in seen])
+        axis.minorticks_off()
+    axes[0].set(ylabel="validation error, the method's lowest = 1")
+    legend(figure, means, "method")
+    return keep_table(figure, summary)
 
 
 def lines(axis: Axes, summary: pd.DataFrame, x: str, metric: str, factor: str = "method") -> None:
