@@ -643,14 +643,23 @@ def verdict_counts(answers: pd.DataFrame, shown: Sequence[str] = DECIDED) -> lis
             verb = "is" if decided == 1 else "are"
             what = fill("{} of {} claims {} decided; the others:", decided, len(answers), verb)
         said.append(fill("{} {}.", what, Markup(", ").join(counts)))
-    lies = [paper_lies(row) for row in answers[answers["verdict"] == UNDECIDED].itertuples()]
-    places = pd.Series([place for place in lies if place], dtype=str).value_counts()
-    if len(places):
-        where = ", ".join(f"{place} our interval in {number}" for place, number in places.items())
-        claims = "claim" if places.sum() == 1 else "claims"
-        sentence = "For {} undecided {} the paper gives a difference, which lies {}."
-        said.append(fill(sentence, int(places.sum()), claims, where))
-    return said
+    return said + _gains_excluded(answers[answers["verdict"] == UNDECIDED])
+
+
+def _gains_excluded(undecided: pd.DataFrame) -> list[Markup]:
+    """In how many undecided claims the interval lies below the paper's gain."""
+    lies = [place for row in undecided.itertuples() if (place := paper_lies(row))]
+    excluded = lies.count("above")
+    if not lies:
+        return []
+    said = fill(
+        "Of {} undecided claim{} with a number in the paper, {} interval{} (95 % each, not corrected) exclude{} a "
+        "gain that large on our data",
+        *(len(lies), "s" * (len(lies) > 1), excluded, "s" * (excluded != 1), "s" * (excluded == 1)),
+    )
+    left = len(lies) - excluded
+    verb = "does" if left == 1 else "do"
+    return [fill("{}, and {} {} not.", said, left, verb) if left else fill("{}.", said)]
 
 
 def minds(answers: pd.DataFrame, rows: pd.DataFrame) -> list[Markup]:
