@@ -298,14 +298,14 @@ def test_a_claim_is_said_with_its_verdict_and_the_rest_is_counted():
     assert plain(decided) == "supported: “A < B.” Here 2.0 [1.0, 3.0] points; the paper: 5.8."
     assert plain(rest) == "1 of 4 claims is decided; the others: 2 not run, 1 undecided."
     assert plain(paper) == (
-        "Of 1 undecided claim with a number in the paper, 1 interval (95 % each, not corrected) excludes a gain that "
-        "large on our data."
+        "Of 1 undecided claim with a number in the paper, 1 interval (95 % each, not corrected) excludes a gain "
+        "that large on our data."
     )
     three = pd.DataFrame({"verdict": "undecided", "low": -1.0, "high": [1.0, 2.0, 5.0]})
     *_, paper = text.verdict_counts(three.assign(paper=3.0))
     assert plain(paper) == (
-        "Of 3 undecided claims with a number in the paper, 2 intervals (95 % each, not corrected) exclude a gain that "
-        "large on our data, and 1 does not."
+        "Of 3 undecided claims with a number in the paper, 2 intervals (95 % each, not corrected) exclude a gain "
+        "that large on our data, and 1 does not."
     )
     none, _ = text.verdict_counts(answers.assign(**numbers)[1:])
     assert plain(none) == "None of the 3 claims is decided: 2 not run, 1 undecided."

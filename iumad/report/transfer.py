@@ -230,7 +230,7 @@ def floors(rows_of: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def summary(judged: pd.DataFrame, table: pd.DataFrame, known: str) -> list[Markup]:
-    """Where IB-IUMAD ends beside others, what is decided on `known` and on other data too, and what is given away."""
+    """Where IB-IUMAD ends beside others, what is decided on `known` and elsewhere, what is given away."""
     sentences, names = [], [*dict.fromkeys(judged["data"])]
     rows = {(row.data, row.statement): row for row in judged.itertuples()}
     for name in names:
