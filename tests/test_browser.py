@@ -241,8 +241,8 @@ rows = pd.DataFrame([
     for method in ("iuf", "ib-iumad", *names) for seed in (0, 1) for step in (0, 1)
     for category in names[: 5 + 5 * step] for metric in ("i_auroc", "p_auroc", "aupro")
 ], columns=list(ROW_SCHEMA.columns)).assign(dataset=names[0], profile=names[1])
-keys = ["method", "modality", "setting", "metric", "estimate", "verdict"]
-compared = pd.DataFrame([(name, "rgb", "1-1", "i_auroc", 1.0, "undecided") for name in names], columns=keys)
+keys = ["method", "modality", "setting", "metric", "n", "estimate", "p_holm"]
+compared = pd.DataFrame([(name, "rgb", "1-1", "i_auroc", 2, 1.0, 1.0) for name in names], columns=keys)
 """
 SHOWN = [
     "style.table(tables.category_table(StudyConfig(), rows, 'i_auroc'), csv=names[2])",

@@ -1,10 +1,12 @@
 """Gates, contrasts, verdicts and the paper's claims: by hand, and never from runs that do not exist."""
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
 import tiny
-from scipy import stats
+from scipy import optimize, stats
 
 from iumad.config.files import load_params
 from iumad.report.tables import forgetting_by_age
@@ -447,6 +449,17 @@ def test_the_protocol_prints_the_factors_of_the_smallest_difference(repository):
     for comparisons in (1, 3, 4):
         factors = [f"{smallest_detectable(1.0, n, 0.05 / comparisons):.1f}" for n in (3, 5, 10)]
         assert f"| {comparisons} | {' | '.join(factors)} |" in text
+    for comparisons in (1, 3):  # the power of the t test where the deviation is known
+        known = []
+        for n in (3, 5, 10):
+            border = stats.t.ppf(1 - 0.025 / comparisons, n - 1)
+            miss = partial(_missed_power, border, n)
+            known.append(f"{optimize.brentq(miss, 0.1, 8):.1f}")
+        assert ", ".join(known) in text.replace("\n", " ")
+
+
+def _missed_power(border: float, n: int, factor: float) -> float:
+    return float(stats.nct.sf(border, n - 1, factor * np.sqrt(n))) - 0.8
 
 
 def test_claims_with_a_number_in_the_paper_find_it():

@@ -136,13 +136,16 @@ def test_what_a_dose_changes_by_hand(study):
 
 
 def test_aims_by_hand():
-    sizes, times = {"ib-iumad": 1.4, "iuf": 200.0}, {"iuf": 1.0}
-    table = tables.aims_table(rows_of(TWO_SEEDS), ["ib-iumad"], "iuf", sizes, times)
+    once = {"kB that a category adds, as stored": {"ib-iumad": 1.4, "iuf": 200.0}}
+    once["file of the whole model (MB)"] = {"ib-iumad": 15.381}
+    once["time for an image, times that of ib-iumad"] = {"iuf": 1.0}
+    table = tables.aims_table(rows_of(TWO_SEEDS), ["ib-iumad"], "iuf", once)
     # iuf ends at 75 and 76, ib-iumad at 85 in both metrics; b: 90 and 92 in the end, 90 after its step; forgets 10
     absent = style.ABSENT
-    expected = ["-9.5 ± 0.7", "-9.5 ± 0.7", "1.0 ± 1.4", "10.0 ± 0.0", absent, "1", absent]
-    assert table["ib-iumad, 6-1"].tolist() == expected
-    empty = tables.aims_table(no_rows(), ["ib-iumad"], "iuf", sizes, times)
+    expected = ["-9.5 ± 0.7", "-9.5 ± 0.7", "1.0 ± 1.4", "10.0 ± 0.0", absent]
+    assert table["ib-iumad, 6-1"].tolist() == [*expected, "1", absent, "15.4", absent]
+    assert table["at most"].tolist()[-3:] == ["1000", "", "1.3"]
+    empty = tables.aims_table(no_rows(), ["ib-iumad"], "iuf", once)
     assert [*empty.columns] == ["aim", "at most"]
 
 
@@ -294,9 +297,15 @@ def test_a_claim_is_said_with_its_verdict_and_the_rest_is_counted():
     decided, rest, paper = text.verdict_counts(answers.assign(**numbers))
     assert plain(decided) == "supported: “A < B.” Here 2.0 [1.0, 3.0] points; the paper: 5.8."
     assert plain(rest) == "1 of 4 claims is decided; the others: 2 not run, 1 undecided."
-    assert (
-        plain(paper)
-        == "For 1 undecided claim the paper gives a difference, which lies above our interval in 1."
+    assert plain(paper) == (
+        "Of 1 undecided claim with a number in the paper, 1 interval (95 % each, not corrected) excludes a gain "
+        "that large on our data."
+    )
+    three = pd.DataFrame({"verdict": "undecided", "low": -1.0, "high": [1.0, 2.0, 5.0]})
+    *_, paper = text.verdict_counts(three.assign(paper=3.0))
+    assert plain(paper) == (
+        "Of 3 undecided claims with a number in the paper, 2 intervals (95 % each, not corrected) exclude a gain "
+        "that large on our data, and 1 does not."
     )
     none, _ = text.verdict_counts(answers.assign(**numbers)[1:])
     assert plain(none) == "None of the 3 claims is decided: 2 not run, 1 undecided."
@@ -389,12 +398,58 @@ def test_methods_compete_on_the_seeds_that_they_share():
         setting="10-0",
     )
     (said,) = [s for s in map(plain, text.against_the_mark(rows)) if "highest" in s]
-    assert "on the 2 seeds that all of them share, ib-iumad has the highest image AUROC (-4" in said
-    assert "iuf the lowest (-5.0)" in said
+    assert (
+        "on the 2 seeds that all of them share, ib-iumad (-4.0 points relative to one bank" in said
+    )
+    assert said.endswith(" has the highest image AUROC; iuf has the lowest (-5.0).")
     grid = {"settings": ["10-0"], "modalities": ["rgb+depth"], "seeds": [0, 1, 2]}
     table = StudyConfig.model_validate({"methods": {name: {} for name in values}} | grid)
     cells = tables.paper_table(table, rows, ["i_auroc"])["image AUROC", "10-0"]
     assert ["<b>" in str(cell) for cell in cells] == [False, False, True, False]
+
+
+def of_three_seeds(values: dict[str, list[float]]) -> pd.DataFrame:
+    """Image AUROC of one category, a value for each seed."""
+    each = {(n, seed, 0, "a"): v for n, of in values.items() for seed, v in enumerate(of)}
+    return rows_of(each, setting="10-0")
+
+
+def test_all_that_are_not_told_from_the_best_are_named():
+    # ib-iumad is best; iuf is 2, 0 and -1 points behind: mean 0.33, sd 1.53, t 0.4; plain 19, 20 and 21: t 35
+    values = {"bank": [0.9] * 3, "ib-iumad": [0.95] * 3, "iuf": [0.93, 0.95, 0.96]}
+    rows = of_three_seeds(values | {"plain": [0.76, 0.75, 0.74]})
+    (said,) = [s for s in map(plain, text.against_the_mark(rows)) if "highest" in s]
+    assert said == (
+        "Of the trained single models, on the 3 seeds that all of them share, ib-iumad (+5.0 points relative to "
+        "one bank for each category) and iuf (+4.7) have the highest image AUROC and are not told apart; "
+        "plain has the lowest (-15.0)."
+    )
+    (said,) = [
+        s
+        for s in map(plain, text.against_the_mark(rows.query("method != 'plain'")))
+        if "highest" in s
+    ]
+    assert said.endswith("and iuf (+4.7) have the highest image AUROC and are not told apart.")
+
+
+def test_a_place_is_a_range_where_methods_are_not_told_apart(study, tmp_path):
+    values = {
+        "ib-iumad": [0.90, 0.90, 0.90],
+        "iuf": [0.92, 0.90, 0.89],  # 2, 0 and -1 points beside it: may be ahead or behind
+        "plain": [0.81, 0.80, 0.79],  # surely behind
+        "bank": [0.96, 0.95, 0.94],  # surely ahead
+        "uniad": [0.99],  # one seed: no place
+    }
+    rows = of_three_seeds(values)
+    compared = Page(study, tmp_path, tmp_path, rows).compared("ib-iumad")
+    (said,) = text.place_among(rows, compared, ["iuf", "plain"])
+    assert plain(said) == (
+        "10-0: ib-iumad is number 1 to 2 of the 3 that score colour alone (image AUROC is 90.3 % for iuf, 90.0 % "
+        "for ib-iumad and 80.0 % for plain), not told apart from iuf, and number 2 to 3 of 4 together with those "
+        "that score both images, are told the category or store images (without uniad: one seed)."
+    )
+    (said,) = text.place_among(rows, compared.assign(n=1), ["iuf"])
+    assert plain(said).endswith("90.0 % for ib-iumad. One seed gives no places.")
 
 
 def test_old_steps_know_less_of_their_machine(study, tmp_path, monkeypatch):

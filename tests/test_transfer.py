@@ -38,7 +38,7 @@ def test_differences_by_hand():
         {
             "IB-IUMAD localises better than IUF": 10,
             "IB-IUMAD forgets less AUPRO than IUF": 0,
-            "a second modality helps IB-IUMAD to localise": 20,
+            "IB-IUMAD localises better with a second modality": 20,
         }
     )
     assert set(judged["n"]) == {3}
@@ -89,22 +89,46 @@ def test_whole_images_are_asked_where_no_floor_gives_them_away():
     )
 
 
-def test_what_is_decided_on_both_is_named():
-    keys = ["data", "statement", "mean", "low", "high", "n", "verdict"]
-    records = [
-        ("sweets", "it is better", 2.0, 1.0, 3.0, 5, "supported"),
-        ("sweets", "it forgets less", 2.0, 1.0, 3.0, 5, "supported"),
-        ("photographs", "it is better", -2.0, -3.0, -1.0, 3, "contradicted"),
-        ("photographs", "it forgets less", 0.5, -3.0, 4.0, 3, "undecided"),
-    ]
-    judged = pd.DataFrame(records, columns=keys)
+def said_of_both(*records: tuple[str, str, str]) -> list[str]:
+    """What the summary says of verdicts (data, statement, verdict), and of no floor."""
+    keys = ["data", "statement", "verdict"]
+    judged = pd.DataFrame(records, columns=keys).assign(mean=2.0, low=1.0, high=3.0, n=5)
     floors = transfer.floors({"sweets": rows({("ib-iumad", "rgb"): [0.9]})})
-    (said,) = transfer.summary(judged, floors, "sweets")
-    assert said.striptags() == (
-        "Decided on sweets and on photographs: it is better (sweets: supported; photographs: contradicted)."
-    )
-    (said,) = transfer.summary(judged[judged["verdict"] != "contradicted"], floors, "sweets")
-    assert said == "No statement is decided on sweets and on photographs."
+    return [
+        each.striptags()
+        for each in transfer.summary(judged, floors, "sweets")
+        if "AUPRO of IB-IUMAD ends" not in each
+    ]
+
+
+def test_what_is_decided_on_both_is_said_as_it_was_found():
+    better, less = (transfer.QUESTIONS[place].statement for place in (0, 1))
+    worse = ("sweets", better, "contradicted")
+    assert said_of_both(
+        worse,
+        ("road", better, "contradicted"),
+        ("sweets", less, "supported"),
+        ("road", less, "undecided"),
+    ) == ["On sweets and on road alike, IB-IUMAD localises worse than IUF."]
+    assert said_of_both(worse, ("road", better, "supported")) == [
+        "On sweets, IB-IUMAD localises worse than IUF; on road, IB-IUMAD localises better than IUF."
+    ]
+    three = [("road", better, "supported"), ("cells", better, "contradicted")]
+    assert said_of_both(worse, *three) == [
+        "On sweets and on cells alike, IB-IUMAD localises worse than IUF; on road, IB-IUMAD localises better "
+        "than IUF."
+    ]
+    assert said_of_both(("sweets", less, "contradicted"), ("road", less, "contradicted")) == [
+        "On sweets and on road alike, IB-IUMAD forgets more AUPRO than IUF."
+    ]
+    assert said_of_both(worse, ("road", better, "undecided")) == [
+        "No statement is decided on sweets and on photographs."
+    ]
+
+
+def test_every_statement_has_an_opposite():
+    for question in transfer.QUESTIONS:
+        assert transfer._opposite(question.statement) != question.statement
 
 
 def test_a_gate_that_was_not_measured_counts_as_missed():

@@ -392,7 +392,7 @@ class Preset:
 
     Attributes
     ----------
-    note : what the method is, and what of its original is reduced; shown beside tables
+    note : what the method is, and what of its original is reduced; shown by `iumad params` and on page 17
     model, training, increment : changes of the sections
     """
 

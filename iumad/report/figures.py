@@ -338,7 +338,7 @@ def search_fronts(rows: pd.DataFrame) -> Figure:
 
 
 @in_style
-def budget_lines(rows: pd.DataFrame, images_an_epoch: float, budget: float) -> Figure:
+def budget_lines(rows: pd.DataFrame, images_an_epoch: int | float, budget: int | float) -> Figure:
     """Draw validation error and metrics over the number of training images, a line for each method.
 
     Parameters

@@ -33,15 +33,18 @@ from iumad.study.verdicts import MET, MISSED, UNMEASURED
 
 NOT_RUN = "not run"
 MAIN = ("i_auroc", "aupro")
-AIMS = {  # of a method that learns in steps, and how much it may be
+AIMS: dict[str, float | None] = {  # of a method that learns in steps, and how much it may be
     "image AUROC below training on all at once (points)": 3,
     "AUPRO below it (points)": 3,
     "new categories' image AUROC below it (points)": 3,
     "forgetting, image AUROC (points)": 2,
     "images whose category is not recognised (%)": 2,
-    "kB that a category adds": 1000,
+    "kB that a category adds, as stored": 1000,
+    "the same, every number of 32 bits": 1000,
+    "file of the whole model (MB)": None,
     "time for an image, times that of ib-iumad": 1.3,
 }
+ONCE = (".0f", ".0f", ".1f", ".2f")  # formats of the last aims, which no seed decides
 CELL = ["modality", "setting", "method"]
 BETTER_OR_WORSE = {SUPPORTED: "better", CONTRADICTED: "worse"}  # of a method against a reference
 LESS_IS_BETTER = "fm_"
@@ -285,8 +288,7 @@ def aims_table(
     rows: pd.DataFrame,
     methods: Sequence[str],
     bound: str,
-    kilobytes: Mapping[str, float],
-    time: Mapping[str, float],
+    once: Mapping[str, Mapping[str, float]],
 ) -> pd.DataFrame:
     """What a method that learns in steps should reach, and what it reaches: mean ± standard deviation over seeds.
 
@@ -297,10 +299,11 @@ def aims_table(
     methods : sequence of str
     bound : str
         The method that is trained on all categories at once.
-    kilobytes, time : mapping
-        Of a method: what a category adds, and the time for an image beside that of `ib-iumad`.
+    once : mapping
+        What no seed decides (the last of `AIMS`) -> method -> its value.
     """
-    table = pd.DataFrame({"aim": [*AIMS]} | {"at most": [f"{most:g}" for most in AIMS.values()]})
+    most = ["" if most is None else f"{most:g}" for most in AIMS.values()]
+    table = pd.DataFrame({"aim": [*AIMS], "at most": most})
     for method in methods:
         part = rows[rows["method"] == method]
         named = last_step(part[part["metric"] == "accuracy"])
@@ -321,10 +324,11 @@ def aims_table(
                 else Markup(ABSENT)
                 for name in ("i_auroc", "aupro", "new_i_auroc", "fm_i_auroc", "not recognised")
             ]
-            once = ((kilobytes, ".0f"), (time, ".2f"))
             cells += [
-                Markup(format(given[method], form)) if method in given else Markup(ABSENT)
-                for given, form in once
+                Markup(format(once[aim][method], form))
+                if method in once.get(aim, {})
+                else Markup(ABSENT)
+                for aim, form in zip([*AIMS][-len(ONCE) :], ONCE, strict=True)
             ]
             table[f"{method}, {setting}"] = cells
     return table

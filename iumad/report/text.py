@@ -25,10 +25,13 @@ from iumad.report.tables import (
 from iumad.study.results import LABELS, final_table
 from iumad.study.statistics import (
     CONTRADICTED,
+    ERROR,
+    MARGIN,
     NO_DIFFERENCE,
     SUPPORTED,
     UNDECIDED,
     UNTRAINED,
+    judge,
     summarise,
 )
 from iumad.study.verdicts import ABOVE_FLOORS, COLUMNS, FLOOR, NOT_RUN
@@ -296,36 +299,55 @@ def against_the_mark(rows: pd.DataFrame, mark: str = MARK) -> list[Markup]:
     if "bank-unified" in means:
         one = f"{100 * means['bank-unified']:.1f} %"
         said.append(fill("One memory bank for all, not told the category, has {}.", one))
-    gap, n = _gaps(rows, mark)
-    if len(gap):
-        said.append(
-            fill(
-                "Of the trained single models, on the {} that all of them share, {} has the "
-                "highest image AUROC ({} points relative to one bank for each category) and {} "
-                "the lowest ({}).",
-                *(
-                    f"{n} seeds" if n > 1 else "one seed",
-                    code(gap.index[0]),
-                    f"{gap.iloc[0]:+.1f}",
-                    code(gap.index[-1]),
-                    f"{gap.iloc[-1]:+.1f}",
-                ),
-            )
+    gaps = _gaps(rows, mark)
+    if gaps.empty:
+        return said + without_training(rows)
+    gap, alike = gaps.mean().sort_values(ascending=False), _like_the_best(gaps)
+    first, last = gap.index[0], gap.index[-1]
+    relative = "{} ({} points relative to one bank for each category)"
+    highest = [fill(relative, code(first), f"{gap[first]:+.1f}")]
+    highest += [
+        fill("{} ({})", code(name), f"{gap[name]:+.1f}") for name in gap.index if name in alike
+    ]
+    said.append(
+        fill(
+            "Of the trained single models, on the {} that all of them share, {} {} the highest image AUROC{}{}.",
+            f"{len(gaps)} seeds" if len(gaps) > 1 else "one seed",
+            _and(highest),
+            "have" if alike else "has",
+            " and are not told apart" if alike else "",
+            fill("; {} has the lowest ({})", code(last), f"{gap[last]:+.1f}")
+            if last not in (first, *alike)
+            else "",
         )
+    )
     return said + without_training(rows)
 
 
-def _gaps(rows: pd.DataFrame, mark: str) -> tuple[pd.Series, int]:
-    """Points of trained methods beside a mark, the best first, on the seeds that all of several seeds share."""
+def _gaps(rows: pd.DataFrame, mark: str) -> pd.DataFrame:
+    """Points of trained methods (columns) beside a mark, on the seeds (rows) that all of several seeds share."""
     table = final_table(rows)
     wide = table[table["metric"] == "i_auroc"].pivot_table("value", "seed", "method")
     trained = [name for name in wide if not name.startswith((FLOOR, MARK))]
     if mark not in wide or not trained:
-        return pd.Series(dtype=float), 0
+        return pd.DataFrame()
     several = [name for name in trained if wide[name].count() > 1] or trained
     wide = wide[[mark, *several]].dropna()
-    gaps = 100 * wide[several].sub(wide[mark], axis=0).mean()
-    return gaps.sort_values(ascending=False), len(wide)
+    return 100 * wide[several].sub(wide[mark], axis=0)
+
+
+def _like_the_best(values: pd.DataFrame) -> list[str]:
+    """Columns that a paired test over the rows does not tell from the one with the highest mean.
+
+    Holm's correction goes over all comparisons with it.
+    """
+    best = values.mean().idxmax()
+    behind = values.drop(columns=best).rsub(values[best], axis=0)
+    if behind.empty:
+        return []
+    long = behind.rename_axis("seed").reset_index().melt("seed", var_name="method")
+    judged = judge(long.assign(family="best", margin=MARGIN), ["method"], ["family"])
+    return list(judged.loc[~told_apart(judged), "method"])
 
 
 def against_forgetting(rows: pd.DataFrame, ours: str, bound: str, kilobytes: float) -> list[Markup]:
@@ -476,7 +498,10 @@ def _names(methods: Sequence[str]) -> Markup:
 def place_among(
     rows: pd.DataFrame, compared: pd.DataFrame, alike: Sequence[str], ours: str = OURS
 ) -> list[Markup]:
-    """Where one method stands among the others of one setting and modality, by mean image AUROC over seeds.
+    """The places that one method may have among others of one setting and modality, by image AUROC.
+
+    A method counts as ahead or behind where the two are told apart (`told_apart`), whatever gates say; those of
+    which no second seed is shared have no place.
 
     Parameters
     ----------
@@ -494,21 +519,38 @@ def place_among(
     means = _means(rows).xs("i_auroc", level="metric").sort_values(ascending=False)
     peers = [name for name in means.index if name in {*alike, ours}]
     setting, modality = rows[["setting", "modality"]].iloc[0]
+    values = standing(rows, peers, ["i_auroc"])
     here = compared[(compared["setting"] == setting) & (compared["modality"] == modality)]
     here = here[(here["metric"] == "i_auroc") & here["method"].isin(means.index)]
-    ahead = here[here["estimate"] > 0]["method"]
-    alike_to = here[here["method"].isin(peers) & here["verdict"].isin([UNDECIDED, NO_DIFFERENCE])]
-    alike_to = alike_to["method"]
+    ranked = here[here["n"] > 1]
+    if ranked.empty:
+        return [fill("{}: {}. One seed gives no places.", setting, values)]
+    of_peers = ranked[ranked["method"].isin(peers)]
+    open_to = of_peers.loc[~told_apart(of_peers), "method"]
+    single = here.loc[here["n"] == 1, "method"]
     return [
         fill(
-            "{}: {} is number {} of the {} that score colour alone ({}){}, and number {} of {} "
-            "together with those that score both images, are told the category or store images.",
-            *(setting, code(ours), 1 + int(ahead.isin(peers).sum()), len(peers)),
-            standing(rows, peers, ["i_auroc"]),
-            fill(", not told apart from {}", _and([*map(code, alike_to)])) if len(alike_to) else "",
-            *(1 + len(ahead), len(means)),
+            "{}: {} is {} of the {} that score colour alone ({}){}, and {} of {} together with those that score "
+            "both images, are told the category or store images{}.",
+            *(setting, code(ours), _places(of_peers), 1 + len(of_peers), values),
+            fill(", not told apart from {}", _and([*map(code, open_to)])) if len(open_to) else "",
+            *(_places(ranked), 1 + len(ranked)),
+            fill(" (without {}: one seed)", _and([*map(code, single)])) if len(single) else "",
         )
     ]
+
+
+def told_apart(judged: pd.DataFrame) -> pd.Series:
+    """Which differences (`iumad.study.statistics.judge`) are above or below 0 after Holm's correction."""
+    return judged["p_holm"] < ERROR
+
+
+def _places(compared: pd.DataFrame) -> str:
+    """Places of a method that is compared with these: behind all that are surely ahead, before those behind."""
+    sure = compared[told_apart(compared)]
+    first = 1 + int((sure["estimate"] > 0).sum())
+    last = 1 + len(compared) - int((sure["estimate"] < 0).sum())
+    return f"number {first}" if first == last else f"number {first} to {last}"
 
 
 def kept_by_the_bottleneck(table: pd.DataFrame) -> list[Markup]:
@@ -612,14 +654,23 @@ def verdict_counts(answers: pd.DataFrame, shown: Sequence[str] = DECIDED) -> lis
             verb = "is" if decided == 1 else "are"
             what = fill("{} of {} claims {} decided; the others:", decided, len(answers), verb)
         said.append(fill("{} {}.", what, Markup(", ").join(counts)))
-    lies = [paper_lies(row) for row in answers[answers["verdict"] == UNDECIDED].itertuples()]
-    places = pd.Series([place for place in lies if place], dtype=str).value_counts()
-    if len(places):
-        where = ", ".join(f"{place} our interval in {number}" for place, number in places.items())
-        claims = "claim" if places.sum() == 1 else "claims"
-        sentence = "For {} undecided {} the paper gives a difference, which lies {}."
-        said.append(fill(sentence, int(places.sum()), claims, where))
-    return said
+    return said + _gains_excluded(answers[answers["verdict"] == UNDECIDED])
+
+
+def _gains_excluded(undecided: pd.DataFrame) -> list[Markup]:
+    """In how many undecided claims the interval lies below the paper's gain."""
+    lies = [place for row in undecided.itertuples() if (place := paper_lies(row))]
+    excluded = lies.count("above")
+    if not lies:
+        return []
+    said = fill(
+        "Of {} undecided claim{} with a number in the paper, {} interval{} (95 % each, not corrected) exclude{} a "
+        "gain that large on our data",
+        *(len(lies), "s" * (len(lies) > 1), excluded, "s" * (excluded != 1), "s" * (excluded == 1)),
+    )
+    left = len(lies) - excluded
+    verb = "does" if left == 1 else "do"
+    return [fill("{}, and {} {} not.", said, left, verb) if left else fill("{}.", said)]
 
 
 def minds(

@@ -68,13 +68,13 @@ QUESTIONS = (
         ("ib-iumad", ALL),
     ),
     Question(
-        "a second modality helps IB-IUMAD to localise",
+        "IB-IUMAD localises better with a second modality",
         "aupro",
         ("ib-iumad", ALL),
         ("ib-iumad", "rgb"),
     ),
     Question(
-        "a second modality helps one bank for all to localise",
+        "one bank for all localises better with a second modality",
         "aupro",
         ("bank-unified", ALL),
         ("bank-unified", "rgb"),
@@ -230,7 +230,7 @@ def floors(rows_of: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def summary(judged: pd.DataFrame, table: pd.DataFrame, known: str) -> list[Markup]:
-    """Where IB-IUMAD ends beside others, how often that is as on the data set `known`, and what is given away."""
+    """Where IB-IUMAD ends beside others, what is decided on `known` and elsewhere, what is given away."""
     sentences, names = [], [*dict.fromkeys(judged["data"])]
     rows = {(row.data, row.statement): row for row in judged.itertuples()}
     for name in names:
@@ -250,20 +250,9 @@ def summary(judged: pd.DataFrame, table: pd.DataFrame, known: str) -> list[Marku
             ends = Markup(", ").join(beside)
             sentences.append(fill("{} ({}): AUPRO of IB-IUMAD ends {}.", name, many, ends))
     if known in names:
-        decided = {key: row.verdict for key, row in rows.items() if row.verdict in DECIDED}
-        both: dict[str, list[Markup]] = {}
-        for (name, statement), verdict in decided.items():
-            if name != known and (known, statement) in decided:
-                first = fill("{}: {}", known, verdict_word(decided[known, statement]))
-                both.setdefault(statement, [first]).append(
-                    fill("{}: {}", name, verdict_word(verdict))
-                )
-        each = [fill("{} ({})", key, Markup("; ").join(both[key])) for key in both]
-        sentences.append(
-            fill("Decided on {} and on photographs: {}.", known, Markup(", ").join(each))
-            if each
-            else fill("No statement is decided on {} and on photographs.", known)
-        )
+        sentences += _decided_on_both(judged, known) or [
+            fill("No statement is decided on {} and on photographs.", known)
+        ]
     given = table[table[GIVEN] == "yes"]
     if len(table):
         cells = table[["data", "category"]].drop_duplicates()
@@ -278,6 +267,32 @@ def summary(judged: pd.DataFrame, table: pd.DataFrame, known: str) -> list[Marku
             )
         )
     return sentences
+
+
+def _decided_on_both(judged: pd.DataFrame, known: str) -> list[Markup]:
+    """A sentence for each statement that is supported or contradicted on the data set `known` and on others."""
+    said = []
+    for statement, part in judged[judged["verdict"].isin(DECIDED)].groupby("statement", sort=False):
+        words = dict(zip(part["data"], part["verdict"], strict=True))
+        if known not in words or len(words) < 2:
+            continue
+        first = words.pop(known)
+        alike = [name for name, word in words.items() if word == first]
+        unlike = [name for name, word in words.items() if word != first]
+        found, opposite = str(statement), _opposite(str(statement))
+        if first == CONTRADICTED:
+            found, opposite = opposite, found
+        where = fill("On {} and on {} alike", known, " and on ".join(alike))
+        sentence = fill("{}, {}", where if alike else fill("On {}", known), found)
+        if unlike:
+            sentence = fill("{}; on {}, {}", sentence, " and on ".join(unlike), opposite)
+        said.append(fill("{}.", sentence))
+    return said
+
+
+def _opposite(statement: str) -> str:
+    """What holds where a statement is contradicted: "IB-IUMAD localises worse than IUF"."""
+    return statement.replace(" better ", " worse ").replace(" less ", " more ")
 
 
 def over_images(values: pd.Series) -> tuple[float, float, float]:
