@@ -193,7 +193,7 @@ def test_sentences_by_hand(page):
     said = "forgets 20.0 points less image AUROC than iuf (95 % interval 20.0 to 20.0; the paper: 5.8 less): not"
     assert said in plain(forgetting)
     table = tables.comparison(compared).set_index("metric")
-    assert table.loc["image AUROC", "difference"] == pytest.approx(9.5)
+    assert table.loc["image AUROC", "better by"] == pytest.approx(9.5)
 
 
 def test_what_a_method_keeps_by_hand(page):
@@ -240,7 +240,8 @@ def test_every_line_of_a_comparison_is_of_its_method_and_cell(study, tmp_path):
     compared = Page(study, tmp_path, tmp_path, pd.concat([*parts, more])).compared("iuf")
     assert len(compared) > 4
     for row in compared.itertuples():
-        assert row.compared == f"{row.method} - iuf"
+        forgets = row.metric.startswith("fm_")  # what is positive forgets less
+        assert row.compared == (f"iuf - {row.method}" if forgets else f"{row.method} - iuf")
         assert row.test.endswith(f"{row.modality}, {row.setting}")
 
 

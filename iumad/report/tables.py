@@ -160,8 +160,8 @@ def comparison(compared: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        modality, setting, metric, method, seeds, difference, low, high (points), p (Holm), of (comparisons
-        that the correction goes over), detectable, paper, verdict.
+        modality, setting, metric, method, seeds, better by (with FM: forgets less), low, high (points), p (Holm),
+        of (comparisons that the correction goes over), detectable, paper, verdict.
     """
     words = [verdict_word(BETTER_OR_WORSE.get(word, word)) for word in compared["verdict"]]
     table = compared.assign(
@@ -169,7 +169,7 @@ def comparison(compared: pd.DataFrame) -> pd.DataFrame:
         metric=compared["metric"].map(LABELS),
         detectable=compared["detectable"].map(_detectable),
     )
-    names = {"n": "seeds", "estimate": "difference", "p_holm": "p (Holm)", "m": "of"}
+    names = {"n": "seeds", "estimate": "better by", "p_holm": "p (Holm)", "m": "of"}
     columns = ["modality", "setting", "metric", "method", "n", "estimate", "low", "high"]
     return table[[*columns, "p_holm", "m", "detectable", "paper", "verdict"]].rename(columns=names)
 

@@ -585,12 +585,13 @@ def _gates_text(gates: pd.DataFrame) -> str:
 
 
 def _compared(contrast: Contrast) -> str:
-    """The two sides in words, e.g. "ib-iumad - iuf"."""
+    """What is subtracted from what, e.g. "ib-iumad - iuf", with modalities where they differ."""
+    several = len({term.modality for term in contrast.terms}) > 1
     parts: list[str] = []
-    for term in contrast.terms:
-        sign = "-" if term.sign < 0 else "+" if parts else ""
+    for term in sorted(contrast.terms, key=lambda term: -contrast.sign * term.sign):
+        sign = "-" if contrast.sign * term.sign < 0 else "+" if parts else ""
         name = f"harm({term.clean} to {term.noisy})" if isinstance(term, Harm) else term.method
-        parts.append(f"{sign} {name}".strip())
+        parts.append(f"{sign} {name}{f' ({term.modality})' if several else ''}".strip())
     return " ".join(parts)
 
 
