@@ -57,6 +57,7 @@ def test_a_table_in_the_paper_s_shape_by_hand(study):
     table = tables.paper_table(study, rows, ["i_auroc", "fm_i_auroc"])
     assert list(table.columns) == [
         ("", "method"),  # nothing is run with colour alone, so there is no modality to tell
+        ("", "scored"),
         ("", "seeds"),
         ("image AUROC", "10-0"),
         ("image AUROC", "6-1"),
@@ -65,21 +66,32 @@ def test_a_table_in_the_paper_s_shape_by_hand(study):
     cells = table.to_numpy().tolist()
     # iuf: 75 and 76, sd 0.71, and the paper's 75.1; forgets 30 in both seeds, the paper's 15.1
     assert [[plain(c) for c in row] for row in cells] == [
-        ["iuf", "2", "not run 88.7", "75.5 ± 0.7 75.1", "30.0 ± 0.0 15.1"],
-        ["ib-iumad", "1 to 2", "85.0 91.0", "85.0 ± 0.0 78.6", "10.0 ± 0.0 9.3"],
+        ["iuf", "rgb", "2", "not run 88.7", "75.5 ± 0.7 75.1", "30.0 ± 0.0 15.1"],
+        ["ib-iumad", "rgb", "1 to 2", "85.0 91.0", "85.0 ± 0.0 78.6", "10.0 ± 0.0 9.3"],
     ]
-    assert [("<b>" in row[3], "<b>" in row[4]) for row in cells] == [(False, False), (True, True)]
+    assert [("<b>" in row[4], "<b>" in row[5]) for row in cells] == [(False, False), (True, True)]
 
 
-def test_what_is_scored_is_a_column_where_it_differs():
+def test_what_is_scored_is_a_column_where_there_are_two_modalities():
     grid = {"settings": ["6-1"], "modalities": ["rgb+depth"], "seeds": [0]}
     every = {"preset": "plain", "model": {"targets": "all"}}
     methods = {"iuf": {}, "every": every, "bank": {}, "floor-laplacian": {}, "simplenet": {}}
     asked = StudyConfig.model_validate({"methods": methods} | grid)
     table = tables.paper_table(asked, no_rows(), ["i_auroc"])
     assert table["", "scored"].tolist() == ["rgb", "all", "all", "-", "all"]
-    alike = tables.paper_table(asked.select(methods=["iuf"]), no_rows(), ["i_auroc"])
-    assert ("", "scored") not in alike
+    alone = StudyConfig.model_validate({"methods": {"iuf": {}}} | grid | {"modalities": ["rgb"]})
+    assert ("", "scored") not in tables.paper_table(alone, no_rows(), ["i_auroc"])
+
+
+def test_joint_training_has_a_value_on_the_new_categories(study):
+    steps = rows_of({("iuf", 0, 0, "a"): 0.9, ("iuf", 0, 1, "a"): 0.6, ("iuf", 0, 1, "b"): 0.8})
+    joint = rows_of({("ib-iumad", 0, 0, "a"): 0.7, ("ib-iumad", 0, 0, "b"): 0.95})
+    table = tables.paper_table(study, pd.concat([steps, joint]), ["new_i_auroc", "fm_i_auroc"])
+    new, forgotten = (
+        table[label, "6-1"].map(plain).tolist() for label in ("new image AUROC", "FM image AUROC")
+    )
+    assert new == ["80.0", "95.0"]
+    assert forgotten[1] == style.ABSENT
 
 
 def test_what_an_attempt_gives_by_hand():

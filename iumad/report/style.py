@@ -247,7 +247,9 @@ COLOURS = {
     "bank-unified": TOL["sand"],
     "plain-all": TOL["forest"],
     "iuf-all": TOL["rose"],
-    "ib-iumad+replay": "#6699CC",
+    "ib-iumad+replay": "#6699CC",  # with replay: the lighter colour
+    "iuf+replay": "#E89B6B",
+    "plain+replay": "#8ED1C6",
     "ib-iumad-keep": "#000000",
     "floor-laplacian": "#888888",
     "floor-depth-histogram": "#AAAAAA",

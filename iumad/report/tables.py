@@ -19,6 +19,7 @@ from iumad.report.style import ABSENT, fill, label_of, verdict_word
 from iumad.study.load import RUN_LABELS, load_provenance
 from iumad.study.results import (
     CONTINUAL,
+    FRACTIONS,
     LABELS,
     MEAN,
     RUN_COLUMNS,
@@ -83,7 +84,8 @@ def paper_table(study: StudyConfig, rows: pd.DataFrame, metrics: Sequence[str]) 
         Columns of two levels, cells as html: the best of a modality and column is bold, the paper's value
         (`paper_name`) stands beside in grey, "not run" where a run of the grid is missing. Methods and settings of
         which nothing is run are left out, unless nothing is. Seeds are a column where their number differs, and so
-        is what the anomaly map compares: "all" modalities, or one.
+        is what the anomaly map compares ("all" modalities, or one) where there are several. Of a run of one step,
+        *new* is its value on the categories that others learn in increments.
     """
     summary = _summary(rows)
     asked = {(str(run.modality), run.method): run for run in study.runs()}
@@ -95,9 +97,8 @@ def paper_table(study: StudyConfig, rows: pd.DataFrame, metrics: Sequence[str]) 
     settings = [name for name in study.settings if name in set(summary["setting"])]
     columns: dict[tuple[str, str], list[Any]] = {("", "modality"): [m for m, _ in lines]}
     columns["", "method"] = [fill("<code>{}</code>", method) for _, method in lines]
-    scored = [_scored(asked[key]) for key in lines]
-    if len(set(scored)) > 1 and any("+" in modality for modality, _ in lines):
-        columns["", "scored"] = scored
+    if any("+" in modality for modality, _ in lines):
+        columns["", "scored"] = [_scored(asked[key]) for key in lines]
     seeds = [_seeds_text(summary, key) for key in lines]
     if len(set(seeds)) > 1:
         columns["", "seeds"] = seeds
@@ -788,7 +789,19 @@ def _one_value(table: pd.DataFrame, study: StudyConfig) -> pd.DataFrame:
 def _summary(rows: pd.DataFrame) -> pd.DataFrame:
     if rows.empty:
         return pd.DataFrame(columns=[*CELL, "metric", "mean", "sd", "n", "low", "high"])
-    return summarise(final_table(rows), [*CELL, "metric"])
+    return summarise(pd.concat([final_table(rows), _new_at_once(rows)]), [*CELL, "metric"])
+
+
+def _new_at_once(rows: pd.DataFrame) -> pd.DataFrame:
+    """What runs of one step reach on categories that others of their setting learn in increments, as `new_*`."""
+    runs = rows.groupby(RUN_COLUMNS)["step"]
+    first = rows.groupby([*RUN_COLUMNS, "category"])["step"].transform("min")
+    same = [name for name in RUN_COLUMNS if name not in ("run_id", "method")]
+    later = rows.loc[first > runs.transform("min"), [*same, "category"]].drop_duplicates()
+    single = rows[(runs.transform("max") == 0) & rows["metric"].isin(FRACTIONS)]
+    groups = single.merge(later, on=list(later)).groupby([*RUN_COLUMNS, "metric"], sort=False)
+    means = groups["value"].mean().reset_index()
+    return means.assign(category=MEAN, metric="new_" + means["metric"].astype(str))
 
 
 def _code(steps: pd.DataFrame) -> list[str]:
