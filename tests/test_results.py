@@ -85,6 +85,7 @@ def test_plasticity_and_transfer_by_hand(rows):
     assert table["new_i_auroc"] == pytest.approx(0.55)  # c, right after its step
     # Before the last step were learnt a, 0.8 - 0.9, and b, 0.75 - 0.7; half of their sum.
     assert table["bwt_i_auroc"] == pytest.approx(-0.025)
+    assert table["kept_i_auroc"] == pytest.approx((0.8 + 0.75) / 2)
     assert as_learnt(rows).set_index("category")["value"].to_dict() == {
         "a": 0.9,
         "b": 0.7,
@@ -141,7 +142,7 @@ def test_runs_are_kept_apart(rows):
     assert last_step(both).groupby("seed")["step"].unique().map(list).to_dict() == {0: [1], 1: [0]}
     final = final_table(both)
     assert final.groupby("seed")["metric"].agg(list).to_dict() == {
-        0: ["i_auroc", "fm_i_auroc", "new_i_auroc", "bwt_i_auroc"],
+        0: ["i_auroc", "fm_i_auroc", "new_i_auroc", "bwt_i_auroc", "kept_i_auroc"],
         1: ["i_auroc"],
     }
 

@@ -17,15 +17,16 @@ from iumad.machine import read_sealed, read_table, replacing, write_sealed
 
 RUN_COLUMNS = ["run_id", "profile", "dataset", "method", "modality", "setting", "seed"]
 FRACTIONS = ("i_auroc", "p_auroc", "aupro")
-CONTINUAL = ("fm_", "new_", "bwt_")  # beginnings of metrics of learning in steps
+CONTINUAL = ("fm_", "new_", "bwt_", "kept_")  # beginnings of metrics of learning in steps
 MEAN = "mean"  # the category of a mean over categories, here and in the paper's tables
 LABELS = {"i_auroc": "image AUROC", "p_auroc": "pixel AUROC", "aupro": "AUPRO"}
 LABELS |= {
     f"{prefix}_{name}": f"{text} {label}"
-    for prefix, text in {"fm": "FM", "new": "new", "bwt": "BWT"}.items()
+    for prefix, text in {"fm": "FM", "new": "new", "bwt": "BWT", "kept": "kept"}.items()
     for name, label in LABELS.items()
 }
-"""Metric -> name in tables; FM is the forgetting measure, new the plasticity, BWT the backward transfer."""
+"""Metric -> name in tables; FM is the forgetting measure, new the plasticity, BWT the backward transfer, and kept what
+is left of the earlier categories."""
 
 _text = pa.Column(str, pa.Check.str_length(min_value=1))
 _count = pa.Column("int64", pa.Check.ge(0))
@@ -157,7 +158,8 @@ def continual_table(rows: pd.DataFrame) -> pd.DataFrame:
 
     - ``fm_*``, forgetting (paper Eq. 1): mean of max over s < N of A[s, o] minus A[N, o], for o learnt before N;
     - ``new_*``, plasticity: mean of A[L(o), o] over the categories of the increments;
-    - ``bwt_*``, backward transfer: mean of A[N, o] minus A[L(o), o] for o learnt before N.
+    - ``bwt_*``, backward transfer: mean of A[N, o] minus A[L(o), o] for o learnt before N;
+    - ``kept_*``: mean of A[N, o] for o learnt before N.
 
     Returns
     -------
@@ -198,6 +200,7 @@ def continual_table(rows: pd.DataFrame) -> pd.DataFrame:
             "fm": (each["best"] - each["final"]).where(old),
             "new": each["learnt"].where(each["step"] > each["first"]),
             "bwt": (each["final"] - each["learnt"]).where(old),
+            "kept": each["final"].where(old),
         }
     )
     undefined = table["value"].isna().groupby(table["run"]).any()
