@@ -345,6 +345,26 @@ def test_what_changes_is_said_where_both_are_run():
     )
 
 
+def test_what_is_learnt_and_still_recognised():
+    gates = pd.DataFrame(
+        [
+            (name, gate, state)
+            for name, state in (("iuf", "met"), ("plain", "met"), ("svd", "missed"))
+            for gate in ("classifier", "new categories")
+        ],
+        columns=["method", "gate", "state"],
+    )
+    rows = rows_of({("iuf", 0, 0, "a"): 1.0, ("plain", 0, 0, "a"): 0.5}).query(
+        "metric == 'i_auroc'"
+    )
+    learnt, kept = map(plain, text.learnt_and_kept(gates, rows.assign(metric="accuracy")))
+    assert learnt.endswith("recognised with iuf and plain.")
+    assert kept.endswith("recognised with iuf.")
+    none = rows.assign(metric="accuracy", value=0.5)
+    assert plain(text.learnt_and_kept(gates, none)[1]).endswith("recognised with none of them.")
+    assert text.learnt_and_kept(gates[:0], none) == []
+
+
 def test_what_would_change_our_mind():
     answers = pd.DataFrame(
         [

@@ -34,7 +34,7 @@ from iumad.study.statistics import (
     judge,
     summarise,
 )
-from iumad.study.verdicts import ABOVE_FLOORS, COLUMNS, FLOOR, NOT_RUN
+from iumad.study.verdicts import ABOVE_FLOORS, COLUMNS, FLOOR, MET, NOT_RUN, RIGHT
 
 OURS, BASELINE, MARK = "ib-iumad", "iuf", "bank"
 ORDERED = ("plain", BASELINE, OURS)
@@ -493,6 +493,36 @@ def with_more_training(rows: pd.DataFrame, epochs: int) -> list[Markup]:
 
 def _names(methods: Sequence[str]) -> Markup:
     return Markup(", ").join(code(name) for name in methods)
+
+
+def learnt_and_kept(gates: pd.DataFrame, rows: pd.DataFrame) -> list[Markup]:
+    """Which methods learn what is new, and which of these recognise all categories at the end.
+
+    Parameters
+    ----------
+    gates : DataFrame
+        `iumad.study.verdicts.measure_gates` of one setting with steps and one modality.
+    rows : DataFrame
+        Result rows of the same.
+    """
+    asked = gates[gates["gate"].isin(["classifier", "new categories"])]
+    met = asked.assign(met=asked["state"] == MET).groupby("method", sort=False)["met"].all()
+    accuracy = final_table(rows).query("metric == 'accuracy'").groupby("method")["value"].mean()
+    learnt = [name for name in met.index[met] if name in accuracy.index]
+    if not learnt:
+        return []
+    kept = [name for name in learnt if accuracy[name] >= RIGHT]
+    return [
+        fill(
+            "Right after their step, new categories are within five points of joint training and 95 % of the "
+            "good images are recognised with {}.",
+            _and([code(name) for name in learnt]),
+        ),
+        fill(
+            "After the last step 95 % of all good images are still recognised with {}.",
+            _and([code(name) for name in kept]) if kept else "none of them",
+        ),
+    ]
 
 
 def place_among(

@@ -25,8 +25,8 @@ LABELS |= {
     for prefix, text in {"fm": "FM", "new": "new", "bwt": "BWT", "kept": "kept"}.items()
     for name, label in LABELS.items()
 }
-"""Metric -> name in tables; FM is the forgetting measure, new the plasticity, BWT the backward transfer, and kept what
-is left of the earlier categories."""
+"""Metric -> name in tables; FM is the forgetting measure, new the plasticity, BWT the backward transfer, kept
+what is left of the earlier categories."""
 
 _text = pa.Column(str, pa.Check.str_length(min_value=1))
 _count = pa.Column("int64", pa.Check.ge(0))
