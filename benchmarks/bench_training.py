@@ -93,15 +93,20 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=6)
     parser.add_argument("--methods", nargs="+", default=["ib-iumad", "iuf", "plain"])
     parser.add_argument("--set", nargs="*", default=[], help="changes of the full size, KEY=VALUE")
-    parser.add_argument("--profile", action="store_true", help="operators of the full-size step")
+    parser.add_argument(
+        "--small", nargs="*", default=[], help="changes of mini.yaml, e.g. training.batch_size=16"
+    )
+    parser.add_argument("--no-full", action="store_true", help="leave the full size out")
+    parser.add_argument("--profile", action="store_true", help="operators of the first case's step")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = torch.device("cpu")
     cases = {
         f"full {name}": Case(full_size(name, arguments.set), arguments.batch, device)
         for name in arguments.methods
+        if not arguments.no_full
     }
-    study = load_params(PARAMS / "mini.yaml")
+    study = load_params(PARAMS / "mini.yaml", assignments=arguments.small)
     for name in arguments.methods:
         if name in study.methods:
             run = small(study, name)
@@ -127,7 +132,7 @@ def main() -> None:
         )
     print(f"peak memory {peak_memory_mb()} MB")
     if arguments.profile:
-        print(operators(cases[f"full {arguments.methods[0]}"], rows=25))
+        print(operators(next(iter(cases.values())), rows=25))
 
 
 if __name__ == "__main__":
