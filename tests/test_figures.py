@@ -188,9 +188,10 @@ def test_information_around_the_bottleneck_is_drawn_and_told():
     assert "-0.75" in second
     assert text.kept_by_the_bottleneck(table[:0]) == ["No trained model was probed."]
     half = table.assign(method="without-kl", bits=table["bits"] / 2)
-    (beside,) = text.dropped(
+    beside, more = text.dropped(
         pd.concat([table, half]).assign(setting="6-1"), "redundant", ["ib-iumad", "without-kl"]
     )
+    assert "without-kl</code> +0.38 [" in more  # half as much is dropped
     assert "-0.75 [-0.75, -0.75]" in beside and "-0.38 [-0.38, -0.37]" in beside
     assert text.dropped(table.assign(setting="6-1"), "redundant", ["ib-iumad"]) == []
 

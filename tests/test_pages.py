@@ -365,6 +365,13 @@ def test_what_is_learnt_and_still_recognised():
     assert text.learnt_and_kept(gates[:0], none) == []
 
 
+def test_lines_of_several_studies():
+    rows = rows_of(TWO_SEEDS)
+    lines = {"ours": (rows, "rgb+depth", "ib-iumad"), "none": (rows, "rgb", "iuf")}
+    (line,) = tables.result_lines(lines, "6-1", ["i_auroc"]).to_numpy().tolist()
+    assert [plain(str(cell)) for cell in line] == ["ours", "ib-iumad", "2", "85.0 ± 0.0"]
+
+
 def test_what_would_change_our_mind():
     answers = pd.DataFrame(
         [

@@ -612,6 +612,28 @@ def paired(attempt: tuple[pd.DataFrame, str, str, str]) -> pd.DataFrame:
     return summarise(values, ["metric"]).set_index("metric").join(sides)
 
 
+def result_lines(
+    lines: Mapping[str, tuple[pd.DataFrame, str, str]], setting: str, metrics: Sequence[str]
+) -> pd.DataFrame:
+    """Results of several studies, a line each: what, method, seeds, mean ± standard deviation of each metric.
+
+    Parameters
+    ----------
+    lines : what -> (rows, modality, method)
+    setting : str
+    metrics : names in `iumad.study.results.final_table`, fractions
+    """
+    found = []
+    for what, (rows, modality, method) in lines.items():
+        part = rows[(rows["modality"] == modality) & (rows["setting"] == setting)]
+        summary = summarise(final_table(part[part["method"] == method]), ["metric"])
+        known = {row.metric: row for row in summary.itertuples()}
+        if known:
+            cells = [mean_and_sd(100 * known[m].mean, 100 * known[m].sd) for m in metrics]
+            found.append([what, method, known[metrics[0]].n, *cells])
+    return pd.DataFrame(found, columns=["what", "method", "seeds", *map(label_of, metrics)])
+
+
 def forgetting_by_age(
     rows: pd.DataFrame, clean: str, variants: Sequence[str], setting: str
 ) -> pd.DataFrame:
