@@ -317,7 +317,7 @@ def search_fronts(rows: pd.DataFrame) -> Figure:
     levels = list(means["method"].unique())
     colours, markers = colours_of(levels), markers_of(levels)
     searches = means["search"].unique()
-    figure, axes = panels(len(searches))
+    figure, axes = panels(len(searches), 3.2)
     for axis, search in zip(axes, searches, strict=True):
         if axis is not axes[0]:
             axis.sharex(axes[0])
