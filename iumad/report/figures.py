@@ -356,6 +356,7 @@ def budget_lines(rows: pd.DataFrame, images_an_epoch: int | float, budget: int |
     errors = means["metric"] == "validation_error"  # whose units differ between methods
     least = means["method"].map(means[errors].groupby("method")["value"].min())
     means["value"] = means["value"].where(~errors, means["value"] / least)
+    means = means[~errors | (least > 0)]  # a score with a sign is no error
     summary = summarise(means, ["method", "images", "metric"])
     seen, (figure, axes) = sorted(set(images.dropna())), panels(3)
     for axis, metric in zip(axes, ("validation_error", "i_auroc", "aupro"), strict=True):
@@ -364,7 +365,7 @@ def budget_lines(rows: pd.DataFrame, images_an_epoch: int | float, budget: int |
         axis.set(xscale="log", xlabel="training images seen, thousands")
         axis.set_xticks(seen, [f"{count / 1000:.1f}" for count in seen])
         axis.minorticks_off()
-    axes[0].set(ylabel="validation error, the method's lowest = 1")
+    axes[0].set(ylabel="validation error (lowest: 1)")
     legend(figure, means, "method")
     return keep_table(figure, summary)
 

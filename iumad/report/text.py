@@ -463,21 +463,23 @@ def with_more_training(rows: pd.DataFrame, epochs: int) -> list[Markup]:
         if epochs not in tried.index or most == epochs:
             continue
         before, after = tried.loc[epochs], tried.loc[most]
-        falls.append(after["validation_error"] / before["validation_error"] - 1)
+        error = before["validation_error"]
+        fall = after["validation_error"] / error - 1 if error > 0 else np.nan
+        falls.append(fall)
         between = [count for count in tried.index if epochs < count < most]
         gains = 100 * (tried["i_auroc"] - before["i_auroc"])
         sentence = fill(
-            "{} {} % image AUROC ({}{}), validation error {} %",
+            "{} {} % image AUROC ({}{}){}",
             *(code(name), f"{100 * after['i_auroc']:.1f}", f"{gains[most]:+.1f}"),
             fill("; {} with {} times", f"{gains[max(between)]:+.1f}", f"{max(between) / epochs:g}")
             if between
             else "",
-            f"{100 * falls[-1]:+.0f}",
+            "" if np.isnan(fall) else f", validation error {100 * fall:+.0f} %",
         )
         said.setdefault(most / epochs, []).append(sentence)
     if not said:
         return []
-    ended = min(falls) > -PLATEAU
+    ended = np.nanmin([*falls, 0.0]) > -PLATEAU
     return [
         Markup("Training has converged." if ended else "Training has not converged."),
         *(
