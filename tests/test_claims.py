@@ -10,6 +10,7 @@ from scipy import optimize, stats
 
 from iumad.config.files import load_params
 from iumad.report.tables import forgetting_by_age
+from iumad.report.text import forgets_by_age
 from iumad.study import claims
 from iumad.study.claims import (
     CREDIT,
@@ -355,6 +356,8 @@ def test_forgetting_is_split_by_age():
             "all": "-5.0",
         }
     ]
+    (said,) = forgets_by_age(split, "iuf")
+    assert "changes by 10.0 points" in said and "by -20.0 (1 seeds" in said
 
 
 # --- claims -------------------------------------------------------------------------------------

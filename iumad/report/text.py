@@ -855,6 +855,19 @@ def _change(metric: str, row: pd.Series, word: str | None) -> Markup:
     return fill("{} {} → {} ({})", CHANGES[metric], before, after, change)
 
 
+def forgets_by_age(split: pd.DataFrame, clean: str) -> list[Markup]:
+    """What a variant forgets more of the base step's categories, and of later ones (`forgetting_by_age`)."""
+    return [
+        fill(
+            "{} against {}: FM of the categories of the base step changes by {} points, that of later ones, which "
+            "are learnt worse, by {} ({} seeds; looked at afterwards).",
+            *(code(row["method"]), code(clean), row["base categories"], row["later categories"]),
+            row["seeds"],
+        )
+        for row in split.to_dict("records")
+    ]
+
+
 def what_is_missed(missed: pd.DataFrame, method: str) -> list[Markup]:
     """Which kind of defect looks least normal to a method, and which most (`missed_defects`)."""
     if missed.empty:
