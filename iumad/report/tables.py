@@ -579,7 +579,8 @@ def attempts_table(
         line = {"tried": tried, "setting": setting, "seeds": int(found["n"].max())}
         if gates is not None:
             missed = missed_gates(gates, attempts[tried])
-            line["gates"] = f"missed: {', '.join(missed)}" if missed else MET
+            names = [fill("{}", name) for name in missed]
+            line["gates"] = fill("missed:<br>{}", Markup("<br>").join(names)) if missed else MET
         lines.append(line | {name: cells.get(name, ABSENT) for name in metrics})
     columns = ["tried", "setting", "seeds", *(["gates"] if gates is not None else []), *metrics]
     table = pd.DataFrame(lines, columns=columns)
