@@ -194,6 +194,7 @@ def test_information_around_the_bottleneck_is_drawn_and_told():
     assert "without-kl</code> +0.38 [" in more  # half as much is dropped
     assert "-0.75 [-0.75, -0.75]" in beside and "-0.38 [-0.38, -0.37]" in beside
     assert text.dropped(table.assign(setting="6-1"), "redundant", ["ib-iumad"]) == []
+    assert text.dropped(table[:0].assign(setting=""), "redundant", ["ib-iumad", "narrow"]) == []
 
 
 def test_profile_plot_shows_the_second_view(rows):

@@ -629,6 +629,8 @@ def dropped(table: pd.DataFrame, target: str, methods: Sequence[str]) -> list[Ma
     methods : sequence of str
     """
     chosen = table[(table["target"] == target) & table["method"].isin(methods)]
+    if chosen.empty:
+        return []
     keys = ["method", "seed"]
     wide = chosen.pivot(index=keys, columns="representation", values="bits")  # noqa: PD010
     change = (wide["after"] - wide["before"]).rename("value")
