@@ -357,7 +357,7 @@ def test_forgetting_is_split_by_age():
         }
     ]
     (said,) = forgets_by_age(split, "iuf")
-    assert "changes by 10.0 points" in said and "by -20.0 (1 seeds" in said
+    assert "changes by 10.0 points" in said and "by -20.0 (one seed;" in said
 
 
 # --- claims -------------------------------------------------------------------------------------

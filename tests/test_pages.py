@@ -394,6 +394,7 @@ def test_what_would_change_our_mind():
     turned = orders.replace({"method": {"iuf": "ib-iumad", "ib-iumad": "iuf"}})
     said = [plain(text.minds(answers, orders, *other)[-1]) for other in ((orders,), (turned,))]
     assert ["study: not met" in said[0], "study: met" in said[1]] == [True, True]
+    assert len(text.minds(answers, orders, orders.assign(modality="rgb"))) == 2  # not run here
     undecided = plain(text.minds(answers, orders, turned, ["iuf"])[-1])
     assert "not decided" in undecided and undecided.endswith("iuf miss a gate there.")
     none = text.minds(answers.assign(verdict="undecided"), rows)[0]

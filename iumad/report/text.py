@@ -761,16 +761,22 @@ def minds(
             )
         )
     if elsewhere is not None and len(elsewhere):
-        said.append(_order_elsewhere(rows, elsewhere, missed))
+        said += _order_elsewhere(rows, elsewhere, missed)
     return said
 
 
-def _order_elsewhere(rows: pd.DataFrame, elsewhere: pd.DataFrame, missed: Sequence[str]) -> Markup:
-    """Whether the paper's two methods and the network without their additions come in another order elsewhere."""
+def _order_elsewhere(
+    rows: pd.DataFrame, elsewhere: pd.DataFrame, missed: Sequence[str]
+) -> list[Markup]:
+    """Whether those of `ORDERED` that both have come in another order elsewhere."""
     modality = elsewhere["modality"].iloc[0]
+    tables = (rows[rows["modality"] == modality], elsewhere)
+    shared = {*ORDERED}.intersection(*(table["method"] for table in tables))
+    if len(shared) < 2:
+        return []
     orders = []
-    for table in (rows[rows["modality"] == modality], elsewhere):
-        means = _means(table[table["method"].isin(ORDERED)]).xs("aupro", level="metric")
+    for table in tables:
+        means = _means(table[table["method"].isin(shared)]).xs("aupro", level="metric")
         orders.append(100 * means.sort_values(ascending=False))
     here, there = (
         _and([fill("{} {} %", code(str(name)), f"{value:.1f}") for name, value in order.items()])
@@ -779,10 +785,12 @@ def _order_elsewhere(rows: pd.DataFrame, elsewhere: pd.DataFrame, missed: Sequen
     same = list(orders[0].index) == list(orders[1].index)
     answer = "not decided" if missed else "not met" if same else "met"
     why = fill("; {} miss a gate there", _and([code(name) for name in missed])) if missed else ""
-    return fill(
-        "<b>Against this study</b>: {}. AUPRO after the last step, {}: here {}, on photographs {}{}.",
-        *(answer, in_words(str(modality)), here, there, why),
-    )
+    return [
+        fill(
+            "<b>Against this study</b>: {}. AUPRO after the last step, {}: here {}, on photographs {}{}.",
+            *(answer, in_words(str(modality)), here, there, why),
+        )
+    ]
 
 
 def as_ratios(answers: pd.DataFrame) -> list[Markup]:
@@ -861,10 +869,10 @@ def forgets_by_age(split: pd.DataFrame, clean: str) -> list[Markup]:
     """What a variant forgets more of the base step's categories, and of later ones (`forgetting_by_age`)."""
     return [
         fill(
-            "{} against {}: FM of the categories of the base step changes by {} points, that of later ones, which "
-            "are learnt worse, by {} ({} seeds; looked at afterwards).",
+            "{} against {}: FM of the categories of the base step changes by {} points, that of later ones by {} "
+            "({}; looked at afterwards).",
             *(code(row["method"]), code(clean), row["base categories"], row["later categories"]),
-            row["seeds"],
+            "one seed" if row["seeds"] == 1 else f"{row['seeds']} seeds",
         )
         for row in split.to_dict("records")
     ]
