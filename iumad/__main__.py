@@ -20,7 +20,11 @@ def main() -> None:
     for number in SIGNALS:
         signal.signal(number, _interrupt)
     try:
-        command()
+        try:
+            command()
+        finally:  # all is done or said: a signal could only spoil the exit code
+            for number in SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
     except Interrupted as stop:
         _say(str(stop))
         sys.exit(128 + stop.signal)

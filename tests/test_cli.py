@@ -1,6 +1,8 @@
 import os
 import re
 import shutil
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -259,6 +261,20 @@ def test_square_brackets_are_not_markup(iumad, tmp_path):
     (tmp_path / "[bold] a.yaml").write_text("training: {epoch: 1}")
     check_refusal(iumad("run", "[bold] a.yaml"), ["[bold] a.yaml"])
     assert cli_output.escaped("a[b]") == r"a\[b]"
+
+
+@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_after_the_work_changes_nothing(which):
+    program = f"""
+import atexit, os
+from iumad.__main__ import main
+atexit.register(os.kill, os.getpid(), {int(which)})
+main()
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program, "--version"], capture_output=True, text=True
+    )
+    assert (ended.returncode, ended.stderr) == (0, "") and "iumad" in ended.stdout
 
 
 def test_the_version_is_that_of_the_package(iumad):
