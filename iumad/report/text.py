@@ -4,6 +4,7 @@ Sentences are `Markup`, so names in them are escaped (`iumad.report.style`).
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -337,9 +338,10 @@ def _gaps(rows: pd.DataFrame, mark: str) -> pd.DataFrame:
 
 
 def _like_the_best(values: pd.DataFrame) -> list[str]:
-    """Columns that a paired test over the rows does not tell from the one with the highest mean.
+    """The columns next to the one with the highest mean, down to the first that a paired test tells from it.
 
-    Holm's correction goes over all comparisons with it.
+    Holm's correction goes over all comparisons with it. A column below that first one is not among the highest,
+    even where its values differ so much that no test tells it apart.
     """
     best = values.mean().idxmax()
     behind = values.drop(columns=best).rsub(values[best], axis=0)
@@ -347,7 +349,8 @@ def _like_the_best(values: pd.DataFrame) -> list[str]:
         return []
     long = behind.rename_axis("seed").reset_index().melt("seed", var_name="method")
     judged = judge(long.assign(family="best", margin=MARGIN), ["method"], ["family"])
-    return list(judged.loc[~told_apart(judged), "method"])
+    apart = set(judged.loc[told_apart(judged), "method"])
+    return list(takewhile(lambda name: name not in apart, behind.mean().sort_values().index))
 
 
 def against_forgetting(rows: pd.DataFrame, ours: str, bound: str, kilobytes: float) -> list[Markup]:
