@@ -22,7 +22,7 @@ def main() -> None:
     try:
         try:
             command()
-        finally:  # all is done or said: a signal could only spoil the exit code
+        finally:  # nothing is left to stop: a signal could only spoil the exit code
             for number in SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
     except Interrupted as stop:
